@@ -1,0 +1,128 @@
+# Everything a person or a machine does with this repository. `make` alone lists it.
+#
+# A fresh Debian 12 with Python 3.11 and make is enough: each target that needs an environment makes it first, from
+# requirements.lock with hashes, and makes it again when requirements.lock or pyproject.toml changes.
+
+SHELL := /bin/sh
+.DEFAULT_GOAL := help
+.DELETE_ON_ERROR:
+
+# The other Pythons, each tested where it is present.
+OTHERS := 3.12 3.13
+
+# The parts that lose data when they are wrong, and the share of their lines and branches that tests must reach.
+COVERED := layout.py codec.py records/* backends/flatfile/*
+FLOOR := 95
+
+JOBS ?= 2
+ARGS ?=
+
+# $(call find,3.12): a command that runs this Python, or nothing. It is run to know: a version manager leaves commands
+# on the path which only print that no version is chosen; then the version manager is asked where it has one.
+find = $(shell \
+    if python$(1) -c '' >/dev/null 2>&1; then echo python$(1); exit; fi; \
+    version=$$(pyenv whence python$(1) 2>/dev/null | tail -n 1); \
+    python="$$(pyenv root 2>/dev/null)/versions/$$version/bin/python$(1)"; \
+    if [ -n "$$version" ] && "$$python" -c '' >/dev/null 2>&1; then echo "$$python"; fi)
+
+PYTHON ?= $(or $(call find,3.11),python3)
+
+VENV := .venv
+BIN := $(VENV)/bin
+
+# $(call environment,PYTHON,FOLDER): a new virtual environment with all that requirements.lock names, and this package.
+# Debian keeps venv in a package of its own, so a first failure is mended when we may. The folder is removed first:
+# leftovers of another Python or another lock would be a different environment from everybody else's.
+define environment
+@echo "== environment $(2): $$($(1) --version 2>&1)"
+@$(1) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || { \
+    echo "This package needs Python 3.11, 3.12 or 3.13. Say which with: make PYTHON=/path/to/python3.11 ..."; exit 1; }
+@rm -rf $(2)
+@$(1) -m venv $(2) >/dev/null 2>&1 || { \
+    rm -rf $(2); \
+    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
+        echo "== $(1) cannot make virtual environments yet: installing Debian's python3-venv and python3-pip"; \
+        apt-get update -qq && \
+        DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends python3-venv python3-pip; \
+    else \
+        echo "$(1) cannot make virtual environments. On Debian or Ubuntu, as root: apt-get install python3-venv python3-pip"; \
+        exit 1; \
+    fi && $(1) -m venv $(2); }
+@$(2)/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 --require-hashes \
+    -r requirements.lock
+@$(2)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+@$(2)/bin/python -m pip check
+@touch $(2)/.stamp
+endef
+
+.PHONY: help demo test check coverage servers bench soak lock format clean
+
+help: ## list the targets
+	@echo "make TARGET, where TARGET is one of"
+	@sed -n 's/^\([a-z]*\):.*## \(.*\)/    \1 | \2/p' $(MAKEFILE_LIST) | awk -F ' [|] ' '{printf "%-14s%s\n", $$1, $$2}'
+
+demo: $(VENV)/.stamp ## see it work: a small chat store, made, searched and checked before your eyes
+	@$(BIN)/chatdb demo
+
+test: check ## everything CI runs: check, the whole suite, and the suite on every other Python present
+	@echo "== Python $$($(BIN)/python -c 'import platform; print(platform.python_version())'): the whole suite"
+	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	@$(foreach version,$(OTHERS),$(MAKE) --no-print-directory suite-$(version) &&) true
+
+# Only a step of `test`: one other Python, without the tests marked slow.
+suite-%:
+	@$(if $(call find,$*), \
+	    echo "== Python $*: the suite without its slow tests" \
+	    && $(MAKE) --no-print-directory $(VENV)-$*/.stamp \
+	    && $(VENV)-$*/bin/python -m pytest -n $(JOBS) -m "not slow" $(ARGS), \
+	    echo "== Python $*: NOT PRESENT on this machine, so it was NOT TESTED")
+
+check: $(VENV)/.stamp ## lint, format, types, layers, and whether the generated documentation is fresh
+	@echo "== ruff"
+	@$(BIN)/ruff check
+	@$(BIN)/ruff format --check
+	@echo "== mypy --strict"
+	@$(BIN)/mypy --strict
+	@echo "== import layers"
+	@$(BIN)/lint-imports --no-logo
+	@echo "== documentation"
+	@$(BIN)/python tools/docs.py --check
+
+coverage: $(VENV)/.stamp ## the whole suite with coverage; the parts that can lose data need 95 %
+	@rm -f .coverage .coverage.*
+	@$(BIN)/coverage run -m pytest -n $(JOBS) $(ARGS)
+	@$(BIN)/coverage combine --quiet
+	@$(BIN)/coverage report
+	@low=""; for part in $(foreach part,$(COVERED),'$(part)'); do \
+	    echo "== $$part"; \
+	    $(BIN)/coverage report --include="flatfile_chat_database/$$part" --fail-under=$(FLOOR) || low="$$low $$part"; \
+	done; \
+	if [ -n "$$low" ]; then echo "== below $(FLOOR) %:$$low"; exit 1; fi
+
+servers: ## install the servers that the tests need
+	@echo "The tests of this version need no server: nothing to install."
+
+bench: $(VENV)/.stamp ## measure the speed on this machine
+	@$(BIN)/python -m benchmarks $(ARGS)
+
+soak: $(VENV)/.stamp ## the long test: crashes and load, far longer than the suite
+	@$(BIN)/python -m tests.soak $(ARGS)
+
+lock: $(VENV)/.stamp ## write requirements.lock from pyproject.toml (ARGS=--upgrade for newer versions)
+	@$(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --no-header --no-emit-index-url \
+	    --all-extras --group dev --quiet $(ARGS) -o requirements.lock
+
+format: $(VENV)/.stamp ## format the code and fix what ruff can fix by itself
+	@$(BIN)/ruff check --fix-only --quiet
+	@$(BIN)/ruff format
+
+clean: ## remove environments, caches and everything else that was made here
+	@rm -rf .venv .venv-* .coverage .coverage.* htmlcov .hypothesis .pytest_cache .mypy_cache .ruff_cache \
+	    .import_linter_cache build dist *.egg-info
+	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
+
+$(VENV)/.stamp: requirements.lock pyproject.toml
+	$(call environment,$(PYTHON),$(VENV))
+
+$(VENV)-%/.stamp: requirements.lock pyproject.toml
+	$(call environment,$(call find,$*),$(VENV)-$*)

@@ -1,0 +1,357 @@
+"""The flat-file backend: the contract's async methods over the engine, the tree and the log readers."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import threading
+from collections.abc import AsyncIterator, Callable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+from typing import TypeVar
+
+from ... import codec
+from ...config import StorageConfig
+from ...errors import ClosedError, StorageError, ValidationError
+from ...models import Problem
+from ..base import (
+    Capability,
+    Change,
+    Delete,
+    Move,
+    Outcome,
+    Put,
+    Quota,
+    RemoveTree,
+    StorageBackend,
+    check_key,
+    not_found,
+)
+from . import forks
+from .blobs import WRITE_BYTES, BlobReader, BlobWriter
+from .engine import Engine, EngineChange, Extend, Mend, Place, mapped
+from .files import Files
+from .logs import LogReader, open_log
+from .writer import Writer
+
+T = TypeVar("T")
+
+_READERS = 4
+
+
+class FlatfileBackend(StorageBackend):
+    """Files in a folder, safe for several threads and processes of one host.
+
+    Reading takes no lock: documents are replaced whole, and a log is read up to its last newline.
+    """
+
+    capabilities = frozenset(
+        {Capability.PERSISTENT, Capability.PROCESSES, Capability.ATOMIC_APPEND, Capability.STREAMED_BLOBS}
+    )
+
+    def __init__(self, config: StorageConfig, root: str | os.PathLike[str], *, files: Files | None = None) -> None:
+        """Keep the store in the folder `root`; `files` replaces the system calls in tests."""
+        super().__init__(config)
+        self._files = files or Files()
+        self.root = os.path.realpath(root)
+        self._engine = Engine(config, self.root, self._files)
+        self._tree = self._engine.tree
+        self._writer = Writer(self._engine.run)
+        self._readers: ThreadPoolExecutor | None = None
+        self._state = threading.Lock()
+        self._process: int | None = None
+        self._closed = False
+
+    def __repr__(self) -> str:
+        state = " closed" if self._closed else "" if self._process is not None else " unopened"
+        return f"<FlatfileBackend {self.root!r}{state}>"
+
+    # --- life ----------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        with self._state:
+            if self._closed:
+                raise ClosedError("The store is closed.", hint="Open a new StorageManager.")
+            if self._process is None:
+                self._process = os.getpid()
+                self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="chatdb-reader")
+                forks.remember(self)
+        self._check_open()
+
+    async def close(self) -> None:
+        with self._state:
+            if self._closed or self._process != os.getpid():
+                self._closed = True
+                return
+            self._closed = True
+        await asyncio.sleep(0)  # what was submitted in this turn is handed over first
+        await asyncio.get_running_loop().run_in_executor(self._readers, self._close)
+
+    def _close(self) -> None:
+        self._writer.close()
+        self._engine.close()
+        if self._readers is not None:
+            self._readers.shutdown(wait=False)
+
+    def statistics(self) -> dict[str, int]:
+        return {**self._files.counters, "open_files": self._engine.open_files}
+
+    def _check_open(self) -> ThreadPoolExecutor:
+        if self._closed:
+            raise ClosedError("The store is closed.", hint="Open a new StorageManager.")
+        if self._process != os.getpid():
+            if self._process is None:
+                raise ClosedError("The store is not open yet.", hint="Call open() first.")
+            raise ClosedError(
+                "The store was opened before a fork.", hint="Open a new StorageManager in the child process."
+            )
+        if self._readers is None:
+            raise ClosedError("The store is not open yet.", hint="Call open() first.")
+        return self._readers
+
+    def let_go_after_fork(self) -> None:
+        """In a forked child: the threads are gone, and the parent's lock must not live on here."""
+        self._state = threading.Lock()
+        self._engine.close()
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        """Do blocking work, one hop for a whole operation."""
+        return await asyncio.get_running_loop().run_in_executor(self._check_open(), work)
+
+    def _later(self, work: Callable[[], None]) -> None:
+        """Do a last bit of blocking work without waiting for it, also after `close`."""
+        try:
+            self._check_open().submit(work)
+        except (ClosedError, RuntimeError):
+            work()
+
+    async def _commit(self, changes: Sequence[EngineChange]) -> list[Outcome]:
+        self._check_open()
+        return await self._writer.submit(changes)
+
+    # --- the six -------------------------------------------------------------------------------------
+
+    async def read(self, key: str) -> bytes | None:
+        check_key(key)
+        return await self._in_thread(lambda: self._read(key))
+
+    async def write(self, key: str, data: bytes) -> bool:
+        await self.commit([Put(key, bytes(data))])
+        return True
+
+    async def append(self, key: str, data: bytes) -> bool:
+        if not data.endswith(b"\n"):
+            raise ValidationError("What is appended must end in a newline.", key=check_key(key))
+        await self._commit([Extend(check_key(key), bytes(data))])
+        return True
+
+    async def delete(self, key: str) -> bool:
+        return bool((await self.commit([Delete(key)]))[0])
+
+    async def exists(self, key: str) -> bool:
+        check_key(key)
+
+        def look() -> bool:
+            with mapped(key):
+                return self._engine.exists(key)
+
+        return await self._in_thread(look)
+
+    async def list_keys(self, prefix: str) -> list[str]:
+        def look() -> list[str]:
+            with mapped(prefix):
+                return self._tree.keys(prefix)
+
+        return await self._in_thread(look)
+
+    # --- documents and changes -----------------------------------------------------------------------
+
+    async def read_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        for key in keys:
+            check_key(key)
+        return await self._in_thread(lambda: [self._read(key) for key in keys])
+
+    async def list_children(self, folder: str) -> list[str]:
+        if folder:
+            check_key(folder)
+
+        def look() -> list[str]:
+            with mapped(folder):
+                return self._tree.children(folder)
+
+        return await self._in_thread(look)
+
+    async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
+        for change in changes:
+            match change:
+                case Move(source, target):
+                    check_key(source)
+                    check_key(target)
+                case Quota(folder) | RemoveTree(folder):
+                    check_key(folder)
+                case _:
+                    check_key(change.key)
+        return await self._commit(changes)
+
+    def _read(self, key: str) -> bytes | None:
+        with mapped(key):
+            return self._engine.read(key)
+
+    # --- logs ----------------------------------------------------------------------------------------
+
+    async def read_log(self, key: str, start: int = 0, stop: int | None = None, *, strict: bool = False) -> list[bytes]:
+        check_key(key)
+
+        def page() -> list[bytes]:
+            with mapped(key), self._open_log(key, strict=strict) as log:
+                if start < 0 and (stop is None or stop < 0):
+                    return log.newest(-start)[:stop]
+                if start >= 0 and (stop is None or stop >= 0):
+                    return log.forward(start, stop)
+                return log.forward(0, None)[start:stop]
+
+        return await self._in_thread(page)
+
+    async def stream_log(self, key: str, *, strict: bool = False) -> AsyncIterator[list[bytes]]:
+        check_key(key)
+
+        def following() -> list[bytes] | None:
+            with mapped(key):
+                return log.next_run()
+
+        log = await self._in_thread(lambda: self._open_log(key, strict=strict))
+        try:
+            while run := await self._in_thread(following):
+                yield run
+        finally:
+            self._later(log.close)
+
+    async def count_log(self, key: str) -> int:
+        check_key(key)
+
+        def count() -> int:
+            with mapped(key), self._open_log(key) as log:
+                return sum(len(run) for run in log.runs())
+
+        return await self._in_thread(count)
+
+    async def find_record(self, key: str, record_id: str) -> tuple[int, bytes] | None:
+        check_key(key)
+
+        def find() -> tuple[int, bytes] | None:
+            with mapped(key), self._open_log(key) as log:
+                position = 0
+                for run in log.runs():
+                    for line in run:
+                        if codec.line_id(line) == record_id:
+                            return position, line
+                        position += 1
+            return None
+
+        return await self._in_thread(find)
+
+    async def newest_records(self, keys: Sequence[str]) -> list[bytes | None]:
+        for key in keys:
+            check_key(key)
+
+        def newest(key: str) -> bytes | None:
+            with mapped(key), self._open_log(key) as log:
+                return next(iter(log.newest(1)), None)
+
+        return await self._in_thread(lambda: [newest(key) for key in keys])
+
+    def _open_log(self, key: str, *, strict: bool = False) -> LogReader:
+        """Open a log to read; an absent one reads as empty."""
+        with mapped(key):
+            return open_log(
+                self._files, self._tree.path(key), key, block=self.config.jsonl_read_buffer_size, strict=strict
+            )
+
+    # --- blobs ---------------------------------------------------------------------------------------
+
+    async def write_blob(self, key: str, chunks: AsyncIterator[bytes]) -> bool:
+        check_key(key)
+        if await self.exists(key):
+            return False
+        blob = BlobWriter(self._files, self._engine.temporary(key))
+
+        def step(work: Callable[[], None]) -> None:
+            with mapped(key):
+                work()
+
+        try:
+            await self._in_thread(partial(step, blob.start))
+            gathered = bytearray()
+            async for chunk in chunks:
+                gathered += chunk
+                if len(gathered) >= WRITE_BYTES:
+                    await self._in_thread(partial(step, partial(blob.write, bytes(gathered))))
+                    gathered.clear()
+            await self._in_thread(partial(step, partial(blob.write, bytes(gathered))))
+            await self._in_thread(partial(step, blob.finish))
+        except BaseException:
+            self._later(blob.discard)
+            raise
+        try:
+            return bool((await self._commit([Place(blob.path, key)]))[0])
+        except StorageError:
+            self._later(blob.discard)
+            raise
+
+    async def read_blob(self, key: str) -> AsyncIterator[bytes]:
+        check_key(key)
+
+        def start() -> BlobReader:
+            with mapped(key):
+                try:
+                    return BlobReader(self._files, self._tree.path(key))
+                except FileNotFoundError:
+                    raise not_found(f"The file {key}", key) from None
+
+        def following() -> bytes:
+            with mapped(key):
+                return blob.read()
+
+        blob = await self._in_thread(start)
+        try:
+            while data := await self._in_thread(following):
+                yield data
+        finally:
+            self._later(blob.close)
+
+    # --- maintenance ---------------------------------------------------------------------------------
+
+    async def verify(self, *, fix: bool = False) -> list[Problem]:
+        def look() -> tuple[list[Problem], list[str], bool]:
+            with mapped():
+                problems = list(self._tree.problems(fix=fix))
+                torn = [key for key in self._tree.logs() if self._ends_in_half(key)]
+                return problems, torn, self._engine.has_unfinished()
+
+        problems, torn, unfinished = await self._in_thread(look)
+        if torn or unfinished:
+            # A writer at work looks the same for a moment; the lock tells, and taking it finishes what is unfinished.
+            await asyncio.sleep(0.05)
+            _, still, unfinished = await self._in_thread(look)
+            torn = [key for key in torn if key in still]
+        if unfinished:
+            if fix:
+                await self._commit([])  # taking the lock does it
+            detail = "A process died while it wrote a batch of messages; the next write takes the batch back."
+            problems.append(Problem("unfinished-batch", "", detail, fixed=fix))
+        for key in torn:
+            if fix:
+                await self._commit([Mend(key)])
+            problems.append(Problem("torn-tail", key, "The log ends in half a line.", fixed=fix))
+        return problems
+
+    def _ends_in_half(self, key: str) -> bool:
+        try:
+            descriptor = self._files.open_to_read(self._tree.path(key))
+        except FileNotFoundError:
+            return False
+        try:
+            size = self._files.status_of(descriptor).size
+            return size > 0 and self._files.read(descriptor, 1, size - 1) != b"\n"
+        finally:
+            self._files.close(descriptor)

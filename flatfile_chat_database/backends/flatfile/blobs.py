@@ -1,0 +1,98 @@
+"""Streaming files in and out by chunks, in threads, safe against callers that are cancelled in the middle."""
+
+from __future__ import annotations
+
+import contextlib
+import threading
+
+from .files import Files
+
+WRITE_BYTES = 1 << 20
+"""Chunks are gathered to this size before they are written."""
+READ_BYTES = 1 << 18
+
+
+class BlobWriter:
+    """A temporary file that grows; every method blocks.
+
+    A caller that is cancelled may discard the file while a write of its is still at work in another thread. The lock
+    lets that write end first: a descriptor closed under it could by then be another file's.
+    """
+
+    def __init__(self, files: Files, path: str) -> None:
+        """Write to `path`, whose folder is made if it is missing."""
+        self.path = path
+        self._files = files
+        self._lock = threading.Lock()
+        self._descriptor: int | None = None
+
+    def start(self) -> None:
+        """Create the file."""
+        with self._lock:
+            try:
+                self._descriptor = self._files.create(self.path)
+            except FileNotFoundError:
+                self._make_folder(self.path.rpartition("/")[0])
+                self._descriptor = self._files.create(self.path)
+
+    def write(self, data: bytes) -> None:
+        """Append all of `data`."""
+        with self._lock:
+            rest = memoryview(data)
+            while rest and self._descriptor is not None:
+                rest = rest[self._files.write(self._descriptor, rest) :]
+
+    def finish(self) -> None:
+        """Make the bytes durable and close the file."""
+        with self._lock:
+            if self._descriptor is not None:
+                self._files.sync(self._descriptor)
+                self._close()
+
+    def discard(self) -> None:
+        """Remove the file, unless it has another name by now."""
+        with self._lock:
+            self._close()
+            with contextlib.suppress(FileNotFoundError):
+                self._files.remove(self.path)
+
+    def _close(self) -> None:
+        descriptor, self._descriptor = self._descriptor, None
+        if descriptor is not None:
+            self._files.close(descriptor)
+
+    def _make_folder(self, path: str) -> None:
+        """Make missing folders; the engine makes their names durable when the file gets its own."""
+        try:
+            self._files.make_folder(path)
+        except FileNotFoundError:
+            self._make_folder(path.rpartition("/")[0])
+            self._make_folder(path)
+        except FileExistsError:
+            return
+
+
+class BlobReader:
+    """An open file that is read from beginning to end; every method blocks."""
+
+    def __init__(self, files: Files, path: str) -> None:
+        """Open `path`; raise FileNotFoundError if it is absent."""
+        self._files = files
+        self._lock = threading.Lock()
+        self._offset = 0
+        self._descriptor: int | None = files.open_to_read(path)
+
+    def read(self) -> bytes:
+        """Return the next chunk; empty at the end."""
+        with self._lock:
+            if self._descriptor is None:
+                return b""
+            data = self._files.read(self._descriptor, READ_BYTES, self._offset)
+            self._offset += len(data)
+            return data
+
+    def close(self) -> None:
+        with self._lock:
+            descriptor, self._descriptor = self._descriptor, None
+            if descriptor is not None:
+                self._files.close(descriptor)

@@ -1,0 +1,190 @@
+"""The one seam to the operating system: every system call of the flat-file backend is made here.
+
+`Files` is what tests replace to lose power, tear writes or fail the n-th call. It decides nothing: what to call, in
+which order and what an error means is the engine's business. All methods raise OSError as the system gives it.
+"""
+
+from __future__ import annotations
+
+import fcntl
+import os
+import stat
+from collections import Counter
+from dataclasses import dataclass
+from typing import Literal
+
+FileKind = Literal["file", "folder", "link", "other"]
+
+PRIVATE_FILE = 0o600
+PRIVATE_FOLDER = 0o700
+
+_COMMON = os.O_CLOEXEC | os.O_NOFOLLOW
+
+
+@dataclass(frozen=True, slots=True)
+class FileStatus:
+    """What the file system knows of a path or descriptor."""
+
+    kind: FileKind
+    device: int
+    inode: int
+    size: int
+    """Bytes."""
+    modified: int
+    """Nanoseconds since the epoch."""
+    mode: int
+    """Permission bits."""
+    links: int
+
+
+class Files:
+    """System calls on the local file system, counted in `counters`."""
+
+    def __init__(self) -> None:
+        self.counters: Counter[str] = Counter(bytes_read=0, bytes_written=0, syncs=0)
+
+    # --- descriptors ---------------------------------------------------------------------------------
+
+    def open_to_read(self, path: str) -> int:
+        """Open an existing file; never follows a symbolic link in the last place, never waits for a pipe."""
+        return _above_standard(os.open(path, os.O_RDONLY | os.O_NONBLOCK | _COMMON))
+
+    def open_to_append(self, path: str) -> int:
+        """Open an existing file for reading and for appending."""
+        return _above_standard(os.open(path, os.O_RDWR | os.O_APPEND | os.O_NONBLOCK | _COMMON))
+
+    def create(self, path: str) -> int:
+        """Create a private file that must not exist."""
+        return _above_standard(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _COMMON, PRIVATE_FILE))
+
+    def open_lock(self, path: str) -> int:
+        """Open the private lock file for reading and appending, creating it if it is absent."""
+        return _above_standard(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _COMMON, PRIVATE_FILE))
+
+    def close(self, descriptor: int) -> None:
+        os.close(descriptor)
+
+    def read(self, descriptor: int, size: int, offset: int) -> bytes:
+        """Read up to `size` bytes at `offset`; fewer only at the end of the file."""
+        data = os.pread(descriptor, size, offset)
+        self.counters["bytes_read"] += len(data)
+        return data
+
+    def write(self, descriptor: int, data: bytes | memoryview) -> int:
+        """Write at the end (files open for appending) or at the position; return how many bytes were taken."""
+        count = os.write(descriptor, data)
+        self.counters["bytes_written"] += count
+        return count
+
+    def truncate(self, descriptor: int, size: int) -> None:
+        os.ftruncate(descriptor, size)
+
+    def sync(self, descriptor: int) -> None:
+        """Make a file's bytes and size durable."""
+        self.counters["syncs"] += 1
+        os.fdatasync(descriptor)
+
+    def status_of(self, descriptor: int) -> FileStatus:
+        return _status(os.fstat(descriptor))
+
+    def try_lock(self, descriptor: int) -> bool:
+        """Take the exclusive advisory lock of an open file; return False if another holds it."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def unlock(self, descriptor: int) -> None:
+        fcntl.flock(descriptor, fcntl.LOCK_UN)
+
+    # --- names ---------------------------------------------------------------------------------------
+
+    def status(self, path: str) -> FileStatus:
+        """Return the status of a path itself, not of what a symbolic link points to."""
+        return _status(os.lstat(path))
+
+    def rename(self, source: str, target: str) -> None:
+        """Give a file or folder another name, replacing a file of that name."""
+        os.rename(source, target)
+
+    def remove(self, path: str) -> None:
+        os.unlink(path)
+
+    def make_folder(self, path: str) -> None:
+        """Create a private folder that must not exist."""
+        os.mkdir(path, PRIVATE_FOLDER)
+
+    def remove_folder(self, path: str) -> None:
+        """Remove an empty folder."""
+        os.rmdir(path)
+
+    def sync_folder(self, path: str) -> None:
+        """Make the names in a folder durable."""
+        descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
+        try:
+            self.counters["syncs"] += 1
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)
+
+    def set_mode(self, path: str, mode: int) -> None:
+        os.chmod(path, mode)
+
+    def list_folder(self, path: str) -> list[tuple[str, FileKind]]:
+        """Return the names in a folder with the kind of each, in no order."""
+        with os.scandir(path) as entries:
+            return [(entry.name, _entry_kind(entry)) for entry in entries]
+
+    def file_system(self, path: str) -> str:
+        """Return the type of the file system that holds an existing path, such as "ext4"; "" if unknown."""
+        place = os.path.realpath(path)
+        best, kind = "", ""
+        try:
+            with open("/proc/self/mountinfo", encoding="utf-8", errors="surrogateescape") as lines:
+                for line in lines:
+                    before, _, after = line.partition(" - ")
+                    mount = before.split(" ")[4].replace("\\040", " ")
+                    inside = place == mount or place.startswith(mount.rstrip("/") + "/")
+                    if inside and len(mount) >= len(best):
+                        best, kind = mount, after.split(" ")[0]
+        except FileNotFoundError:
+            return ""
+        return kind
+
+
+def _above_standard(descriptor: int) -> int:
+    """Keep data out of descriptors 0 to 2, where a stray print would land in it."""
+    if descriptor > 2:
+        return descriptor
+    try:
+        return fcntl.fcntl(descriptor, fcntl.F_DUPFD_CLOEXEC, 3)
+    finally:
+        os.close(descriptor)
+
+
+def _status(result: os.stat_result) -> FileStatus:
+    mode = result.st_mode
+    if stat.S_ISREG(mode):
+        kind: FileKind = "file"
+    elif stat.S_ISDIR(mode):
+        kind = "folder"
+    else:
+        kind = "link" if stat.S_ISLNK(mode) else "other"
+    return FileStatus(
+        kind=kind,
+        device=result.st_dev,
+        inode=result.st_ino,
+        size=result.st_size,
+        modified=result.st_mtime_ns,
+        mode=stat.S_IMODE(mode),
+        links=result.st_nlink,
+    )
+
+
+def _entry_kind(entry: os.DirEntry[str]) -> FileKind:
+    if entry.is_symlink():
+        return "link"
+    if entry.is_dir(follow_symlinks=False):
+        return "folder"
+    return "file" if entry.is_file(follow_symlinks=False) else "other"

@@ -1,0 +1,150 @@
+"""Walking the store's folder: which keys there are, and what lies there that is no key."""
+
+from __future__ import annotations
+
+import re
+import time
+from collections.abc import Iterator
+from dataclasses import dataclass
+
+from ...layout import Layout, Shape
+from ...models import Problem
+from ..base import check_key
+from .files import PRIVATE_FILE, PRIVATE_FOLDER, FileKind, Files
+
+_TEMPORARY_AGE_SECONDS = 24 * 3600
+"""A younger temporary file may belong to a writer at work."""
+
+
+@dataclass(frozen=True, slots=True)
+class Item:
+    """Something in the store's folder."""
+
+    path: str
+    """Relative to the store."""
+    kind: FileKind
+
+
+class Tree:
+    """The folder of a store, seen as keys."""
+
+    def __init__(self, files: Files, root: str, layout: Layout, temporary_suffix: str) -> None:
+        self._files = files
+        self._root = root
+        self._layout = layout
+        self._temporary = re.compile(r"\.[0-9a-f-]{36}" + re.escape(temporary_suffix))
+
+    def path(self, key: str) -> str:
+        """Return the path of a key; "" is the store's folder."""
+        return f"{self._root}/{key}" if key else self._root
+
+    def is_temporary(self, name: str) -> bool:
+        """Tell whether a name is one that the engine gives to unfinished files and to folders being removed."""
+        return self._temporary.fullmatch(name) is not None
+
+    def children(self, folder: str) -> list[str]:
+        """Return the names in a folder that are segments of keys, sorted; none if it is absent."""
+        return sorted(
+            item.path.rpartition("/")[2] for item in self._list(folder) if item.kind != "link" and self._is_key(item)
+        )
+
+    def keys(self, prefix: str) -> list[str]:
+        """Return the keys that begin with `prefix`, sorted by code point."""
+        folder, _, start = prefix.rpartition("/")
+        found: list[str] = []
+        for item in self._list(folder):
+            if not item.path.startswith(prefix) and not prefix.startswith(item.path + "/"):
+                continue
+            if item.kind == "folder":
+                found += [inner.path for inner in self.walk(item.path) if inner.kind == "file" and self._is_key(inner)]
+            elif item.kind == "file" and self._is_key(item):
+                found.append(item.path)
+        return sorted(key for key in found if key.startswith(prefix)) if start or folder else sorted(found)
+
+    def walk(self, folder: str) -> Iterator[Item]:
+        """Yield everything below a folder, not following symbolic links; a folder comes before what is in it."""
+        for item in self._list(folder):
+            yield item
+            if item.kind == "folder":
+                if self.is_temporary(item.path.rpartition("/")[2]):
+                    continue
+                yield from self.walk(item.path)
+
+    def problems(self, *, fix: bool) -> Iterator[Problem]:
+        """Yield what does not belong in the folder, except for the insides of logs; mend what `fix` may mend."""
+        now = time.time_ns()
+        for item in self.walk(""):
+            name = item.path.rpartition("/")[2]
+            place = item.path.encode(errors="backslashreplace").decode()
+            if self.is_temporary(name):
+                try:
+                    age = now - self._files.status(self.path(item.path)).modified
+                except FileNotFoundError:
+                    continue  # its writer has finished
+                old = age > _TEMPORARY_AGE_SECONDS * 1_000_000_000
+                if fix and old:
+                    self.remove(item)
+                yield Problem(
+                    "temporary-file", place, "An unfinished write left it behind.", fixed=fix and old, harmless=True
+                )
+                continue
+            if item.kind == "link":
+                yield Problem("symbolic-link", place, "Symbolic links in a store are not followed.")
+            elif item.kind == "other":
+                yield Problem("wrong-kind", place, "It is neither a file nor a folder.")
+            elif not _is_segment(name):
+                yield Problem("wrong-name", place, "No key has such a name.")
+            else:
+                if item.kind == "folder" and self._layout.parse(item.path):
+                    yield Problem("wrong-kind", place, "A folder stands where a file should be.")
+                yield from self._loose(item, place, fix=fix)
+
+    def remove(self, item: Item) -> None:
+        """Remove a file, or a folder with everything in it."""
+        if item.kind == "folder":
+            for inner in self._list(item.path):
+                self.remove(inner)
+            self._files.remove_folder(self.path(item.path))
+        else:
+            self._files.remove(self.path(item.path))
+
+    def logs(self) -> Iterator[str]:
+        """Yield the keys of all logs."""
+        for item in self.walk(""):
+            if item.kind == "file":
+                place = self._layout.parse(item.path)
+                if place is not None and place.entry.shape is Shape.LOG:
+                    yield item.path
+
+    def _loose(self, item: Item, place: str, *, fix: bool) -> Iterator[Problem]:
+        try:
+            mode = self._files.status(self.path(item.path)).mode
+        except FileNotFoundError:
+            return
+        if mode & 0o077:
+            if fix:
+                self._files.set_mode(self.path(item.path), PRIVATE_FOLDER if item.kind == "folder" else PRIVATE_FILE)
+            yield Problem(
+                "loose-permissions", place, f"Others may open it (mode {mode:04o}).", fixed=fix, harmless=True
+            )
+
+    def _list(self, folder: str) -> list[Item]:
+        try:
+            names = self._files.list_folder(self.path(folder))
+        except FileNotFoundError:
+            return []
+        start = f"{folder}/" if folder else ""
+        return [Item(start + name, kind) for name, kind in sorted(names)]
+
+    def _is_key(self, item: Item) -> bool:
+        name = item.path.rpartition("/")[2]
+        return item.path != self._layout.lock and not self.is_temporary(name) and _is_segment(name)
+
+
+def _is_segment(name: str) -> bool:
+    try:
+        name.encode()
+        check_key(name)
+    except ValueError:  # ValidationError, or a name that is no UTF-8
+        return False
+    return True

@@ -1,0 +1,115 @@
+"""One writer thread for an open store: it takes the changes of one turn of an event loop as one batch.
+
+A call joins the batch of its loop's current turn; at the end of the turn the batch is handed over as a whole, for one
+hand-over per call would make the threads fight for the interpreter. While the thread works, further batches gather, and
+it takes all of them at once. Jobs are done in the order they were handed over.
+
+A job belongs to the writer once it is submitted: cancelling the caller cancels the waiting, not the write.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import weakref
+from collections.abc import Callable, Sequence
+from queue import Empty, SimpleQueue
+
+from ...errors import ClosedError
+from ..base import Outcome
+from .engine import EngineChange, Job
+
+_Waiting = tuple[Job, "asyncio.Future[list[Outcome]]"]
+_Batch = tuple[asyncio.AbstractEventLoop, list[_Waiting]]
+_LARGEST_BATCH = 1024
+
+
+class Writer:
+    """Hands jobs to a function in a thread of its own, which starts with the first job."""
+
+    def __init__(self, run: Callable[[Sequence[Job]], None]) -> None:
+        """Do jobs with `run`, which fills in what came of each and raises nothing."""
+        self._run = run
+        self._queue: SimpleQueue[_Batch | None] = SimpleQueue()
+        self._turns: dict[asyncio.AbstractEventLoop, list[_Waiting]] = {}
+        self._thread: threading.Thread | None = None
+        self._state = threading.Lock()
+        self._closed = False
+        # The thread holds no reference to this object, so a store that is forgotten without `close` ends it too.
+        self._finalizer = weakref.finalize(self, self._queue.put, None)
+
+    def submit(self, changes: Sequence[EngineChange]) -> asyncio.Future[list[Outcome]]:
+        """Join the current turn's batch; the future has the outcomes once they are durable."""
+        loop = asyncio.get_running_loop()
+        future: asyncio.Future[list[Outcome]] = loop.create_future()
+        turn = self._turns.get(loop)
+        if turn is None:
+            turn = self._turns[loop] = []
+            loop.call_soon(self._hand_over, loop)
+        turn.append((Job(changes), future))
+        return future
+
+    def close(self) -> None:
+        """Do what was handed over, then end the thread. Blocks."""
+        with self._state:
+            self._closed = True
+            self._finalizer()
+        if self._thread is not None:
+            self._thread.join()
+
+    def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
+        waiting = self._turns.pop(loop)
+        with self._state:
+            if self._closed:
+                for job, _ in waiting:
+                    job.error = ClosedError("The store is closed.", hint="Open a new StorageManager.")
+                _resolve(waiting)
+                return
+            if self._thread is None:
+                # A daemon: what nobody waits for any more must not keep the interpreter from ending.
+                self._thread = threading.Thread(
+                    target=_work, args=(self._queue, self._run), name="chatdb-writer", daemon=True
+                )
+                self._thread.start()
+            self._queue.put((loop, waiting))
+
+
+def _work(queue: SimpleQueue[_Batch | None], run: Callable[[Sequence[Job]], None]) -> None:
+    while True:
+        batch = queue.get()
+        batches: list[_Batch] = []
+        size = 0
+        ended = batch is None
+        while batch is not None:
+            batches.append(batch)
+            size += len(batch[1])
+            if size >= _LARGEST_BATCH:
+                break
+            try:
+                batch = queue.get_nowait()
+            except Empty:
+                break
+            ended = batch is None
+        if batches:
+            run([job for _, waiting in batches for job, _ in waiting])
+            for loop, waiting in batches:
+                _answer(loop, waiting)
+        if ended:
+            return
+
+
+def _answer(loop: asyncio.AbstractEventLoop, waiting: list[_Waiting]) -> None:
+    try:
+        loop.call_soon_threadsafe(_resolve, waiting)
+    except RuntimeError:  # the loop is closed: nobody waits any more, and the jobs are done
+        return
+
+
+def _resolve(waiting: list[_Waiting]) -> None:
+    for job, future in waiting:
+        if future.done():  # cancelled
+            continue
+        if job.error is not None:
+            future.set_exception(job.error)
+        else:
+            future.set_result(job.outcomes or [])

@@ -1,0 +1,100 @@
+"""A store in dictionaries: the reference that other backends are tested against, and a quick store for tests."""
+
+from __future__ import annotations
+
+import bisect
+import threading
+from collections.abc import Sequence
+
+from .. import codec
+from ..config import StorageConfig
+from ..errors import ClosedError, ValidationError
+from ..models import Problem
+from .base import Change, Outcome, StorageBackend, check_key, half_line, logger, quarantine_keys
+
+
+class MemoryBackend(StorageBackend):
+    """The six methods on one dictionary; everything else is the contract's default.
+
+    None of its methods ever waits, so one thread lock around a whole commit makes it safe for several threads and
+    event loops. What it holds is gone with the object.
+    """
+
+    def __init__(self, config: StorageConfig) -> None:
+        super().__init__(config)
+        self._data: dict[str, bytes] = {}
+        self._keys: list[str] = []  # sorted
+        self._lock = threading.RLock()
+        self._closed = False
+
+    def __repr__(self) -> str:
+        return f"<MemoryBackend keys={len(self._data)}{' closed' if self._closed else ''}>"
+
+    async def read(self, key: str) -> bytes | None:
+        return self._opened().get(check_key(key))
+
+    async def write(self, key: str, data: bytes) -> bool:
+        with self._lock:
+            stored = self._opened()
+            if check_key(key) not in stored:
+                bisect.insort(self._keys, key)
+            stored[key] = bytes(data)
+        return True
+
+    async def append(self, key: str, data: bytes) -> bool:
+        if not data.endswith(b"\n"):
+            raise ValidationError("What is appended must end in a newline.", key=key)
+        with self._lock:
+            before = self._opened().get(check_key(key), b"")
+            if half := half_line(before):
+                before = before[: -len(half)]
+                note, target = quarantine_keys(self.config)
+                reason = "half a line at the end of the log"
+                facts = {"key": key, "offset": len(before), "size": len(half), "reason": reason}
+                await self.write(note, codec.encode_document(facts))
+                await self.write(target, half)
+                logger.warning("%s: %s is set aside as %s", key, reason, target)
+            return await self.write(key, before + data)
+
+    async def delete(self, key: str) -> bool:
+        with self._lock:
+            if self._opened().pop(check_key(key), None) is None:
+                return False
+            del self._keys[bisect.bisect_left(self._keys, key)]
+        return True
+
+    async def exists(self, key: str) -> bool:
+        return check_key(key) in self._opened()
+
+    async def list_keys(self, prefix: str) -> list[str]:
+        with self._lock:
+            self._opened()
+            start = bisect.bisect_left(self._keys, prefix)
+            found = []
+            for key in self._keys[start:]:
+                if not key.startswith(prefix):
+                    break
+                found.append(key)
+            return found
+
+    async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
+        with self._lock:
+            self._opened()
+            for change in changes:
+                await self._check(change)
+            return await self._apply_all(changes)
+
+    async def verify(self, *, fix: bool = False) -> list[Problem]:
+        self._opened()
+        return []
+
+    async def open(self) -> None:
+        self._opened()
+
+    async def close(self) -> None:
+        self._closed = True
+
+    def _opened(self) -> dict[str, bytes]:
+        if self._closed:
+            raise ClosedError("The store is closed.", hint="Open a new StorageManager.")
+        return self._data

@@ -1,0 +1,404 @@
+"""All settings, in one flat dataclass that validates itself, and `load_config`, which gathers them.
+
+The library never reads the environment by itself; `load_config` and the command line do.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import difflib
+import json
+import os
+import re
+import typing
+import warnings
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from pathlib import Path
+from typing import Any
+
+from .errors import ConfigurationError
+
+ENVIRONMENT_PREFIX = "CHATDB_"
+
+MAX_MESSAGE_SIZE_BYTES = 16 * 1024 * 1024
+"""No configuration can allow more, so that a reader knows which line of a log is too long to be a message."""
+
+_SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,98}[A-Za-z0-9_-]|[A-Za-z0-9_]")
+_PREFIX = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
+_STAMP = re.compile(r"[a-z0-9_-]{1,60}")
+_SUFFIX = re.compile(r"\.[a-z0-9._-]{0,20}[a-z0-9]")
+_EXTENSION = re.compile(r"\.[^./\\\s\x00-\x1f]+")
+_WINDOWS_DEVICE = re.compile(r"(?i)(con|prn|aux|nul|conin|conout|com\d|lpt\d)(\..*)?")
+
+
+@dataclass
+class StorageConfig:
+    """Settings of a store. Every field is checked when the object is made.
+
+    Raises:
+        ConfigurationError: A value has the wrong type or cannot work; the message names the field.
+    """
+
+    # --- Storage locations ---------------------------------------------------------------------------
+    storage_base_path: str = "./data"
+    """The store's folder, when `storage_url` is empty."""
+    user_data_directory_name: str = "users"
+    """Folder of all users; empty puts users at the top of the store."""
+    panel_sessions_directory_name: str = "panel_sessions"
+    global_personas_directory_name: str = "personas_global"
+    system_config_directory_name: str = "system"
+    """Folder of the store's own files: format, lock, trash, quarantine."""
+
+    # --- File naming patterns ------------------------------------------------------------------------
+    session_id_prefix: str = "chat_session"
+    panel_id_prefix: str = "panel"
+    session_timestamp_format: str = "%Y%m%d_%H%M%S"
+    """`strftime` format of the UTC time in session and panel ids."""
+    context_snapshot_timestamp_format: str = "%Y%m%d_%H%M%S"
+    """`strftime` format of the UTC time in the names of context snapshots and insights; must sort by time."""
+
+    # --- File names ----------------------------------------------------------------------------------
+    user_profile_filename: str = "profile.json"
+    session_metadata_filename: str = "session.json"
+    messages_filename: str = "messages.jsonl"
+    situational_context_filename: str = "situational_context.json"
+    document_metadata_filename: str = "metadata.json"
+
+    # --- Storage limits ------------------------------------------------------------------------------
+    max_message_size_bytes: int = 1_048_576
+    """Of one message as it stands in the log, in UTF-8; at most 16 MiB."""
+    max_document_size_bytes: int = 104_857_600
+    max_messages_per_session: int = 100_000
+    """Of a panel as well."""
+    max_sessions_per_user: int = 1_000
+    max_context_history_snapshots: int = 100
+    """The newest this many are kept."""
+
+    # --- Performance settings ------------------------------------------------------------------------
+    message_pagination_default_limit: int = 100
+    session_list_default_limit: int = 50
+    search_results_default_limit: int = 20
+    jsonl_read_buffer_size: int = 8192
+    """Bytes read at a time from a log."""
+    max_open_files: int = 256
+    """File descriptors that stay open between calls."""
+
+    # --- Behavior settings ---------------------------------------------------------------------------
+    atomic_write_temp_suffix: str = ".tmp"
+    backup_before_delete: bool = True
+    """Whether deleted things go to the trash, from which `undelete` brings them back."""
+    auto_cleanup_empty_directories: bool = True
+    validate_json_on_read: bool = True
+    """Cross-check what is read: ids against the place, timestamps. Decoding itself is always strict."""
+
+    # --- Search configuration ------------------------------------------------------------------------
+    search_include_message_content: bool = True
+    search_include_context: bool = True
+    search_include_metadata: bool = False
+    full_text_search_min_word_length: int = 3
+    """Shorter words of a query are ignored when a longer one stands beside them."""
+
+    # --- Panel configuration -------------------------------------------------------------------------
+    panel_max_personas: int = 10
+    panel_insight_retention_days: int = 90
+    """Older insights go when `prune` is called, never by themselves."""
+    panel_message_threading_enabled: bool = True
+
+    # --- Document handling ---------------------------------------------------------------------------
+    allowed_document_extensions: list[str] = field(
+        default_factory=lambda: [".pdf", ".txt", ".md", ".json", ".csv", ".png", ".jpg", ".jpeg"]
+    )
+    document_storage_subdirectory_name: str = "documents"
+    document_analysis_subdirectory_name: str = "analysis"
+    document_compression_threshold_bytes: int = 0
+    """Documents of at least this size are stored gzip-compressed; 0 compresses none."""
+
+    # --- Context management --------------------------------------------------------------------------
+    context_history_subdirectory_name: str = "context_history"
+    context_summary_max_length: int = 500
+    """In characters."""
+    context_key_points_max_count: int = 10
+    context_confidence_threshold: float = 0.7
+    """A context below this does not replace the current one."""
+
+    # --- Beyond the specification --------------------------------------------------------------------
+    storage_url: str = field(default="", repr=False)  # may hold a password
+    """Which backend and where, for instance `file:/srv/chats` or `memory:`; empty means files under
+    `storage_base_path`."""
+    trash_retention_days: int = 30
+    """Older trash goes when `prune` is called, never by itself."""
+    lock_timeout_seconds: float = 30.0
+    """How long a write waits for another process before it fails."""
+    allow_network_file_system: bool = False
+    """Write to a store on NFS, SMB or the like, where several hosts can damage it."""
+
+    def __post_init__(self) -> None:
+        hints = _field_types()
+        for item in dataclasses.fields(self):
+            value = getattr(self, item.name)
+            if isinstance(value, os.PathLike) and item.name == "storage_base_path":
+                self.storage_base_path = value = os.fspath(value)
+            _check_type(item.name, value, hints[item.name])
+        _check_values(self)
+
+
+@dataclass
+class DevelopmentConfig(StorageConfig):
+    """Settings for a developer's machine."""
+
+    storage_base_path: str = "./dev_data"
+    validate_json_on_read: bool = True
+    backup_before_delete: bool = True
+
+
+@dataclass
+class ProductionConfig(StorageConfig):
+    """Settings for production."""
+
+    storage_base_path: str = "/var/lib/chatdb/data"
+    validate_json_on_read: bool = False
+    message_pagination_default_limit: int = 50
+    search_results_default_limit: int = 10
+
+
+_ENVIRONMENTS: dict[str, type[StorageConfig]] = {
+    "development": DevelopmentConfig,
+    "staging": StorageConfig,
+    "production": ProductionConfig,
+}
+
+NAMING_FIELDS = (
+    "user_data_directory_name",
+    "panel_sessions_directory_name",
+    "global_personas_directory_name",
+    "session_id_prefix",
+    "panel_id_prefix",
+    "session_timestamp_format",
+    "context_snapshot_timestamp_format",
+    "user_profile_filename",
+    "session_metadata_filename",
+    "messages_filename",
+    "situational_context_filename",
+    "document_metadata_filename",
+    "document_storage_subdirectory_name",
+    "document_analysis_subdirectory_name",
+    "context_history_subdirectory_name",
+)
+"""Fields that decide where things are; a store keeps the values it was made with."""
+
+
+def load_config(
+    config_path: str | os.PathLike[str] | None = None, environment: str | None = None, **overrides: Any
+) -> StorageConfig:
+    """Gather a configuration; a later source wins.
+
+    Defaults, then the class of `environment`, then the JSON file, then `CHATDB_*` variables, then keywords.
+
+    Args:
+        config_path: A JSON file with an object of field names and values.
+        environment: "development", "staging" or "production".
+        overrides: Fields by name.
+
+    Raises:
+        ConfigurationError: The file is missing or unreadable, the environment is unknown, a key is
+            unknown, or a value does not fit its field.
+    """
+    if environment is None:
+        kind: type[StorageConfig] = StorageConfig
+    elif environment in _ENVIRONMENTS:
+        kind = _ENVIRONMENTS[environment]
+    else:
+        raise ConfigurationError(
+            f"Unknown environment {environment!r}.", hint=f"Use one of: {', '.join(_ENVIRONMENTS)}."
+        )
+    values: dict[str, Any] = {}
+    if config_path is not None:
+        values |= _read_file(Path(config_path))
+    values |= _read_environment()
+    for name in overrides:
+        _require_known(name, "keyword argument")
+    values |= overrides
+    return kind(**values)
+
+
+def set_from_text(assignments: typing.Iterable[str]) -> dict[str, Any]:
+    """Turn `KEY=VALUE` texts, as a command line has them, into keyword arguments for `load_config`.
+
+    Raises:
+        ConfigurationError: A text has no `=`, its key is unknown, or its value does not fit.
+    """
+    values: dict[str, Any] = {}
+    for assignment in assignments:
+        name, equals, text = assignment.partition("=")
+        if not equals:
+            raise ConfigurationError(f"{assignment!r} is not KEY=VALUE.")
+        _require_known(name, "setting")
+        values[name] = _convert(name, text)
+    return values
+
+
+def _field_types() -> dict[str, Any]:
+    return typing.get_type_hints(StorageConfig)
+
+
+def _require_known(name: str, source: str) -> None:
+    known = [item.name for item in dataclasses.fields(StorageConfig)]
+    if name not in known:
+        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
+        raise ConfigurationError(f"Unknown {source} {name!r}.", hint=f"Did you mean {near[0]!r}?")
+
+
+def _read_file(path: Path) -> dict[str, Any]:
+    try:
+        content = json.loads(path.read_bytes())
+    except FileNotFoundError as error:
+        raise ConfigurationError(f"The configuration file {str(path)!r} does not exist.") from error
+    except OSError as error:
+        raise ConfigurationError(f"The configuration file {str(path)!r} cannot be read: {error.strerror}.") from error
+    except (ValueError, RecursionError) as error:
+        raise ConfigurationError(f"The configuration file {str(path)!r} is not JSON: {error}.") from error
+    if not isinstance(content, dict):
+        raise ConfigurationError(f"The configuration file {str(path)!r} must hold a JSON object.")
+    for name in content:
+        _require_known(name, f"key in {str(path)!r}")
+    return content
+
+
+def _read_environment() -> dict[str, Any]:
+    known = {ENVIRONMENT_PREFIX + item.name.upper(): item.name for item in dataclasses.fields(StorageConfig)}
+    values: dict[str, Any] = {}
+    for variable, text in os.environ.items():
+        if not variable.startswith(ENVIRONMENT_PREFIX):
+            continue
+        if variable in known:
+            values[known[variable]] = _convert(known[variable], text)
+        else:
+            near = difflib.get_close_matches(variable, known, n=1, cutoff=0.0)
+            warnings.warn(f"The environment variable {variable} is no setting; did you mean {near[0]}?", stacklevel=3)
+    return values
+
+
+def _convert(name: str, text: str) -> Any:
+    """Read the text of a variable or a `--set` as the field's type."""
+    expected = _field_types()[name]
+    if expected is str:
+        return text
+    if expected is bool:
+        lowered = text.strip().lower()
+        if lowered in ("true", "1", "yes"):
+            return True
+        if lowered in ("false", "0", "no"):
+            return False
+        raise ConfigurationError(f"{name} must be true or false, not {text!r}.")
+    try:
+        if expected in (int, float):
+            return expected(text)
+        return json.loads(text)
+    except (ValueError, RecursionError) as error:
+        kind = {int: "a whole number", float: "a number"}.get(expected, "JSON")
+        raise ConfigurationError(f"{name} must be {kind}, not {text!r}.") from error
+
+
+def _check_type(name: str, value: object, expected: Any) -> None:
+    if expected is float:
+        good = isinstance(value, int | float) and not isinstance(value, bool)
+        good = good and value == value and value not in (float("inf"), float("-inf"))
+    elif expected is int:
+        good = isinstance(value, int) and not isinstance(value, bool)
+    elif expected in (bool, str):
+        good = isinstance(value, expected)
+    else:
+        good = isinstance(value, list) and all(isinstance(element, str) for element in value)
+    if not good:
+        words = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a string"}
+        raise ConfigurationError(f"{name} must be {words.get(expected, 'a list of strings')}, not {str(value)[:80]!r}.")
+
+
+def _check_values(config: StorageConfig) -> None:
+    """Check what the types do not say; names are checked because keys are built of them."""
+    if not config.storage_base_path or "\0" in config.storage_base_path:
+        raise ConfigurationError("storage_base_path must be a path without NUL characters.")
+    for item in dataclasses.fields(config):
+        value = getattr(config, item.name)
+        if isinstance(value, int | float) and not isinstance(value, bool):
+            least = 1 if item.name in _AT_LEAST_ONE else 0
+            if value < least:
+                raise ConfigurationError(f"{item.name} must be at least {least}, not {value}.")
+        elif item.name.endswith(("_directory_name", "_subdirectory_name", "_filename")):
+            _check_segment(item.name, value)
+    if config.max_message_size_bytes > MAX_MESSAGE_SIZE_BYTES:
+        raise ConfigurationError(
+            f"max_message_size_bytes must be at most {MAX_MESSAGE_SIZE_BYTES}, not {config.max_message_size_bytes}.",
+            hint="Keep larger content as a document.",
+        )
+    if config.context_confidence_threshold > 1:
+        raise ConfigurationError(
+            f"context_confidence_threshold must be from 0 to 1, not {config.context_confidence_threshold}."
+        )
+    for name, pattern in (
+        ("session_id_prefix", _PREFIX),
+        ("panel_id_prefix", _PREFIX),
+        ("atomic_write_temp_suffix", _SUFFIX),
+    ):
+        if not pattern.fullmatch(getattr(config, name)):
+            raise ConfigurationError(
+                f"{name} {getattr(config, name)!r} must match {pattern.pattern} to be safe in a file name."
+            )
+    for extension in config.allowed_document_extensions:
+        if not _EXTENSION.fullmatch(extension):
+            raise ConfigurationError(
+                f"allowed_document_extensions: {extension!r} must be a dot and letters, such as '.pdf'."
+            )
+    _check_stamp_format("session_timestamp_format", config.session_timestamp_format)
+    _check_stamp_format("context_snapshot_timestamp_format", config.context_snapshot_timestamp_format, sortable=True)
+    for names in (
+        (
+            "user_data_directory_name",
+            "panel_sessions_directory_name",
+            "global_personas_directory_name",
+            "system_config_directory_name",
+        ),
+        (
+            "session_metadata_filename",
+            "messages_filename",
+            "situational_context_filename",
+            "document_storage_subdirectory_name",
+            "context_history_subdirectory_name",
+        ),
+    ):
+        seen: dict[str, str] = {}
+        for name in names:
+            other = seen.setdefault(getattr(config, name).casefold(), name)
+            if other != name:
+                raise ConfigurationError(f"{name} and {other} must differ, also in more than case.")
+
+
+_AT_LEAST_ONE = {"jsonl_read_buffer_size", "max_open_files", "full_text_search_min_word_length"}
+
+
+def _check_segment(name: str, value: str) -> None:
+    if value == "" and name == "user_data_directory_name":
+        return
+    if not _SEGMENT.fullmatch(value) or _WINDOWS_DEVICE.fullmatch(value):
+        raise ConfigurationError(
+            f"{name} {value[:80]!r} must be a plain file name of letters, digits, '.', '_' and '-'."
+        )
+
+
+def _check_stamp_format(name: str, value: str, *, sortable: bool = False) -> None:
+    moments = [datetime(2009, 12, 31, 23, 59, 59, tzinfo=UTC), datetime(2010, 1, 1, 0, 0, 0, tzinfo=UTC)]
+    moments += [datetime(2010, 1, 1, 10, 0, 0, tzinfo=UTC), datetime(2010, 1, 2, 9, 0, 0, tzinfo=UTC)]
+    moments += [datetime(2010, 10, 2, 9, 0, 0, tzinfo=UTC), datetime(2011, 2, 1, 8, 0, 0, tzinfo=UTC)]
+    try:
+        stamps = [moment.strftime(value) for moment in moments]
+    except ValueError as error:
+        raise ConfigurationError(f"{name} {value!r} is no strftime format: {error}.") from error
+    if not all(_STAMP.fullmatch(stamp) for stamp in stamps):
+        raise ConfigurationError(
+            f"{name} {value!r} makes {stamps[0]!r}; only lower-case letters, digits, '_' and '-' are safe."
+        )
+    if sortable and stamps != sorted(stamps):
+        raise ConfigurationError(
+            f"{name} {value!r} does not sort by time; begin with the year and end with the second."
+        )
