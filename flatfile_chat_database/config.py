@@ -8,6 +8,7 @@ from __future__ import annotations
 import dataclasses
 import difflib
 import json
+import math
 import os
 import re
 import typing
@@ -15,7 +16,7 @@ import warnings
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any
+from typing import Any, cast
 
 from .errors import ConfigurationError
 
@@ -303,7 +304,7 @@ def _convert(name: str, text: str) -> Any:
 def _check_type(name: str, value: object, expected: Any) -> None:
     if expected is float:
         good = isinstance(value, int | float) and not isinstance(value, bool)
-        good = good and value == value and value not in (float("inf"), float("-inf"))
+        good = good and math.isfinite(cast("float", value))
     elif expected is int:
         good = isinstance(value, int) and not isinstance(value, bool)
     elif expected in (bool, str):

@@ -12,6 +12,7 @@ option (`-rf`) or a device of Windows (`con`). On disk, do not change.
 
 from __future__ import annotations
 
+import hashlib
 import re
 import unicodedata
 from collections.abc import Iterator, Mapping
@@ -300,9 +301,21 @@ class Layout:
         """Return the folder of one trash entry; what was at `key` is in it under the same key."""
         return f"{self.trash}/{trash_id}"
 
+    def in_trash(self, trash_id: str, key: str) -> str:
+        """Return the key that what was at `key`, or the folder that `key` was, has in a trash entry."""
+        folder = self.trash_folder(trash_id)
+        return f"{folder}/{key}" if key else folder
+
+    def origin(self, key: str) -> str:
+        """Return the key that something had before it went to the trash; any other key is its own."""
+        parsed = self.parse_trash(key)
+        return key if parsed is None else parsed[1]
+
     def trash_id(self, kind: str, moment: datetime, unique: str) -> str:
         """Return a name for a trash entry that says when it was deleted and what it is."""
-        return f"{moment:%Y%m%d_%H%M%S_%f}_{kind}_{unique[-8:]}"
+        # A hash, so that ids of any source, whatever they look like, fit the name's format.
+        digest = hashlib.blake2b(unique.encode(), digest_size=4).hexdigest()
+        return f"{moment:%Y%m%d_%H%M%S_%f}_{kind}_{digest}"
 
     def parse_trash_id(self, trash_id: str) -> tuple[datetime, str] | None:
         """Return when a trash entry was deleted, and its kind."""

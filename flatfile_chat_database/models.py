@@ -202,7 +202,7 @@ class SearchHit:
     snippet: str
     """An excerpt of the text, with the words that were found between `«` and `»`."""
     score: float
-    """Relevance (BM25): higher is better; comparable within one result only."""
+    """Relevance (BM25): higher is better; comparable within one result only. 0.0 when ordered by time."""
     message: Message | None = None
     """Set when `kind` is "message"."""
     filename: str | None = None

@@ -90,8 +90,8 @@ class StorageManager:
         self._documents = Documents(store)
         self._contexts = Contexts(store)
         self._panels = Panels(store, self._personas)
-        self._finding = Finding(store, self._sessions, self._messages, self._contexts, self._documents)
-        self._trash = Trash(store)
+        self._finding = Finding(store, self._documents)
+        self._trash = Trash(store, self._documents, self._panels)
 
     def __repr__(self) -> str:
         return f"<StorageManager {self._store.backend!r}{' read-only' if self._store.read_only else ''}>"
@@ -324,7 +324,7 @@ class StorageManager:
             user_id: Whose chats.
             session_id: Only in this session.
             kinds: Only these kinds of hit; those that the configuration includes when left out.
-            roles: Only messages of these roles.
+            roles: Only messages of these roles; contexts and analyses have none.
             since: Only from this ISO 8601 time on.
             until: Only before this ISO 8601 time.
             order: "time" (newest first) or "relevance" (BM25, best first).
@@ -401,7 +401,7 @@ class StorageManager:
 
     async def delete_document(self, user_id: str, session_id: str, filename: str) -> bool:
         """Delete a file with its analysis; into the trash with `backup_before_delete`."""
-        return await self._documents.delete(user_id, session_id, filename)
+        return await self._trash.delete("document", user_id=user_id, session_id=session_id, filename=filename)
 
     # === Context Management ===
 
@@ -589,7 +589,7 @@ class StorageManager:
         """Delete a global persona, or a user's own; into the trash with `backup_before_delete`."""
         if user_id is None:
             return await self._trash.delete("persona", persona_id=persona_id)
-        return await self._trash.delete("persona", persona_id=persona_id, user_id=user_id)
+        return await self._trash.delete("persona", user_id=user_id, persona_id=persona_id)
 
     # === Trash, Retention and Export ===
 
@@ -647,4 +647,6 @@ class StorageManager:
 
         The lists are "users", "sessions", "messages", "documents" (metadata) and "personas" (of every scope).
         """
-        return await export_all(self._store, self._users, self._sessions, self._messages, self._documents)
+        return await export_all(
+            self._store, self._users, self._sessions, self._messages, self._documents, self._personas
+        )

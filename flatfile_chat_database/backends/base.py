@@ -209,7 +209,8 @@ class StorageBackend(ABC):
         """Append whole lines to the log at `key`, or create it. Return True.
 
         `data` must end in a newline, otherwise ValidationError. Appends of several callers never mix.
-        If the log ends in half a line, that half is set aside first, so the new lines stand alone.
+        If the log ends in half a line, that half is set aside first, so the new lines stand alone. A whole message that
+        lacks only its newline, as an editor may leave it, gets one instead.
         """
 
     @abstractmethod
@@ -286,14 +287,14 @@ class StorageBackend(ABC):
                 if expected is not ANY:
                     check_version(key, await self.read(key), expected)
             case Append(key):
-                lines = good_lines(key, await self.read(key) or b"")
+                lines = good_lines(key, mended(await self.read(key) or b"")[0])
                 by_id = {codec.written_id(line): line for line in lines}
                 check_maximum(change, len(lines), new_lines(change, by_id.get))
             case Edit(key):
-                lines = good_lines(key, await self.read(key) or b"", strict=True)
-                check_edit(change, {codec.written_id(line): line for line in lines}.get(change.record_id))
+                lines = good_lines(key, mended(await self.read(key) or b"")[0], strict=True)
+                check_edit(change, next((line for line in lines if codec.written_id(line) == change.record_id), None))
             case Truncate(key, count):
-                kept_and_dropped(key, await self.read(key) or b"", count)
+                kept_and_dropped(key, mended(await self.read(key) or b"")[0], count)
             case Move(_, target):
                 if await self.exists(target) or await self.list_keys(f"{target}/"):
                     raise exists_already(target)
@@ -312,20 +313,21 @@ class StorageBackend(ABC):
             case Delete(key):
                 return await self.delete(key)
             case Append(key):
-                before = good_lines(key, await self.read(key) or b"")
+                before = good_lines(key, mended(await self.read(key) or b"")[0])
                 added = new_lines(change, {codec.written_id(line): line for line in before}.get)
                 if added:
                     await self.append(key, b"".join(added))
                 return len(added)
             case Edit(key, record_id, _, line):
-                lines = good_lines(key, await self.read(key) or b"")
-                new = [line if codec.written_id(old) == record_id else old for old in lines]
-                await self.write(key, b"".join(kept for kept in new if kept is not None))
+                data, half = mended(await self.read(key) or b"")
+                new = [line if codec.written_id(old) == record_id else old for old in good_lines(key, data)]
+                await self.write(key, b"".join(kept for kept in new if kept is not None) + half)
                 return None
             case Truncate(key, count):
-                kept, dropped = kept_and_dropped(key, await self.read(key) or b"", count)
+                data, half = mended(await self.read(key) or b"")
+                kept, dropped = kept_and_dropped(key, data, count)
                 if dropped:
-                    await self.write(key, kept)
+                    await self.write(key, kept + half)
                 return dropped
             case Move(source, target):
                 keys = await self.list_keys(f"{source}/") + [source] * await self.exists(source)
@@ -407,6 +409,7 @@ class StorageBackend(ABC):
 
     async def set_aside(self, key: str, reason: str) -> str:
         """Move what is at `key` to the quarantine, with a note of the reason; return its new key."""
+        check_key(key)
         note, target = quarantine_keys(self.config)
         await self.commit([Put(note, codec.encode_document({"key": key, "reason": reason})), Move(key, target)])
         return target
@@ -556,9 +559,12 @@ def quarantine_keys(config: StorageConfig) -> tuple[str, str]:
     return layout.key("quarantine", item=f"{item}.json"), layout.key("quarantine", item=f"{item}.bin")
 
 
-def half_line(data: bytes) -> bytes:
-    """Return what follows the last newline of a log: nothing, or half a line."""
-    return data[data.rfind(b"\n") + 1 :]
+def mended(data: bytes) -> tuple[bytes, bytes]:
+    """Split a log into its whole lines and half a line at its end; see `StorageBackend.append`."""
+    end = data.rfind(b"\n") + 1
+    if codec.line_id(data[end:]) is not None:
+        return data + b"\n", b""
+    return data[:end], data[end:]
 
 
 def kept_and_dropped(key: str, data: bytes, count: int | None) -> tuple[bytes, list[bytes]]:

@@ -10,7 +10,7 @@ from .. import codec
 from ..config import StorageConfig
 from ..errors import ClosedError, ValidationError
 from ..models import Problem
-from .base import Change, Outcome, StorageBackend, check_key, half_line, logger, quarantine_keys
+from .base import Change, Outcome, StorageBackend, check_key, logger, mended, quarantine_keys
 
 
 class MemoryBackend(StorageBackend):
@@ -45,9 +45,8 @@ class MemoryBackend(StorageBackend):
         if not data.endswith(b"\n"):
             raise ValidationError("What is appended must end in a newline.", key=key)
         with self._lock:
-            before = self._opened().get(check_key(key), b"")
-            if half := half_line(before):
-                before = before[: -len(half)]
+            before, half = mended(self._opened().get(check_key(key), b""))
+            if half:
                 note, target = quarantine_keys(self.config)
                 reason = "half a line at the end of the log"
                 facts = {"key": key, "offset": len(before), "size": len(half), "reason": reason}

@@ -29,9 +29,10 @@ from ..base import (
 )
 from . import forks
 from .blobs import WRITE_BYTES, BlobReader, BlobWriter
-from .engine import Engine, EngineChange, Extend, Mend, Place, mapped
+from .engine import Engine, EngineChange, Extend, Mend, Place
 from .files import Files
 from .logs import LogReader, open_log
+from .oserrors import mapped
 from .writer import Writer
 
 T = TypeVar("T")
@@ -53,10 +54,11 @@ class FlatfileBackend(StorageBackend):
         """Keep the store in the folder `root`; `files` replaces the system calls in tests."""
         super().__init__(config)
         self._files = files or Files()
-        self.root = os.path.realpath(root)
+        place = os.fspath(root)
+        self.root = os.path.normpath(place if os.path.isabs(place) else os.path.join(os.getcwd(), place))
         self._engine = Engine(config, self.root, self._files)
         self._tree = self._engine.tree
-        self._writer = Writer(self._engine.run)
+        self._writer = Writer(self._engine.run, self._engine.close)
         self._readers: ThreadPoolExecutor | None = None
         self._state = threading.Lock()
         self._process: int | None = None
@@ -89,7 +91,6 @@ class FlatfileBackend(StorageBackend):
 
     def _close(self) -> None:
         self._writer.close()
-        self._engine.close()
         if self._readers is not None:
             self._readers.shutdown(wait=False)
 
@@ -325,8 +326,14 @@ class FlatfileBackend(StorageBackend):
         def look() -> tuple[list[Problem], list[str], bool]:
             with mapped():
                 problems = list(self._tree.problems(fix=fix))
-                torn = [key for key in self._tree.logs() if self._ends_in_half(key)]
-                return problems, torn, self._engine.has_unfinished()
+                torn = []
+                for key in self._tree.logs():
+                    try:
+                        if self._ends_in_half(key):
+                            torn.append(key)
+                    except OSError as error:
+                        problems.append(Problem("unreadable", key, f"The log cannot be read: {error.strerror}."))
+                return problems, torn, self._engine.lock.noted()
 
         problems, torn, unfinished = await self._in_thread(look)
         if torn or unfinished:

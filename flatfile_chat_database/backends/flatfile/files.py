@@ -36,6 +36,10 @@ class FileStatus:
     """Permission bits."""
     links: int
 
+    def is_same_file(self, other: FileStatus) -> bool:
+        """Tell whether both stand for one file, whatever its names."""
+        return (self.device, self.inode) == (other.device, other.inode)
+
 
 class Files:
     """System calls on the local file system, counted in `counters`."""

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import re
 import time
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ...layout import Layout, Shape
@@ -61,19 +61,34 @@ class Tree:
                 found.append(item.path)
         return sorted(key for key in found if key.startswith(prefix)) if start or folder else sorted(found)
 
-    def walk(self, folder: str) -> Iterator[Item]:
-        """Yield everything below a folder, not following symbolic links; a folder comes before what is in it."""
-        for item in self._list(folder):
+    def walk(self, folder: str, refused: Callable[[str, OSError], None] | None = None) -> Iterator[Item]:
+        """Yield everything below a folder, not following symbolic links; a folder comes before what is in it.
+
+        A folder that cannot be listed raises OSError, or is given to `refused` and passed over.
+        """
+        try:
+            items = self._list(folder)
+        except OSError as error:
+            if refused is None:
+                raise
+            refused(folder, error)
+            return
+        for item in items:
             yield item
             if item.kind == "folder":
                 if self.is_temporary(item.path.rpartition("/")[2]):
                     continue
-                yield from self.walk(item.path)
+                yield from self.walk(item.path, refused)
 
     def problems(self, *, fix: bool) -> Iterator[Problem]:
         """Yield what does not belong in the folder, except for the insides of logs; mend what `fix` may mend."""
         now = time.time_ns()
-        for item in self.walk(""):
+        refused: list[Problem] = []
+
+        def refuse(folder: str, error: OSError) -> None:
+            refused.append(Problem("unreadable", folder, f"The folder cannot be listed: {error.strerror}."))
+
+        for item in self.walk("", refuse):
             name = item.path.rpartition("/")[2]
             place = item.path.encode(errors="backslashreplace").decode()
             if self.is_temporary(name):
@@ -98,6 +113,7 @@ class Tree:
                 if item.kind == "folder" and self._layout.parse(item.path):
                     yield Problem("wrong-kind", place, "A folder stands where a file should be.")
                 yield from self._loose(item, place, fix=fix)
+        yield from refused
 
     def remove(self, item: Item) -> None:
         """Remove a file, or a folder with everything in it."""
@@ -109,8 +125,8 @@ class Tree:
             self._files.remove(self.path(item.path))
 
     def logs(self) -> Iterator[str]:
-        """Yield the keys of all logs."""
-        for item in self.walk(""):
+        """Yield the keys of all logs in folders that can be listed."""
+        for item in self.walk("", lambda *_: None):
             if item.kind == "file":
                 place = self._layout.parse(item.path)
                 if place is not None and place.entry.shape is Shape.LOG:

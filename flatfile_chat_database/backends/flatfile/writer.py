@@ -27,9 +27,10 @@ _LARGEST_BATCH = 1024
 class Writer:
     """Hands jobs to a function in a thread of its own, which starts with the first job."""
 
-    def __init__(self, run: Callable[[Sequence[Job]], None]) -> None:
-        """Do jobs with `run`, which fills in what came of each and raises nothing."""
+    def __init__(self, run: Callable[[Sequence[Job]], None], end: Callable[[], None]) -> None:
+        """Do jobs with `run`, which fills in what came of each and raises nothing; do `end` after the last."""
         self._run = run
+        self._end = end
         self._queue: SimpleQueue[_Batch | None] = SimpleQueue()
         self._turns: dict[asyncio.AbstractEventLoop, list[_Waiting]] = {}
         self._thread: threading.Thread | None = None
@@ -68,13 +69,13 @@ class Writer:
             if self._thread is None:
                 # A daemon: what nobody waits for any more must not keep the interpreter from ending.
                 self._thread = threading.Thread(
-                    target=_work, args=(self._queue, self._run), name="chatdb-writer", daemon=True
+                    target=_work, args=(self._queue, self._run, self._end), name="chatdb-writer", daemon=True
                 )
                 self._thread.start()
             self._queue.put((loop, waiting))
 
 
-def _work(queue: SimpleQueue[_Batch | None], run: Callable[[Sequence[Job]], None]) -> None:
+def _work(queue: SimpleQueue[_Batch | None], run: Callable[[Sequence[Job]], None], end: Callable[[], None]) -> None:
     while True:
         batch = queue.get()
         batches: list[_Batch] = []
@@ -95,6 +96,7 @@ def _work(queue: SimpleQueue[_Batch | None], run: Callable[[Sequence[Job]], None
             for loop, waiting in batches:
                 _answer(loop, waiting)
         if ended:
+            end()
             return
 
 

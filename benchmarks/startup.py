@@ -1,0 +1,34 @@
+"""What `import flatfile_chat_database` adds to `import asyncio`, each in a fresh interpreter, in turn."""
+
+from __future__ import annotations
+
+import subprocess
+import sys
+
+from .result import Result, median
+
+STATEMENTS = {"import asyncio": "import asyncio", "import flatfile_chat_database": "import flatfile_chat_database"}
+
+PROGRAM = """
+import sys, time
+began = time.perf_counter()
+{statement}
+print((time.perf_counter() - began) * 1000)
+"""
+
+
+def run(*, quick: bool) -> Result:
+    """Measure milliseconds within the interpreter, from before the import to after it."""
+    rounds = 3 if quick else 31
+    times: dict[str, list[float]] = {name: [] for name in STATEMENTS}
+    for _ in range(rounds):
+        for name, statement in STATEMENTS.items():
+            program = PROGRAM.format(statement=statement)
+            finished = subprocess.run([sys.executable, "-c", program], capture_output=True, check=True, text=True)
+            times[name].append(float(finished.stdout))
+    rows = [
+        {"statement": name, "rounds": rounds, "median ms": median(values), "min ms": min(values), "max ms": max(values)}
+        for name, values in times.items()
+    ]
+    asyncio_alone, ours = (median(values) for values in times.values())
+    return Result("startup", f"the package adds {ours - asyncio_alone:.1f} ms (medians) to asyncio", rows)

@@ -1,0 +1,126 @@
+"""The folders of a store while it is written: made when needed, durable up to the root, removed when empty."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+
+from .files import Files, FileStatus
+from .tree import Tree
+
+_REMEMBERED = 100_000
+_COUNTED = 100
+
+
+class Folders:
+    """Folders that the writer has seen, and those whose names are not durable yet."""
+
+    def __init__(self, files: Files, tree: Tree, *, clean_up: bool) -> None:
+        """Remove folders that a removal leaves empty if `clean_up` says so."""
+        self._files = files
+        self._tree = tree
+        self._clean_up = clean_up
+        self._known: set[str] = set()
+        self._children: dict[str, tuple[FileStatus, list[str]]] = {}
+        self._unsynced: set[str] = set()
+
+    def make(self, folder: str) -> None:
+        """Make a folder and its parents; see that their names become durable, whoever made them."""
+        if folder in self._known:
+            return
+        if folder:
+            parent = folder.rpartition("/")[0]
+            self.make(parent)
+            beside = self._children_if_unchanged(parent)
+            try:
+                self._files.make_folder(self._tree.path(folder))
+            except FileExistsError:
+                if self._files.status(self._tree.path(folder)).kind != "folder":
+                    raise NotADirectoryError(errno.ENOTDIR, "Not a directory", folder) from None
+            except FileNotFoundError:  # the parent is gone, though it was there before
+                self._known.clear()
+                self.make(folder)
+                return
+            else:
+                if beside is not None:
+                    status = self._files.status(self._tree.path(parent))
+                    self._children[parent] = (status, [*beside, folder.rpartition("/")[2]])
+            self._unsynced.add(parent)
+        else:
+            self._make_root()
+        if len(self._known) >= _REMEMBERED:
+            self._known.clear()
+        self._known.add(folder)
+
+    def _make_root(self) -> None:
+        """Make the store's own folder and sync each new name on the way."""
+        missing: list[str] = []
+        place = self._tree.path("")
+        while place not in ("", "/"):
+            try:
+                if self._files.status(place).kind == "file":
+                    raise NotADirectoryError(errno.ENOTDIR, "Not a directory", place)
+                break
+            except FileNotFoundError:
+                missing.append(place)
+                place = place.rpartition("/")[0]
+        for folder in reversed(missing):
+            with contextlib.suppress(FileExistsError):
+                self._files.make_folder(folder)
+            self._files.sync_folder(folder.rpartition("/")[0] or "/")
+
+    def changed(self, folder: str) -> None:
+        """Remember that names in a folder changed and are to be synced."""
+        self._unsynced.add(folder)
+
+    def emptied(self, key: str) -> None:
+        """Remove the folders that the removal of `key` left empty, if that is wanted."""
+        folder = key.rpartition("/")[0]
+        while self._clean_up and folder:
+            try:
+                self._files.remove_folder(self._tree.path(folder))
+            except FileNotFoundError:
+                pass
+            except OSError:  # it is not empty, or it stays for another reason: an empty folder harms nobody
+                return
+            self._known.discard(folder)
+            folder = folder.rpartition("/")[0]
+            self._unsynced.add(folder)
+
+    def forget(self, folder: str | None = None) -> None:
+        """Forget a folder that has gone and what was below it, or every folder."""
+        self._known = {
+            known
+            for known in self._known
+            if folder is not None and known != folder and not known.startswith(f"{folder}/")
+        }
+
+    def sync(self) -> None:
+        """Make the changed names durable."""
+        unsynced, self._unsynced = self._unsynced, set()
+        for folder in sorted(unsynced):
+            with contextlib.suppress(FileNotFoundError):  # removed later in the same batch
+                self._files.sync_folder(self._tree.path(folder))
+
+    def children(self, folder: str) -> list[str]:
+        """Return a folder's children; remembered until the folder changes, for a quota counts them often."""
+        names = self._children_if_unchanged(folder)
+        if names is None:
+            try:
+                status = self._files.status(self._tree.path(folder))
+            except FileNotFoundError:
+                return []
+            names = self._tree.children(folder)
+            if len(self._children) >= _COUNTED:
+                del self._children[next(iter(self._children))]
+            self._children[folder] = (status, names)
+        return names
+
+    def _children_if_unchanged(self, folder: str) -> list[str] | None:
+        if folder not in self._children:
+            return None
+        status, names = self._children[folder]
+        try:
+            return names if self._files.status(self._tree.path(folder)) == status else None
+        except FileNotFoundError:
+            return None

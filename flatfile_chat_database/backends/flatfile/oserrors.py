@@ -1,0 +1,35 @@
+"""What the system's errors mean to a caller."""
+
+from __future__ import annotations
+
+import contextlib
+import errno
+from collections.abc import Iterator
+
+from ...errors import UnavailableError
+
+_HINTS = {
+    errno.ENOSPC: "Free some space; nothing that was acknowledged is lost.",
+    errno.EDQUOT: "Free some space or raise the quota; nothing that was acknowledged is lost.",
+    errno.EROFS: "The file system is read-only.",
+    errno.EACCES: "Give this user access to the store's folder.",
+    errno.EPERM: "Give this user access to the store's folder.",
+    errno.ENOTDIR: "A file stands where a folder should be.",
+    errno.EISDIR: "A folder stands where a file should be.",
+    errno.ELOOP: "Symbolic links in a store are not followed.",
+    errno.EMFILE: "Raise the limit of open files, or lower max_open_files.",
+    errno.ENFILE: "The system has too many open files.",
+    errno.ENAMETOOLONG: "Use shorter names, or a store closer to the root of the file system.",
+}
+
+
+@contextlib.contextmanager
+def mapped(key: str | None = None) -> Iterator[None]:
+    """Turn OSError into UnavailableError that names `key`, keeping the cause."""
+    try:
+        yield
+    except OSError as error:
+        place = f"{key}: " if key else ""
+        raise UnavailableError(
+            f"{place}{error.strerror or error}.", key=key, hint=_HINTS.get(error.errno or 0)
+        ) from error

@@ -1,0 +1,170 @@
+"""Chat sessions: their metadata, and when something last happened in them."""
+
+from __future__ import annotations
+
+import builtins
+from collections.abc import Mapping, Sequence
+from datetime import UTC, datetime
+from functools import lru_cache
+from typing import Any
+
+from .. import codec
+from ..backends.base import ABSENT, Change, Put, Quota
+from ..errors import ConflictError, ValidationError
+from ..models import Session, format_timestamp, parse_timestamp
+from .names import StampedIds
+from .store import Make, Store, called
+
+_CHANGEABLE = ("title", "metadata")
+_LONG_AGO = datetime.min.replace(tzinfo=UTC)
+
+
+class Sessions:
+    """Reads and changes sessions."""
+
+    def __init__(self, store: Store) -> None:
+        self._store = store
+        self._ids = StampedIds(store.config.session_id_prefix, store.config.session_timestamp_format)
+
+    def generate_id(self) -> str:
+        """Return the id of this second."""
+        return self._ids.build(self._ids.stamp(self._store.clock()))
+
+    async def create(
+        self,
+        user_id: str,
+        title: str | None,
+        session_id: str | None,
+        metadata: dict[str, Any] | None,
+        created_at: str | None,
+    ) -> str:
+        """Create a session and return its id."""
+        moment = self._store.clock() if created_at is None else parse_timestamp(created_at, "created_at")
+        fields = {
+            "title": "" if title is None else codec.check_text(title, "title"),
+            "created_at": format_timestamp(moment),
+            "updated_at": format_timestamp(moment),
+            "metadata": {} if metadata is None else codec.own_object(metadata, "metadata"),
+        }
+        user = self._store.require("user", user_id=user_id)
+        quota = self._quota(user_id)
+
+        def changes(new: str) -> Sequence[Change]:
+            content = {"id": new, "user_id": user_id, **fields}
+            put = Put(self._key(user_id, new), codec.encode_document(content), ABSENT)
+            return user, put, quota  # a name that is taken is the caller's first problem, a full folder the next
+
+        if session_id is None:
+            return await self._store.create_stamped("session", self._ids, changes, user_id=user_id)
+        conditions = changes(session_id)
+        backend = await self._store.writing()
+        try:
+            await backend.commit(conditions)
+        except ConflictError as error:
+            raise ConflictError(
+                f"{called('session', user_id=user_id, session_id=session_id)} exists already.",
+                key=error.key,
+                hint="Use another id, or update_session.",
+            ) from error
+        return session_id
+
+    async def get(self, user_id: str, session_id: str) -> Session | None:
+        """Return a session."""
+        key = self._key(user_id, session_id)
+        session = await self._store.load_as(key, self._make(user_id, {key: session_id}))
+        if session is None:
+            return None
+        return (await self._with_newest([session]))[0]
+
+    async def update(
+        self, user_id: str, session_id: str, updates: dict[str, Any], expected_version: str | None
+    ) -> bool:
+        """Set `title`, `metadata` or both."""
+        key = self._key(user_id, session_id)
+        updates = codec.own_object(updates, "updates")
+        for name in updates:
+            if name not in _CHANGEABLE:
+                raise ValidationError(
+                    f"updates.{name:.80} cannot be set: a session has no such field, or it never changes.",
+                    hint=f"Fields that can be set: {', '.join(_CHANGEABLE)}.",
+                )
+        if "title" in updates:
+            codec.check_text(updates["title"], "updates.title")
+        if "metadata" in updates:
+            codec.check_object(updates["metadata"], "updates.metadata")
+        make = self._make(user_id, {key: session_id})
+
+        def change(content: dict[str, Any]) -> dict[str, Any]:
+            make(key, content, "")  # what is damaged must not be written over
+            return content | updates | {"updated_at": self._store.now()}
+
+        what = called("session", user_id=user_id, session_id=session_id)
+        await self._store.update(key, change, what=what, expected_version=expected_version)
+        return True
+
+    async def list(
+        self, user_id: str, limit: int | None, offset: int, *, strict: bool = False
+    ) -> builtins.list[Session]:
+        """Return a user's sessions, most recently updated first."""
+        limit, offset = self._store.page(limit, offset, self._store.config.session_list_default_limit)
+        ids = await self._store.ids("session", user_id=user_id)
+        places = {self._key(user_id, session_id): session_id for session_id in ids}
+        found = await self._store.load_all(list(places), self._make(user_id, places), strict=strict)
+        sessions = await self._with_newest([session for session in found if session is not None])
+        sessions.sort(key=lambda session: (_moment(session.updated_at), session.id), reverse=True)
+        return sessions[offset:][:limit]
+
+    async def count(self, user_id: str) -> int:
+        """Return the number of a user's sessions."""
+        ids = await self._store.ids("session", user_id=user_id)
+        return await self._store.count([self._key(user_id, session_id) for session_id in ids])
+
+    async def exists(self, user_id: str, session_id: str) -> bool:
+        """Return whether there is such a session."""
+        key = self._key(user_id, session_id)
+        return await (await self._store.reading()).exists(key)
+
+    def _key(self, user_id: str, session_id: str) -> str:
+        return self._store.layout.key("session", user_id=user_id, session_id=session_id)
+
+    def _quota(self, user_id: str) -> Quota:
+        layout = self._store.layout
+        own = (layout.key("user", user_id=user_id), layout.parent("persona", user_id=user_id))
+        return Quota(
+            layout.parent("session", user_id=user_id),
+            self._store.config.max_sessions_per_user,
+            "max_sessions_per_user",
+            frozenset(key.rpartition("/")[2] for key in own),
+        )
+
+    def _make(self, user_id: str, places: Mapping[str, str]) -> Make[Session]:
+        """Return what reads a session's document; `places` says which session belongs at which key."""
+
+        def make(key: str, content: dict[str, Any], version: str) -> Session:
+            session = codec.decode_as(Session, content, key)
+            session.version = version
+            ids = {"id": places[key], "user_id": user_id}
+            self._store.cross_check(key, content, ids, ("created_at", "updated_at"))
+            return session
+
+        return make
+
+    async def _with_newest(self, sessions: builtins.list[Session]) -> builtins.list[Session]:
+        """Give each session the time of its newest message, if that is later than its own."""
+        layout = self._store.layout
+        logs = [layout.key("messages", user_id=item.user_id, session_id=item.id) for item in sessions]
+        lines = await (await self._store.reading()).newest_records(logs)
+        for session, line in zip(sessions, lines, strict=True):
+            newest = _LONG_AGO if line is None else _moment(codec.decode_message(line).timestamp)
+            if newest > _moment(session.updated_at):
+                session.updated_at = format_timestamp(newest)
+        return sessions
+
+
+@lru_cache(maxsize=4096)  # a list asks again and again for the same times
+def _moment(timestamp: str) -> datetime:
+    """Return a stored time; one that is none counts as long ago, for it is not here that it is looked for."""
+    try:
+        return parse_timestamp(timestamp)
+    except ValidationError:
+        return _LONG_AGO

@@ -1,0 +1,344 @@
+"""The open store that all records share: its backend, map, clock and ids, and the store's own file."""
+
+from __future__ import annotations
+
+import asyncio
+import logging
+import weakref
+from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
+from datetime import datetime
+from typing import Any, TypeVar
+
+from .. import codec
+from ..backends.base import ABSENT, Change, Put, Require, StorageBackend, not_found, version_of
+from ..config import NAMING_FIELDS, StorageConfig
+from ..errors import (
+    ConfigurationError,
+    ConflictError,
+    IntegrityError,
+    StorageError,
+    UnavailableError,
+    ValidationError,
+)
+from ..layout import Layout
+from ..models import format_timestamp, parse_timestamp
+from .names import StampedIds
+
+logger = logging.getLogger("flatfile_chat_database")
+
+T = TypeVar("T")
+
+Make = Callable[[str, dict[str, Any], str], T]
+"""Makes a record of a document's key, content and version; raises IntegrityError if it is damaged."""
+
+FORMAT_VERSION = 1
+"""Of what is on disk. A store of a newer version is refused, one of an older version is read."""
+
+_RUN = 256
+"""Documents read at a time where a page may not need them all."""
+
+
+class Store:
+    """A backend that is opened on first use, with everything that gives its bytes a meaning."""
+
+    def __init__(
+        self,
+        config: StorageConfig,
+        backend: StorageBackend,
+        *,
+        read_only: bool,
+        clock: Callable[[], datetime],
+        new_id: Callable[[], str],
+    ) -> None:
+        self.config = config
+        self.layout = Layout(config)
+        self.clock = clock
+        self.new_id = new_id
+        self.read_only = read_only
+        self._backend = backend
+        self._opened = False
+        self._created = False
+        self._turns: weakref.WeakValueDictionary[tuple[int, str], asyncio.Lock] = weakref.WeakValueDictionary()
+
+    @property
+    def backend(self) -> StorageBackend:
+        """The backend, opened or not."""
+        return self._backend
+
+    def now(self) -> str:
+        """Return the clock's time as a stored timestamp."""
+        return format_timestamp(self.clock())
+
+    async def reading(self) -> StorageBackend:
+        """Return the backend, opened and checked to be a store that this configuration can read."""
+        if not self._opened:
+            await self._backend.open()
+            self._created = await self._examine()
+            self._opened = True
+        return self._backend
+
+    async def writing(self) -> StorageBackend:
+        """Return the backend of a store that exists and may be written.
+
+        Raises:
+            UnavailableError: The store was opened read-only.
+        """
+        if self.read_only:
+            raise UnavailableError("The store was opened read-only.", hint="Open it without read_only=True.")
+        backend = await self.reading()
+        if not self._created:
+            await self._create()
+            self._created = True
+        return backend
+
+    async def _examine(self) -> bool:
+        """Check the store's own file; return whether there is one."""
+        key = self.layout.key("store")
+        data = await self._backend.read(key)
+        if data is None:
+            await self._refuse_other_system_folder()
+            return False
+        content = codec.decode_object(data, key)
+        found = content.get("format_version")
+        if not isinstance(found, int) or isinstance(found, bool) or not isinstance(content.get("names"), dict):
+            raise ConfigurationError(f"{key} does not describe a chat store.", key=key)
+        if found > FORMAT_VERSION:
+            raise ConfigurationError(
+                f"The store has format {found}; this version reads up to {FORMAT_VERSION}.",
+                key=key,
+                hint="Install a newer flatfile_chat_database.",
+            )
+        for name in NAMING_FIELDS:
+            stored = content["names"].get(name, getattr(self.config, name))
+            if stored != getattr(self.config, name):
+                raise ConfigurationError(
+                    f"The store was made with {name}={stored!r}, not {getattr(self.config, name)!r}.",
+                    key=key,
+                    hint="A store keeps the names it was made with.",
+                )
+        return True
+
+    async def _refuse_other_system_folder(self) -> None:
+        """A store opened under another `system_config_directory_name` would seem new; find the file it has."""
+        for child in await self._backend.list_children(""):
+            key = f"{child}/{self.layout.key('store').rpartition('/')[2]}"
+            data = await self._backend.read(key) if await self._backend.exists(key) else None
+            if data is not None and b'"store_id"' in data and b'"format_version"' in data:
+                raise ConfigurationError(
+                    f"The store was made with system_config_directory_name={child!r}, "
+                    f"not {self.config.system_config_directory_name!r}.",
+                    key=key,
+                    hint="A store keeps the names it was made with.",
+                )
+
+    async def _create(self) -> None:
+        content: dict[str, Any] = {
+            "format_version": FORMAT_VERSION,
+            "store_id": self.new_id(),
+            "created_at": self.now(),
+            "names": {name: getattr(self.config, name) for name in NAMING_FIELDS},
+        }
+        try:
+            await self._backend.commit([Put(self.layout.key("store"), codec.encode_document(content), ABSENT)])
+        except ConflictError:  # another process was first; its names count
+            await self._examine()
+
+    # --- reading documents ---------------------------------------------------------------------------
+
+    async def load(self, key: str) -> tuple[dict[str, Any], str] | None:
+        """Return a document's content and version, or None if it is absent.
+
+        Raises:
+            IntegrityError: It is damaged.
+        """
+        data = await (await self.reading()).read(key)
+        return None if data is None else (codec.decode_object(data, key), version_of(data))
+
+    async def load_as(self, key: str, make: Make[T]) -> T | None:
+        """Return the record that `make` makes of a document, or None if it is absent."""
+        loaded = await self.load(key)
+        return None if loaded is None else make(key, *loaded)
+
+    async def load_all(self, keys: Sequence[str], make: Make[T], *, strict: bool = False) -> list[T | None]:
+        """Return the records of many documents in the order of `keys`; None for those that are absent or damaged.
+
+        Raises:
+            IntegrityError: One is damaged, and `strict` is true; otherwise a warning names it.
+        """
+        records: list[T | None] = []
+        for key, data in zip(keys, await (await self.reading()).read_many(keys), strict=True):
+            record = None
+            if data is not None:
+                try:
+                    record = make(key, codec.decode_object(data, key), version_of(data))
+                except IntegrityError as error:
+                    if strict:
+                        raise
+                    logger.warning("%s It is passed over.", error.message)
+            records.append(record)
+        return records
+
+    async def load_page(
+        self, keys: Sequence[str], make: Make[T], limit: int | None, offset: int = 0, *, strict: bool = False
+    ) -> list[T]:
+        """Return the first `limit` records (None: all) after `offset` ones, in the order of `keys`.
+
+        What is absent or damaged does not count. No more is read than it takes.
+        """
+        end = len(keys) if limit is None else offset + limit
+        found: list[T] = []
+        for start in range(0, len(keys) if limit != 0 else 0, _RUN):
+            loaded = await self.load_all(keys[start : start + _RUN], make, strict=strict)
+            found += [record for record in loaded if record is not None]
+            if len(found) >= end:
+                break
+        return found[offset:end]
+
+    async def ids(self, entry: str, /, **names: str) -> list[str]:
+        """Return the ids in the folder of an entry's siblings; whether each has its document is not looked at."""
+        children = await (await self.reading()).list_children(self.layout.parent(entry, **names))
+        found = (self.layout.parse_child(entry, child) for child in children)
+        return [text for text in found if text is not None]
+
+    async def count(self, keys: Sequence[str]) -> int:
+        """Return how many of the documents exist, damaged ones too."""
+        backend = await self.reading()
+        count = 0
+        for start in range(0, len(keys), _RUN):
+            count += sum(data is not None for data in await backend.read_many(keys[start : start + _RUN]))
+        return count
+
+    def cross_check(
+        self, key: str, content: Mapping[str, Any], ids: Mapping[str, str], times: Iterable[str] = ()
+    ) -> None:
+        """Check a document's ids against its place, and that its timestamps are some, if the configuration says so.
+
+        Raises:
+            IntegrityError: A field of `ids` has another value, or one of `times` holds no timestamp.
+        """
+        if not self.config.validate_json_on_read:
+            return
+        for name, expected in ids.items():
+            if content.get(name) != expected:
+                found = f"{content.get(name)!r:.200}"
+                raise damaged(key, f"its {name} is {found}, but this is the place of {expected!r}.")
+        for name in times:
+            try:
+                parse_timestamp(content.get(name), name)
+            except ValidationError as error:
+                raise damaged(key, error.message) from error
+
+    # --- changing documents --------------------------------------------------------------------------
+
+    async def update(
+        self,
+        key: str,
+        change: Callable[[dict[str, Any]], dict[str, Any]],
+        *,
+        what: str,
+        expected_version: str | None = None,
+        requires: Sequence[Change] = (),
+        absent: dict[str, Any] | None = None,
+    ) -> str:
+        """Change a document without losing what another does to it meanwhile; return its new version.
+
+        Args:
+            key: The document.
+            change: Returns the new content of the present one, without changing that; may be called again.
+            what: What the document is, for the error if there is none.
+            expected_version: Raise ConflictError unless the document has this version.
+            requires: Further changes and conditions of the same commit; they come before the document's.
+            absent: What stands for the content of a document that does not exist yet.
+
+        Raises:
+            NotFoundError: The document does not exist, and `absent` is None.
+        """
+        if expected_version is not None and not isinstance(expected_version, str):
+            raise ValidationError(f"expected_version must be a string, not {type(expected_version).__name__}.")
+        backend = await self.writing()
+
+        async def attempt() -> str:
+            loaded = await self.load(key)
+            if loaded is None and absent is None:
+                raise not_found(what, key)
+            content, version = loaded or (absent or {}, ABSENT)
+            expected = version if expected_version is None else expected_version
+            put = Put(key, codec.encode_document(change(content)), expected)
+            return str((await backend.commit([*requires, put]))[-1])
+
+        if expected_version is None:
+            return await self.retry(key, attempt)
+        return await attempt()
+
+    async def retry(self, key: str, attempt: Callable[[], Awaitable[T]]) -> T:
+        """Repeat an attempt to read, decide and commit until nothing came between, and return what it returns.
+
+        Tasks of one event loop that change the same `key` take turns, so that a hundred of them do not all try a
+        hundred times. `attempt` must read anew what its commit compares with.
+        """
+        loop = id(asyncio.get_running_loop())
+        async with self._turns.setdefault((loop, key), asyncio.Lock()):
+            while True:
+                try:
+                    return await attempt()
+                except ConflictError:
+                    continue
+
+    async def create_stamped(
+        self, entry: str, ids: StampedIds, changes: Callable[[str], Sequence[Change]], /, **names: str
+    ) -> str:
+        """Commit `changes(id)`, one of which fails if the id is taken, with the first free id; return the id."""
+        backend = await self.writing()
+        folder = self.layout.parent(entry, **names)
+        while True:
+            stamp = ids.stamp(self.clock())
+            number = ids.reserve(folder, stamp)
+            new = ids.build(stamp, number)
+            try:
+                await backend.commit(changes(new))
+                return new
+            except ConflictError:
+                ids.pass_over(folder, stamp, await self.ids(entry, **names))
+            except StorageError:
+                ids.give_back(folder, stamp, number)
+                raise
+
+    # --- arguments -----------------------------------------------------------------------------------
+
+    def require(self, entry: str, /, **names: str) -> Require:
+        """Return the condition that the owner of something exists: a user, a session or a panel."""
+        return Require(self.layout.key(entry, **names), called(entry, **names))
+
+    @staticmethod
+    def page(limit: int | None, offset: int, default: int | None, *, from_end: bool = False) -> tuple[int | None, int]:
+        """Return checked `limit` and `offset`; a `limit` of None becomes `default`.
+
+        Raises:
+            ValidationError: One is no whole number, or is negative; `from_end` allows a negative offset.
+        """
+        for name, value in (("limit", limit), ("offset", offset)):
+            if value is None and name == "limit":
+                continue
+            if not isinstance(value, int) or isinstance(value, bool):
+                raise ValidationError(f"{name} must be a whole number, not {value!r:.80}.")
+            if value < 0 and (name == "limit" or not from_end):
+                raise ValidationError(f"{name} must not be negative, but is {value}.")
+        return default if limit is None else limit, offset
+
+    async def close(self) -> None:
+        """Close the backend."""
+        await self._backend.close()
+
+
+def called(entry: str, /, **names: str) -> str:
+    """Return what an error calls something, such as "The session 'x' of user 'y'"."""
+    *owners, (_, own) = names.items()
+    of = "".join(f" of {name.removesuffix('_id')} {value!r}" for name, value in reversed(owners))
+    return f"The {entry.replace('_', ' ')} {own!r}{of}"
+
+
+def damaged(key: str, problem: str) -> IntegrityError:
+    """Return the error for a document that decodes but cannot be right."""
+    return IntegrityError(
+        f"The document at {key} is damaged: {problem}", key=key, hint="Run `chatdb check` to see all damage."
+    )

@@ -1,0 +1,210 @@
+"""The matrix of backends, and what every test is watched for.
+
+- `storage` and `make_storage` run a test once for each backend; `flat_storage` and `flat_config` on flat files only.
+- After the test every store is closed, and checked unless the test is marked `damage`.
+- A test that blocks the event loop inside the package fails (`blockbuster`). What a test does by itself, such as a look
+  at a file, is not watched: only calls that come through a module of the package count, and `testing/`, which reaches
+  the medium by a back door on purpose, is no such module.
+"""
+
+import dataclasses
+import fcntl
+import json
+import os
+from collections.abc import AsyncIterator, Callable, Iterator
+from pathlib import Path
+from typing import Any, Protocol
+
+import pytest
+from blockbuster import BlockBuster, BlockBusterFunction
+from hypothesis import HealthCheck, settings
+
+from flatfile_chat_database.backends.base import StorageBackend, open_backend
+from flatfile_chat_database.backends.memory import MemoryBackend
+from flatfile_chat_database.check import check
+from flatfile_chat_database.config import NAMING_FIELDS, StorageConfig
+from flatfile_chat_database.layout import Layout
+from flatfile_chat_database.models import Problem
+from flatfile_chat_database.storage import StorageManager
+
+PACKAGE = "flatfile_chat_database"
+pytest.register_assert_rewrite(f"{PACKAGE}.testing")
+CONFIG_FIELDS = {field.name for field in dataclasses.fields(StorageConfig)}
+MANAGER_ARGUMENTS = {"backend", "read_only", "clock", "id_source"}
+
+# An example that waits for a disk has no useful deadline; "too slow" says the same of the machine.
+settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
+settings.register_profile("ci", settings.get_profile("here"), derandomize=True, database=None)
+settings.load_profile("ci" if os.environ.get("CI") else "here")
+
+
+# --- what every test is watched for --------------------------------------------------------------------
+
+
+def _guard() -> BlockBuster:
+    guard = BlockBuster(PACKAGE, excluded_modules=[f"{PACKAGE}.testing"])
+    # What blockbuster does not know by itself.
+    more = {
+        os: ("fsync", "fdatasync", "open", "fstat", "lstat", "pread", "pwrite", "ftruncate", "makedirs", "scandir"),
+        fcntl: ("flock", "lockf", "fcntl"),
+    }
+    for module, names in more.items():
+        for name in names:
+            if hasattr(module, name):
+                guard.functions[f"{module.__name__}.{name}"] = BlockBusterFunction(
+                    module, name, scanned_modules=PACKAGE, excluded_modules=[f"{PACKAGE}.testing"]
+                )
+    return guard
+
+
+@pytest.fixture(autouse=True)
+def blocking_the_loop_fails() -> Iterator[BlockBuster]:
+    """Raise BlockingError from a blocking call of the package on an event loop's thread."""
+    guard = _guard()
+    guard.activate()
+    try:
+        yield guard
+    finally:
+        guard.deactivate()
+
+
+# --- the matrix ----------------------------------------------------------------------------------------
+
+
+@pytest.fixture(params=["memory", "flatfile"])
+def backend_name(request: pytest.FixtureRequest) -> str:
+    """Each backend in turn."""
+    return str(request.param)
+
+
+@pytest.fixture
+def store_path(tmp_path: Path) -> Path:
+    """The folder of the flat-file store; it does not exist before the first write."""
+    return tmp_path / "store"
+
+
+class MakeStorage(Protocol):
+    """`make_storage` and `flat_storage`."""
+
+    def __call__(self, **overrides: Any) -> StorageManager:
+        """Return a new manager; config fields go to StorageConfig, other keywords to StorageManager."""
+        ...
+
+
+class _Stores:
+    """The managers of one test, and the store that they share."""
+
+    def __init__(self, backend_name: str, store_path: Path) -> None:
+        self.backend_name = backend_name
+        self.store_path = store_path
+        self.managers: list[StorageManager] = []
+        self.memory: MemoryBackend | None = None
+
+    def config(self, **overrides: Any) -> StorageConfig:
+        return StorageConfig(**{"storage_base_path": str(self.store_path)} | overrides)
+
+    def make(self, **overrides: Any) -> StorageManager:
+        unknown = overrides.keys() - CONFIG_FIELDS - MANAGER_ARGUMENTS
+        assert not unknown, f"neither config fields nor arguments of StorageManager: {unknown}"
+        config = self.config(**{name: value for name, value in overrides.items() if name in CONFIG_FIELDS})
+        arguments = {name: value for name, value in overrides.items() if name in MANAGER_ARGUMENTS}
+        if self.backend_name == "memory" and not config.storage_url:
+            if self.memory is None:
+                self.memory = MemoryBackend(config)
+            arguments.setdefault("backend", self.memory)
+        manager = StorageManager(config, **arguments)
+        self.managers.append(manager)
+        return manager
+
+    async def close(self) -> None:
+        for manager in self.managers:
+            await manager.close()
+
+    async def check(self) -> None:
+        """Fail if the store, seen by a fresh handle, has problems."""
+        backend = await self._reopen()
+        if backend is not None:
+            try:
+                assert await problems(backend) == []
+            finally:
+                await backend.close()
+
+    async def _reopen(self) -> StorageBackend | None:
+        configs = [manager.config for manager in self.managers] or [self.config()]
+        if self.backend_name == "memory":
+            if self.memory is None:
+                return None
+            contents = {key: await self.memory.read(key) for key in await self.memory.list_keys("")}
+            self.memory.config = _config_of_store(configs, contents.get)
+            return self.memory
+        if not self.store_path.exists():
+            return None
+
+        def read(key: str) -> bytes | None:
+            path = self.store_path / key
+            return path.read_bytes() if path.exists() else None
+
+        config = _config_of_store(configs, read)
+        return open_backend(dataclasses.replace(config, storage_url="", storage_base_path=str(self.store_path)))
+
+
+def _config_of_store(configs: list[StorageConfig], read: Callable[[str], bytes | None]) -> StorageConfig:
+    """Return the configuration that the store was made with: some tests open one with other names as well."""
+    for config in configs:
+        data = read(Layout(config).key("store"))
+        if data is not None:
+            names = json.loads(data)["names"]
+            if all(names.get(name, getattr(config, name)) == getattr(config, name) for name in NAMING_FIELDS):
+                return config
+    return configs[0]
+
+
+async def problems(backend: StorageBackend) -> list[Problem]:
+    """Return what `check` finds that is not harmless."""
+    return [problem for problem in await check(backend) if not problem.harmless]
+
+
+async def _stores(request: pytest.FixtureRequest, backend_name: str, store_path: Path) -> AsyncIterator[_Stores]:
+    stores = _Stores(backend_name, store_path)
+    yield stores
+    await stores.close()
+    if request.node.get_closest_marker("damage") is None:
+        await stores.check()
+    if stores.memory is not None:
+        await stores.memory.close()
+
+
+@pytest.fixture
+async def make_storage(
+    request: pytest.FixtureRequest, backend_name: str, store_path: Path
+) -> AsyncIterator[MakeStorage]:
+    """Make managers on one store of each backend in turn; see MakeStorage."""
+    async for stores in _stores(request, backend_name, store_path):
+        yield stores.make
+
+
+@pytest.fixture
+def storage(make_storage: MakeStorage) -> StorageManager:
+    """A manager with the default configuration, on each backend in turn."""
+    return make_storage()
+
+
+@pytest.fixture
+async def flat_storage(request: pytest.FixtureRequest, store_path: Path) -> AsyncIterator[MakeStorage]:
+    """Make managers on one flat-file store; see MakeStorage."""
+    async for stores in _stores(request, "flatfile", store_path):
+        yield stores.make
+
+
+class FlatConfig(Protocol):
+    """`flat_config`."""
+
+    def __call__(self, **overrides: Any) -> StorageConfig:
+        """Return a configuration for the store at `store_path`."""
+        ...
+
+
+@pytest.fixture
+def flat_config(store_path: Path) -> FlatConfig:
+    """Make configurations for the flat-file store that `flat_storage` uses."""
+    return _Stores("flatfile", store_path).config

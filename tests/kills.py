@@ -1,0 +1,197 @@
+"""A process that writes messages and is killed, again and again; what it acknowledged must be there.
+
+`run` is used by the test suite and, with larger numbers, by `tests.soak`.
+"""
+
+import asyncio
+import hashlib
+import multiprocessing
+import os
+import random
+import shutil
+import signal
+import time
+from collections import Counter
+from dataclasses import dataclass
+from multiprocessing.context import ForkServerContext
+from pathlib import Path
+
+from flatfile_chat_database import Message, StorageConfig, StorageManager
+from flatfile_chat_database.check import check
+
+SESSIONS = 12
+CYCLES_PER_STORE = 10
+
+
+@dataclass
+class Report:
+    """What a run saw; `problems` must be empty."""
+
+    kills: int = 0
+    acknowledged: int = 0
+    torn_tails: int = 0
+    unfinished_batches: int = 0
+    largest: int = 0
+    problems: list[str] | None = None
+
+    def __str__(self) -> str:
+        return (
+            f"{self.kills} kills, {self.acknowledged:,} acknowledged messages of up to {self.largest:,} bytes, "
+            f"{self.torn_tails} torn tails and {self.unfinished_batches} unfinished batches seen, "
+            f"{len(self.problems or [])} problems"
+        )
+
+
+def config(folder: Path) -> StorageConfig:
+    return StorageConfig(storage_base_path=str(folder))
+
+
+def content(message_id: str) -> str:
+    """Return the content that belongs to an id: its last part is the size."""
+    size = int(message_id.rpartition("-")[2])
+    seed = hashlib.sha256(message_id.encode()).hexdigest()
+    return (seed * (size // len(seed) + 1))[:size]
+
+
+def size_of_next(dice: random.Random) -> int:
+    """Draw a size from 100 bytes to 200 KB, most of them small, as in real chats."""
+    kind = dice.random()
+    if kind < 0.90:
+        return dice.randint(100, 1500)
+    return dice.randint(1500, 20_000) if kind < 0.97 else dice.randint(20_000, 200_000)
+
+
+def write_until_killed(folder: str, cycle: int, seed: int, pipe: int) -> None:
+    """Write messages to all sessions at once; tell the pipe the id of each that was acknowledged."""
+
+    async def write(storage: StorageManager, session: int) -> None:
+        dice = random.Random(f"{seed}-{session}")
+        for number in range(1_000_000):
+            batch = 3 if dice.random() < 0.1 else 1
+            ids = [f"{cycle}-{session}-{number}.{part}-{size_of_next(dice)}" for part in range(batch)]
+            await storage.add_messages("ada", f"s{session}", [Message("user", content(i), id=i) for i in ids])
+            os.write(pipe, "".join(f"{i}\n" for i in ids).encode())
+
+    async def main() -> None:
+        storage = StorageManager(config(Path(folder)))
+        await asyncio.gather(*(write(storage, session) for session in range(SESSIONS)))
+
+    asyncio.run(main())
+
+
+def context() -> ForkServerContext:
+    """Start processes from one that has the package loaded and no threads."""
+    chosen = multiprocessing.get_context("forkserver")
+    chosen.set_forkserver_preload(["flatfile_chat_database", "tests.kills"])
+    return chosen
+
+
+def run(folder: Path, *, kills: int, seed: int, longest_seconds: float = 0.6) -> Report:
+    """Kill a writer `kills` times and look each time whether all that it acknowledged is there."""
+    report = Report(problems=[])
+    dice = random.Random(seed)
+    starting = context()
+    for first in range(0, kills, CYCLES_PER_STORE):
+        store = folder / f"store{first}"
+        asyncio.run(_prepare(store))
+        acknowledged: list[str] = []
+        for cycle in range(first, min(first + CYCLES_PER_STORE, kills)):
+            reading, writing = os.pipe()
+            os.set_inheritable(writing, True)
+            process = starting.Process(
+                target=_child, args=(str(store), cycle, dice.randrange(1 << 30), _Handle(writing))
+            )
+            process.start()
+            os.close(writing)
+            acknowledged += _collect(reading, process.pid or 0, dice.uniform(0.05, longest_seconds))
+            process.join()
+            report.kills += 1
+            torn = [path for path in store.glob("users/ada/*/messages.jsonl") if _ends_in_half(path)]
+            report.torn_tails += len(torn)
+            report.unfinished_batches += (store / "system/lock").stat().st_size > 0
+        report.acknowledged += len(acknowledged)
+        report.largest = max([report.largest, *(int(i.rpartition("-")[2]) for i in acknowledged)])
+        asyncio.run(_verify(store, acknowledged, report))
+        shutil.rmtree(store)
+    return report
+
+
+class _Handle:
+    """A descriptor that travels to a process as multiprocessing sends it."""
+
+    def __init__(self, descriptor: int) -> None:
+        from multiprocessing import reduction
+
+        self._sent = reduction.DupFd(descriptor)  # type: ignore[attr-defined]
+
+    def take(self) -> int:
+        return int(self._sent.detach())
+
+
+def _child(folder: str, cycle: int, seed: int, pipe: _Handle) -> None:
+    write_until_killed(folder, cycle, seed, pipe.take())
+
+
+def _collect(reading: int, process: int, seconds: float) -> list[str]:
+    """Read acknowledgements; kill the process some time after the first; return them all."""
+    text = b""
+    deadline = None
+    killed = False
+    os.set_blocking(reading, False)
+    while True:
+        try:
+            piece = os.read(reading, 1 << 16)
+            if not piece:
+                break
+            text += piece
+            deadline = deadline or time.monotonic() + seconds
+        except BlockingIOError:
+            time.sleep(0.0005)
+        if not killed and deadline is not None and time.monotonic() >= deadline:
+            os.kill(process, signal.SIGKILL)
+            killed = True
+    os.close(reading)
+    # An acknowledgement is written whole or, if the process died there, not read as one.
+    return text.decode().split("\n")[:-1]
+
+
+async def _prepare(store: Path) -> None:
+    async with StorageManager(config(store)) as storage:
+        await storage.create_user("ada")
+        for session in range(SESSIONS):
+            await storage.create_session("ada", session_id=f"s{session}")
+
+
+async def _verify(store: Path, acknowledged: list[str], report: Report) -> None:
+    problems = report.problems if report.problems is not None else []
+    async with StorageManager(config(store)) as storage:
+        for session in range(SESSIONS):  # the next write mends what the dead left
+            await storage.add_message("ada", f"s{session}", Message("user", "mended", id=f"mend-{session}"))
+        found: Counter[str] = Counter()
+        for session in range(SESSIONS):
+            last = (-1, -1)
+            async for message in storage.stream_messages("ada", f"s{session}", strict=True):
+                if message.id.startswith("mend-"):
+                    continue
+                found[message.id] += 1
+                if message.content != content(message.id):
+                    problems.append(f"{message.id} has other content")
+                cycle, _, number, _ = message.id.split("-")
+                order = (int(cycle), int(number.replace(".", "")))
+                if order <= last:
+                    problems.append(f"{message.id} is out of order")
+                last = order
+        problems += [f"{i} was acknowledged and is lost" for i in acknowledged if not found[i]]
+        problems += [f"{i} is there {count} times" for i, count in found.items() if count > 1]
+        result = await check(storage.backend)
+        if not result.clean:
+            problems.append(str(result))
+
+
+def _ends_in_half(path: Path) -> bool:
+    with path.open("rb") as file:
+        size = file.seek(0, os.SEEK_END)
+        if size == 0:
+            return False
+        file.seek(size - 1)
+        return file.read(1) != b"\n"

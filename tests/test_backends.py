@@ -1,0 +1,211 @@
+"""The contract of `backends/base.py`, on every backend and on the smallest one that can be written."""
+
+import asyncio
+import os
+import threading
+from pathlib import Path
+
+import pytest
+
+from flatfile_chat_database import codec
+from flatfile_chat_database.backends.base import (
+    Capability,
+    StorageBackend,
+    check_key,
+    mended,
+    open_backend,
+    quarantine_keys,
+)
+from flatfile_chat_database.backends.flatfile import FlatfileBackend
+from flatfile_chat_database.backends.memory import MemoryBackend
+from flatfile_chat_database.config import StorageConfig
+from flatfile_chat_database.errors import ConfigurationError, ValidationError
+from flatfile_chat_database.testing.contract import BackendContract
+
+
+class TestMemory(BackendContract):
+    """Dictionaries. The medium is the dictionary, so every handle of a test gets the same one."""
+
+    capabilities = frozenset()
+
+    @pytest.fixture(autouse=True)
+    def medium(self) -> None:
+        self.data: dict[str, bytes] = {}
+
+    def make_backend(self, config: StorageConfig) -> StorageBackend:
+        backend = MemoryBackend(config)
+        backend._data = self.data
+        backend._keys = sorted(self.data)
+        return backend
+
+    def peek(self, key: str) -> bytes | None:
+        return self.data.get(key)
+
+    def poke(self, key: str, data: bytes) -> None:
+        self.data[key] = data
+
+    def peek_keys(self) -> list[str]:
+        return list(self.data)
+
+
+class SixMethods(StorageBackend):
+    """The least that a backend must do: the six methods, each of which gives way to other coroutines."""
+
+    def __init__(self, config: StorageConfig, data: dict[str, bytes]) -> None:
+        super().__init__(config)
+        self.data = data
+        self.lock = threading.Lock()
+
+    async def read(self, key: str) -> bytes | None:
+        await _give_way()
+        return self.data.get(check_key(key))
+
+    async def write(self, key: str, data: bytes) -> bool:
+        check_key(key)
+        await _give_way()
+        self.data[key] = data
+        await _give_way()
+        return True
+
+    async def append(self, key: str, data: bytes) -> bool:
+        if not data.endswith(b"\n"):
+            raise ValidationError("What is appended must end in a newline.")
+        check_key(key)
+        await _give_way()
+        with self.lock:
+            before, half = mended(self.data.get(key, b""))
+            if half:
+                note, target = quarantine_keys(self.config)
+                self.data[note] = codec.encode_document({"key": key})
+                self.data[target] = half
+            self.data[key] = before + data
+        await _give_way()
+        return True
+
+    async def delete(self, key: str) -> bool:
+        check_key(key)
+        await _give_way()
+        return self.data.pop(key, None) is not None
+
+    async def exists(self, key: str) -> bool:
+        await _give_way()
+        return check_key(key) in self.data
+
+    async def list_keys(self, prefix: str) -> list[str]:
+        await _give_way()
+        return sorted(key for key in list(self.data) if key.startswith(prefix))
+
+
+async def _give_way() -> None:
+    await asyncio.sleep(0)
+
+
+class TestSixMethods(BackendContract):
+    """What the contract's defaults make of six methods is a whole backend."""
+
+    capabilities = frozenset()
+
+    @pytest.fixture(autouse=True)
+    def medium(self) -> None:
+        self.data: dict[str, bytes] = {}
+
+    def make_backend(self, config: StorageConfig) -> StorageBackend:
+        return SixMethods(config, self.data)
+
+    def peek(self, key: str) -> bytes | None:
+        return self.data.get(key)
+
+    def poke(self, key: str, data: bytes) -> None:
+        self.data[key] = data
+
+    def peek_keys(self) -> list[str]:
+        return list(self.data)
+
+
+class TestFlatfile(BackendContract):
+    """Files, looked at with plain Python."""
+
+    capabilities = frozenset(
+        {Capability.PERSISTENT, Capability.PROCESSES, Capability.ATOMIC_APPEND, Capability.STREAMED_BLOBS}
+    )
+
+    @pytest.fixture(autouse=True)
+    def medium(self, store_path: Path) -> None:
+        self.root = store_path
+
+    def make_backend(self, config: StorageConfig) -> StorageBackend:
+        return FlatfileBackend(config, self.root)
+
+    def peek(self, key: str) -> bytes | None:
+        path = self.root / key
+        return path.read_bytes() if path.is_file() else None
+
+    def poke(self, key: str, data: bytes) -> None:
+        path = self.root / key
+        path.parent.mkdir(parents=True, exist_ok=True)
+        path.write_bytes(data)
+
+    def peek_keys(self) -> list[str]:
+        # The lock is the one file of the backend's own that stays.
+        paths = {path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if not path.is_dir()}
+        return sorted(paths - {"system/lock"})
+
+    def is_untouched(self) -> bool:
+        return not self.root.exists()
+
+    def break_folder(self, folder: str) -> bool:
+        path = self.root / folder
+        path.parent.mkdir(parents=True, exist_ok=True)
+        os.symlink(path.name, path)  # leads to itself, and is an error even for root
+        return True
+
+
+def test_only_the_six_are_needed() -> None:
+    required = {"read", "write", "append", "delete", "exists", "list_keys"}
+    assert StorageBackend.__abstractmethods__ == required
+    assert {name for name in vars(SixMethods) if not name.startswith("_")} == required
+
+
+# --- which backend -------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize(
+    ("url", "root"),
+    [
+        ("file:relative/path", "relative/path"),
+        ("file:/absolute/path", "/absolute/path"),
+        ("file:///absolute/path", "/absolute/path"),
+        ("file:with%20space%3F", "with space?"),
+        ("file:%E5%BC%A0", "张"),
+        ("file:.", "."),
+    ],
+)
+def test_a_file_url_names_a_folder(url: str, root: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    backend = open_backend(StorageConfig(storage_url=url, storage_base_path="/elsewhere"))
+    assert isinstance(backend, FlatfileBackend)
+    assert backend.root == os.path.realpath(root)
+
+
+def test_without_a_url_the_store_is_the_base_path(tmp_path: Path) -> None:
+    backend = open_backend(StorageConfig(storage_base_path=str(tmp_path / "store")))
+    assert isinstance(backend, FlatfileBackend)
+    assert backend.root == os.path.realpath(tmp_path / "store")
+    assert list(tmp_path.iterdir()) == [], "no I/O before the first write"
+
+
+def test_memory_is_a_url_as_well() -> None:
+    assert isinstance(open_backend(StorageConfig(storage_url="memory:")), MemoryBackend)
+
+
+@pytest.mark.parametrize(
+    "url",
+    [
+        "file:", "file://", "file://host/path", "file:a%00b", "memory:x", "memory", "ftp://host/x", "sqlite:///x.db",
+        "postgresql://user:secret@host/db", "/a/path", "C:\\chats", ":", "FILE:x",
+    ],
+)  # fmt: skip
+def test_a_url_that_names_no_backend_is_refused_without_showing_it(url: str) -> None:
+    with pytest.raises(ConfigurationError, match="names no backend") as error:
+        open_backend(StorageConfig(storage_url=url))
+    assert "secret" not in str(error.value)

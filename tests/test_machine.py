@@ -1,0 +1,44 @@
+"""A StorageManager on each backend, used at random beside one in memory."""
+
+import shutil
+import tempfile
+from typing import Any
+
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
+
+from flatfile_chat_database.storage import StorageManager
+from flatfile_chat_database.testing.machine import StorageMachine
+
+from .test_backends import SixMethods
+
+
+class FlatfileMachine(StorageMachine):
+    """Files in a folder of their own for each example."""
+
+    def prepare(self) -> None:
+        self.folder = tempfile.mkdtemp()
+
+    def open_storage(self, **arguments: Any) -> StorageManager:
+        return StorageManager(self.config(storage_base_path=self.folder), **arguments)
+
+    def discard(self) -> None:
+        shutil.rmtree(self.folder)
+
+
+class SixMethodsMachine(StorageMachine):
+    """The contract's defaults on the smallest backend, whose methods give way to each other."""
+
+    def prepare(self) -> None:
+        self.data: dict[str, bytes] = {}
+
+    def open_storage(self, **arguments: Any) -> StorageManager:
+        return StorageManager(self.config(), backend=SixMethods(self.config(), self.data), **arguments)
+
+
+def test_flat_files_answer_as_memory_does() -> None:
+    run_state_machine_as_test(FlatfileMachine, settings=settings(max_examples=60, stateful_step_count=50))
+
+
+def test_six_methods_answer_as_memory_does() -> None:
+    run_state_machine_as_test(SixMethodsMachine, settings=settings(max_examples=15, stateful_step_count=50))

@@ -1,0 +1,106 @@
+"""Several processes and threads on one store, and processes that are killed."""
+
+import asyncio
+import multiprocessing
+import threading
+from pathlib import Path
+
+import pytest
+
+from flatfile_chat_database import Message, StorageConfig, StorageManager
+
+from . import kills
+
+PROCESSES, THREADS, SESSIONS, EACH = 8, 4, 20, 1250  # 40,000 messages
+
+
+def append_from_threads(folder: str, process: int, each: int) -> None:
+    """Append `each` messages from each of four threads, every thread with an event loop of its own."""
+    storage = StorageManager(StorageConfig(storage_base_path=folder))
+
+    async def append(thread: int) -> None:
+        writer = f"{process}.{thread}"
+        for start in range(0, each, 10):
+            await asyncio.gather(
+                *(
+                    storage.add_message(
+                        "ada", f"s{number % SESSIONS}", Message("user", "text", id=f"{writer}-{number}")
+                    )
+                    for number in range(start, min(start + 10, each))
+                )
+            )
+
+    threads = [threading.Thread(target=lambda t=t: asyncio.run(append(t))) for t in range(THREADS)]
+    for thread in threads:
+        thread.start()
+    for thread in threads:
+        thread.join()
+    asyncio.run(storage.close())
+
+
+async def prepare(folder: Path) -> StorageManager:
+    storage = StorageManager(StorageConfig(storage_base_path=str(folder)))
+    await storage.create_user("ada")
+    for session in range(SESSIONS):
+        await storage.create_session("ada", session_id=f"s{session}")
+    return storage
+
+
+async def every_message_is_there_in_its_writers_order(storage: StorageManager, each: int) -> int:
+    total = 0
+    last: dict[tuple[str, int], int] = {}
+    for session in range(SESSIONS):
+        async for message in storage.stream_messages("ada", f"s{session}", strict=True):
+            writer, _, number = message.id.partition("-")
+            assert int(number) % SESSIONS == session
+            assert last.get((writer, session), -1) < int(number), f"{message.id} is out of order"
+            last[writer, session] = int(number)
+            total += 1
+    assert len({writer for writer, _ in last}) == PROCESSES * THREADS
+    assert total == PROCESSES * THREADS * each
+    return total
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(600)
+async def test_8_processes_of_4_threads_append_40000_messages_and_none_is_lost_or_out_of_order(
+    store_path: Path,
+) -> None:
+    await append_from_all(store_path, EACH)
+
+
+async def test_8_processes_of_4_threads_append_1600_messages_and_none_is_lost_or_out_of_order(
+    store_path: Path,
+) -> None:
+    await append_from_all(store_path, 50)
+
+
+async def append_from_all(folder: Path, each: int) -> None:
+    storage = await prepare(folder)
+    starting = multiprocessing.get_context("spawn")
+    processes = [
+        starting.Process(target=append_from_threads, args=(str(folder), process, each)) for process in range(PROCESSES)
+    ]
+    for process in processes:
+        await asyncio.to_thread(process.start)
+    for process in processes:
+        await asyncio.to_thread(process.join)
+    assert [process.exitcode for process in processes] == [0] * PROCESSES
+    await every_message_is_there_in_its_writers_order(storage, each)
+    await storage.close()
+
+
+def test_20_kills_of_a_writing_process_lose_no_acknowledged_message(tmp_path: Path) -> None:
+    report = kills.run(tmp_path, kills=20, seed=1, longest_seconds=0.3)
+    assert report.problems == [], report
+    assert report.kills == 20 and report.acknowledged > 500, report
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+@pytest.mark.parametrize("seed", [2, 3])  # two halves, one for each worker
+def test_150_kills_of_a_writing_process_lose_no_acknowledged_message(tmp_path: Path, seed: int) -> None:
+    report = kills.run(tmp_path, kills=150, seed=seed)
+    print(report)
+    assert report.problems == [], report
+    assert report.kills == 150 and report.acknowledged >= 50_000 and report.torn_tails >= 15, report
