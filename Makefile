@@ -55,7 +55,7 @@ define environment
 @touch $(2)/.stamp
 endef
 
-.PHONY: help demo test check coverage servers bench soak lock format clean
+.PHONY: help demo test check docs coverage servers bench soak lock format clean
 
 help: ## list the targets
 	@echo "make TARGET, where TARGET is one of"
@@ -87,6 +87,9 @@ check: $(VENV)/.stamp ## lint, format, types, layers, and whether the generated 
 	@$(BIN)/lint-imports --no-logo
 	@echo "== documentation"
 	@$(BIN)/python tools/docs.py --check
+
+docs: $(VENV)/.stamp ## write the generated pages of docs/
+	@$(BIN)/python tools/docs.py
 
 coverage: $(VENV)/.stamp ## the whole suite with coverage; the parts that can lose data need 95 %
 	@rm -f .coverage .coverage.*

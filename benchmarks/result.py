@@ -22,10 +22,9 @@ class Result:
             names = list(self.rows[0])
             cells = [names, *([_text(row[name]) for name in names] for row in self.rows)]
             widths = [max(len(row[column]) for row in cells) for column in range(len(names))]
-            lines += [
-                "  " + "  ".join(cell.rjust(w) if i else cell.ljust(w) for i, (cell, w) in enumerate(zip(row, widths, strict=True)))
-                for row in cells
-            ]
+            for first, *others in cells:
+                columns = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
+                lines.append("  ".join(["", first.ljust(widths[0]), *columns]))
         return "\n".join(lines)
 
 

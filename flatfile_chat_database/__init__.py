@@ -1,11 +1,13 @@
 """Flatfile Chat Database: durable chat history in plain JSON and JSONL files.
 
-from flatfile_chat_database import Message, StorageManager
+Inside a coroutine:
 
-async with StorageManager() as storage:
-    await storage.create_user("ada")
-    session_id = await storage.create_session("ada", "First chat")
-    await storage.add_message("ada", session_id, Message("user", "Hello"))
+    from flatfile_chat_database import Message, StorageManager
+
+    async with StorageManager() as storage:
+        await storage.create_user("ada")
+        session_id = await storage.create_session("ada", "First chat")
+        await storage.add_message("ada", session_id, Message("user", "Hello"))
 """
 
 from .backends.base import StorageBackend

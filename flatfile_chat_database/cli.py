@@ -26,8 +26,11 @@ from typing import Any, Literal, ParamSpec
 import click
 
 from .backends.base import StorageBackend, open_backend
+from .check import check as check_store
 from .config import StorageConfig, load_config, set_from_text
+from .demo import run_demo
 from .errors import ConfigurationError, NotFoundError, StorageError
+from .importers import FORMATS, Report, import_file
 from .layout import Layout
 from .models import Message, Session
 from .storage import StorageManager
@@ -233,8 +236,6 @@ def demo(options: _Options, store: str | None) -> None:
 
 
 async def _demo(config: StorageConfig, place: str, program: str, say: Callable[[str], None]) -> dict[str, Any]:
-    from .demo import run_demo
-
     async with StorageManager(config) as storage:
         if await storage.backend.list_children(""):
             raise ConfigurationError(f"{place} is not empty.", hint="Give the demo a new folder.")
@@ -258,7 +259,7 @@ def _program() -> str:
 @click.option(
     "--format",
     "format_name",
-    type=click.Choice(["openai-jsonl"]),
+    type=click.Choice(list(FORMATS)),
     required=True,
     help='What the file holds. openai-jsonl: one conversation a line, {"id", "messages": [{"role", "content"}]}.',
 )
@@ -267,14 +268,12 @@ def _program() -> str:
 @click.pass_obj
 @_runs
 async def import_(options: _Options, file: str, format_name: str, user_id: str, dry_run: bool) -> int:
-    """Import conversations from FILE, plain or gzip.
+    """Import conversations from a file.
 
-    Ids are made from the source, so an import that is run again adds nothing, and one that was interrupted is
-    completed by running it again. The user is created if absent. What cannot be imported is skipped and reported, and
-    the exit code is then 1.
+    FILE may be plain or gzip. Ids are made from the source, so an import that is run again adds nothing, and one that
+    was interrupted is completed by running it again. The user is created if absent. What cannot be imported is skipped
+    and reported, and the exit code is then 1.
     """
-    from .importers import import_file
-
     config = options.config()
     began = time.monotonic()
     async with StorageManager(config, read_only=dry_run) as storage:
@@ -312,7 +311,7 @@ async def import_(options: _Options, file: str, format_name: str, user_id: str, 
 
 
 @contextmanager
-def _progress(name: str, options: _Options) -> Iterator[Callable[[Any, int, int | None], None] | None]:
+def _progress(name: str, options: _Options) -> Iterator[Callable[[Report, int, int | None], None] | None]:
     """Show a progress bar while an import runs, if anybody can see it."""
     if options.json or not sys.stderr.isatty():
         yield None
@@ -333,7 +332,7 @@ def _progress(name: str, options: _Options) -> Iterator[Callable[[Any, int, int 
     with bar:
         task = bar.add_task(visible(name), total=None, rate="")
 
-        def show(report: Any, position: int, size: int | None) -> None:
+        def show(report: Report, position: int, size: int | None) -> None:
             rate = report.messages / max(time.monotonic() - began, 1e-9)
             text = f"{report.messages:,} messages, {rate:,.0f}/s"
             bar.update(task, completed=position, total=size, rate=text)
@@ -351,7 +350,10 @@ def _progress(name: str, options: _Options) -> Iterator[Callable[[Any, int, int 
 @click.pass_obj
 @_runs
 async def ls(options: _Options, user: str | None, limit: int, offset: int) -> None:
-    """List users, or the sessions of USER, most recently updated first."""
+    """List users, or the sessions of a USER.
+
+    Users come by id, sessions most recently updated first.
+    """
     rows: list[tuple[str, ...]]
     head: tuple[str, ...]
     async with options.reading() as storage:
@@ -410,7 +412,10 @@ def _session_fields(session: Session) -> dict[str, Any]:
 @click.pass_obj
 @_runs
 async def show(options: _Options, user: str, session: str, limit: int | None, offset: int, strict: bool) -> None:
-    """Print the messages of a session, oldest first."""
+    """Print the messages of a session.
+
+    Oldest first; from --offset, at most --limit.
+    """
     async with options.reading() as storage:
         found = await _require_session(storage, user, session)
         if not options.json:
@@ -457,9 +462,9 @@ def _print_message(options: _Options, message: Message) -> None:
 @click.option("-f", "--follow", is_flag=True, help="Go on with new messages as they come, until interrupted.")
 @click.pass_obj
 def tail(options: _Options, user: str, session: str, count: int, follow: bool) -> None:
-    """Print the newest messages of a session, and with -f those that come.
+    """Print the newest messages of a session.
 
-    With -f the session need not exist yet.
+    With -f, go on with those that come, until interrupted; the session need not exist yet.
     """
     try:
         asyncio.run(_tail(options, user, session, count, follow))
@@ -562,10 +567,11 @@ async def search(
     limit: int | None,
     order: Literal["time", "relevance"],
 ) -> None:
-    """Find messages, contexts and document analyses that hold every word of QUERY.
+    """Search a user's chats.
 
-    Words match whole, whatever their case and accents; `word*` matches a beginning and "two words" a phrase; Chinese,
-    Japanese and Korean text matches anywhere.
+    Finds messages, contexts and document analyses that hold every word of QUERY. Words match whole, whatever their case
+    and accents; `word*` matches a beginning and "two words" a phrase; Chinese, Japanese and Korean text matches
+    anywhere.
     """
     async with options.reading() as storage:
         await _require_user(storage, user)
@@ -593,12 +599,11 @@ async def search(
 @click.pass_obj
 @_runs
 async def check(options: _Options, fix: bool) -> int:
-    """Look at everything in the store and report what does not fit.
+    """Find damage in a store, and repair it.
 
-    The exit code is 1 if something is wrong that affects an answer and was not repaired.
+    Looks at everything and reports what does not fit. The exit code is 1 if something is wrong that affects an answer
+    and was not repaired.
     """
-    from .check import check as check_store
-
     config = options.config()
     # Not a StorageManager, which would refuse a store whose own file is damaged.
     async with _closing(open_backend(config)) as backend:

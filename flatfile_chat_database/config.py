@@ -29,7 +29,7 @@ _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,98}[A-Za-z0-9_-]|[A-Za-z0-9
 _PREFIX = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 _STAMP = re.compile(r"[a-z0-9_-]{1,60}")
 _SUFFIX = re.compile(r"\.[a-z0-9._-]{0,20}[a-z0-9]")
-_EXTENSION = re.compile(r"\.[^./\\\s\x00-\x1f]+")
+_EXTENSION = re.compile(r"\.[^./\\\s\x00-\x1f]{1,20}")
 _WINDOWS_DEVICE = re.compile(r"(?i)(con|prn|aux|nul|conin|conout|com\d|lpt\d)(\..*)?")
 
 

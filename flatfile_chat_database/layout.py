@@ -13,9 +13,10 @@ option (`-rf`) or a device of Windows (`con`). On disk, do not change.
 from __future__ import annotations
 
 import hashlib
+import itertools
 import re
 import unicodedata
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterable, Iterator, Mapping
 from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
@@ -23,7 +24,7 @@ from functools import lru_cache
 from urllib.parse import unquote_to_bytes
 
 from .config import StorageConfig
-from .errors import ValidationError
+from .errors import ConfigurationError, ValidationError
 
 MAX_SEGMENT_BYTES = 180
 """Of an escaped id; leaves room for suffixes within the 255 bytes that file systems allow."""
@@ -203,6 +204,7 @@ class Layout:
                 Entry("quarantine", blob, f"{self.system}/quarantine/{{item}}", "damaged bytes set aside"),
             )
         }
+        _refuse_shared_names(self.entries.values())
         self._patterns = {name: _Pattern(entry, self.entries) for name, entry in self.entries.items()}
         self._documents_own = {
             config.document_metadata_filename.casefold(),
@@ -343,6 +345,17 @@ class Layout:
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries.values())
+
+
+def _refuse_shared_names(entries: Iterable[Entry]) -> None:
+    """Refuse names of the configuration that put two entries in one place, or one where another has its folder."""
+    for one, other in itertools.combinations(entries, 2):
+        shorter, longer = sorted((one.pattern.casefold().split("/"), other.pattern.casefold().split("/")), key=len)
+        if longer[: len(shorter)] == shorter:
+            raise ConfigurationError(
+                f"{one.name!r} at {one.pattern} and {other.name!r} at {other.pattern} would be in each other's place.",
+                hint="Choose other file and folder names.",
+            )
 
 
 class _Pattern:

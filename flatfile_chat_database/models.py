@@ -38,6 +38,8 @@ def parse_timestamp(text: object, field_name: str = "timestamp") -> datetime:
     if not isinstance(text, str):
         raise ValidationError(f"{field_name} must be an ISO 8601 string, not {type(text).__name__}.")
     try:
+        if "\0" in text:  # fromisoformat reads up to it and passes over the rest
+            raise ValueError("embedded NUL")
         moment = datetime.fromisoformat(text)
         if moment.tzinfo is not None:
             return moment.astimezone(UTC)

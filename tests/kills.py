@@ -17,6 +17,8 @@ from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 from flatfile_chat_database import Message, StorageConfig, StorageManager
+from flatfile_chat_database.backends.flatfile import FlatfileBackend
+from flatfile_chat_database.backends.flatfile.files import Files
 from flatfile_chat_database.check import check
 
 SESSIONS = 12
@@ -53,27 +55,47 @@ def content(message_id: str) -> str:
     return (seed * (size // len(seed) + 1))[:size]
 
 
-def size_of_next(dice: random.Random) -> int:
-    """Draw a size from 100 bytes to 200 KB, most of them small, as in real chats."""
-    kind = dice.random()
-    if kind < 0.90:
-        return dice.randint(100, 1500)
-    return dice.randint(1500, 20_000) if kind < 0.97 else dice.randint(20_000, 200_000)
+def size_of_next(dice: random.Random, *, tearing: bool) -> int:
+    """Draw a size from 100 bytes to 200 KB: mostly small, as in real chats, or mostly large."""
+    large = dice.random() < (0.8 if tearing else 0.02)
+    return dice.randint(9_000, 200_000) if large else dice.randint(100, 1_500)
+
+
+def is_tearing(cycle: int) -> bool:
+    return cycle % 2 == 1
+
+
+class Unsynced(Files):
+    """System calls that do not wait for the disk."""
+
+    def sync(self, descriptor: int) -> None:
+        self.count("syncs")
+
+    def sync_folder(self, path: str) -> None:
+        self.count("syncs")
 
 
 def write_until_killed(folder: str, cycle: int, seed: int, pipe: int) -> None:
-    """Write messages to all sessions at once; tell the pipe the id of each that was acknowledged."""
+    """Write messages to all sessions at once; tell the pipe the id of each that was acknowledged.
+
+    Every second cycle is for tearing: large messages and batches, and no waiting for the disk, for a kill, other than
+    a power cut, takes nothing from the system's cache; and the kill comes when a log is seen to end in half a line.
+    """
+    tearing = is_tearing(cycle)
 
     async def write(storage: StorageManager, session: int) -> None:
         dice = random.Random(f"{seed}-{session}")
         for number in range(1_000_000):
-            batch = 3 if dice.random() < 0.1 else 1
-            ids = [f"{cycle}-{session}-{number}.{part}-{size_of_next(dice)}" for part in range(batch)]
+            batch = dice.choice([1, 1, 10]) if tearing else dice.choice([1, 1, 1, 1, 1, 1, 1, 1, 1, 3])
+            sizes = [size_of_next(dice, tearing=tearing) for _ in range(batch)]
+            ids = [f"{cycle}-{session}-{number}.{part}-{size}" for part, size in enumerate(sizes)]
             await storage.add_messages("ada", f"s{session}", [Message("user", content(i), id=i) for i in ids])
             os.write(pipe, "".join(f"{i}\n" for i in ids).encode())
 
     async def main() -> None:
-        storage = StorageManager(config(Path(folder)))
+        files = Unsynced() if tearing else Files()
+        backend = FlatfileBackend(config(Path(folder)), folder, files=files)
+        storage = StorageManager(backend=backend)
         await asyncio.gather(*(write(storage, session) for session in range(SESSIONS)))
 
     asyncio.run(main())
@@ -86,7 +108,7 @@ def context() -> ForkServerContext:
     return chosen
 
 
-def run(folder: Path, *, kills: int, seed: int, longest_seconds: float = 0.6) -> Report:
+def run(folder: Path, *, kills: int, seed: int, longest_seconds: float = 0.4) -> Report:
     """Kill a writer `kills` times and look each time whether all that it acknowledged is there."""
     report = Report(problems=[])
     dice = random.Random(seed)
@@ -103,7 +125,8 @@ def run(folder: Path, *, kills: int, seed: int, longest_seconds: float = 0.6) ->
             )
             process.start()
             os.close(writing)
-            acknowledged += _collect(reading, process.pid or 0, dice.uniform(0.05, longest_seconds))
+            logs = list(store.glob("users/ada/*/messages.jsonl")) if is_tearing(cycle) else []
+            acknowledged += _collect(reading, process.pid or 0, dice.uniform(0.05, longest_seconds), logs)
             process.join()
             report.kills += 1
             torn = [path for path in store.glob("users/ada/*/messages.jsonl") if _ends_in_half(path)]
@@ -122,7 +145,7 @@ class _Handle:
     def __init__(self, descriptor: int) -> None:
         from multiprocessing import reduction
 
-        self._sent = reduction.DupFd(descriptor)  # type: ignore[attr-defined]
+        self._sent = reduction.DupFd(descriptor)
 
     def take(self) -> int:
         return int(self._sent.detach())
@@ -132,8 +155,11 @@ def _child(folder: str, cycle: int, seed: int, pipe: _Handle) -> None:
     write_until_killed(folder, cycle, seed, pipe.take())
 
 
-def _collect(reading: int, process: int, seconds: float) -> list[str]:
-    """Read acknowledgements; kill the process some time after the first; return them all."""
+def _collect(reading: int, process: int, seconds: float, logs: list[Path]) -> list[str]:
+    """Read acknowledgements; kill the process some time after the first; return them all.
+
+    If `logs` are given the kill waits for the moment that one of them ends in half a line, but not for ever.
+    """
     text = b""
     deadline = None
     killed = False
@@ -146,10 +172,13 @@ def _collect(reading: int, process: int, seconds: float) -> list[str]:
             text += piece
             deadline = deadline or time.monotonic() + seconds
         except BlockingIOError:
-            time.sleep(0.0005)
+            if deadline is None or killed or time.monotonic() < deadline:
+                time.sleep(0.0005)
         if not killed and deadline is not None and time.monotonic() >= deadline:
-            os.kill(process, signal.SIGKILL)
-            killed = True
+            torn = not logs or time.monotonic() >= deadline + 1 or any(_ends_in_half(path) for path in logs)
+            if torn:
+                os.kill(process, signal.SIGKILL)
+                killed = True
     os.close(reading)
     # An acknowledgement is written whole or, if the process died there, not read as one.
     return text.decode().split("\n")[:-1]

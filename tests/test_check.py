@@ -15,12 +15,10 @@ from flatfile_chat_database.backends.base import StorageBackend, open_backend
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.check import HARMLESS, KINDS, Report, check
 from flatfile_chat_database.config import StorageConfig
-from flatfile_chat_database.errors import (
-    ConfigurationError,
-    IntegrityError,
-)
+from flatfile_chat_database.errors import ConfigurationError, IntegrityError
 from flatfile_chat_database.layout import Shape
 from flatfile_chat_database.models import Message, Problem, SituationalContext
+from flatfile_chat_database.records.damage import lines
 
 from . import damage
 from .damage import EVERYWHERE, FLAT, LAYOUT, OTHER_SESSION, PANEL, SESSION, TIME, USER, Sample, build
@@ -61,7 +59,9 @@ def expect_found(report: Report, sample: Sample) -> None:
 
 def expect_kept(before: dict[str, bytes], after: dict[str, bytes]) -> None:
     """Fail if bytes that were in their place before are neither there nor in the quarantine."""
-    set_aside = [data for key, data in after.items() if is_quarantine(key) and key.endswith(".bin")]
+    items = {key for key in after if is_quarantine(key) and key not in before and key.endswith(".bin")}
+    assert {json.loads(after[f"{key.removesuffix('.bin')}.json"])["key"] for key in items} <= before.keys()
+    set_aside = [after[key] for key in items]
     for key, data in before.items():
         if after.get(key) == data:
             continue
@@ -392,7 +392,8 @@ async def test_the_note_in_the_quarantine_says_where_the_bytes_were(make_storage
     await damage.insert(damage.LOG, 0, b"first\n")(storage.backend)
     await damage.insert(damage.LOG, 2, b"second\n")(storage.backend)
     offset = (await contents(storage.backend))[damage.LOG].index(b"second")
-    await check(storage.backend, fix=True)
+    report = await check(storage.backend, fix=True)
+    assert [re.findall(r"at byte (\d+) \(", problem.detail) for problem in report] == [["0"], [str(offset)]]
     stored = await contents(storage.backend)
     (note,) = [json.loads(data) for key, data in stored.items() if is_quarantine(key) and key.endswith(".json")]
     (item,) = [data for key, data in stored.items() if is_quarantine(key) and key.endswith(".bin")]
@@ -405,6 +406,19 @@ async def test_the_note_in_the_quarantine_says_where_the_bytes_were(make_storage
     (problem,) = await check(storage.backend)
     assert (problem.kind, problem.harmless) == ("quarantined", True)
     assert damage.LOG in problem.detail
+
+
+async def test_a_repair_makes_no_session_for_what_it_sets_aside(make_storage: "MakeStorage") -> None:
+    storage = make_storage()
+    await build(storage)
+    names = {"user_id": USER, "session_id": "ghost"}
+    orphan = LAYOUT.key("document", **names, document="a.txt")
+    stray = f"{LAYOUT.folder('session', **names)}/notes"
+    await storage.backend.write(orphan, b"?")
+    await storage.backend.write(stray, b"?")
+    report = await check(storage.backend, fix=True)
+    assert places(report) == {("orphan-file", orphan): 1, ("unknown-key", stray): 1}
+    assert places(await check(storage.backend))["unknown-key", stray] == 1
 
 
 async def test_one_bad_entry_leaves_the_other_documents(make_storage: "MakeStorage") -> None:
@@ -518,6 +532,24 @@ async def test_a_store_with_its_users_at_the_top_is_checked_as_well(make_storage
     assert (await check(storage.backend)).problems == []
 
 
+# --- lines ---------------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("size", [1, 2, 3, 7, 1000])
+async def test_lines_are_the_same_however_the_log_is_cut(size: int, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr("flatfile_chat_database.codec.MAX_LINE_BYTES", 10)
+    data = b"\nfirst\n\n\0\0\n0123456789\n0123456789a\nvery much longer than that\nlast\nhalf"
+
+    async def chunks() -> AsyncIterator[bytes]:
+        for start in range(0, len(data), size):
+            yield data[start : start + size]
+
+    found = [item async for item in lines(chunks())]
+    whole = data.split(b"\n")[:-1]
+    assert [line for _, _, line in found] == [line if len(line) <= 10 else None for line in whole]
+    assert [data[offset : offset + length] for offset, length, _ in found] == whole
+
+
 # --- a store at work -----------------------------------------------------------------------------------
 
 
@@ -572,6 +604,109 @@ async def test_what_changes_while_it_is_repaired_is_left_to_the_next_check(
     assert [(problem.kind, problem.fixed) for problem in report] == [("damaged-document", False)]
     assert (await contents(backend))[damage.CONTEXT] == good
     assert (await check(backend)).clean
+
+
+async def test_a_message_that_comes_while_its_log_is_repaired_is_kept(
+    make_storage: "MakeStorage", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = make_storage()
+    await build(storage)
+    backend = storage.backend
+    await damage.insert(damage.LOG, 2, b"?\n")(backend)
+    commit = backend.commit
+
+    async def commit_after_another(changes: Any) -> Any:
+        monkeypatch.setattr(backend, "commit", commit)
+        await backend.append(damage.LOG, damage.line("late"))
+        return await commit(changes)
+
+    monkeypatch.setattr(backend, "commit", commit_after_another)
+    report = await check(backend, fix=True)
+    assert [(problem.kind, problem.fixed) for problem in report] == [("bad-line", True)]
+    messages = await storage.get_messages(USER, SESSION, strict=True)
+    assert [message.id for message in messages] == ["m0", "m1", "m2", "m3", "m4", "late"]
+
+
+@pytest.mark.parametrize("fix", [False, True])
+async def test_what_looks_wrong_for_a_moment_is_not_reported(
+    make_storage: "MakeStorage", monkeypatch: pytest.MonkeyPatch, fix: bool
+) -> None:
+    storage = make_storage()
+    await build(storage)
+    backend = storage.backend
+    read, read_blob, list_keys = backend.read, backend.read_blob, backend.list_keys
+    looks: Counter[str] = Counter()
+
+    def first(key: str) -> bool:
+        looks[key] += 1
+        return looks[key] == 1
+
+    async def changing(key: str) -> bytes | None:
+        return b"{" if first(key) and key == damage.METADATA else await read(key)
+
+    async def changing_log(key: str) -> AsyncIterator[bytes]:
+        if first(key) and key in (damage.LOG, damage.BLOB):
+            yield b"?\n"
+        async for chunk in read_blob(key):
+            yield chunk
+
+    async def changing_list(prefix: str) -> list[str]:
+        keys = await list_keys(prefix)
+        return [key for key in keys if key != damage.NOTES] if first(prefix) and "documents" in prefix else keys
+
+    before = await contents(backend)
+    monkeypatch.setattr(backend, "read", changing)
+    monkeypatch.setattr(backend, "read_blob", changing_log)
+    monkeypatch.setattr(backend, "list_keys", changing_list)
+    assert (await check(backend, fix=fix)).problems == []
+    assert min(looks[key] for key in (damage.METADATA, damage.LOG, damage.BLOB)) >= 2
+    monkeypatch.undo()
+    assert await contents(backend) == before
+
+
+async def test_only_what_was_wrong_twice_is_repaired(
+    make_storage: "MakeStorage", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = make_storage()
+    await build(storage)
+    backend = storage.backend
+    list_keys = backend.list_keys
+    await backend.write(damage.ORPHAN, b"?")
+    appeared = LAYOUT.key("document", **damage.NAMES, document="appeared.txt")
+    looks = 0
+
+    async def appearing(prefix: str) -> list[str]:
+        nonlocal looks
+        looks += prefix == f"{LAYOUT.folder('documents', **damage.NAMES)}/"
+        if looks == 2:
+            await backend.write(appeared, b"being saved")
+        return await list_keys(prefix)
+
+    monkeypatch.setattr(backend, "list_keys", appearing)
+    assert places(await check(backend, fix=True)) == {("orphan-file", damage.ORPHAN): 1}
+    assert await backend.exists(appeared)
+
+
+async def test_an_upload_that_is_about_to_be_named_is_no_orphan(make_storage: "MakeStorage") -> None:
+    storage = make_storage()
+    await build(storage)
+    backend = storage.backend
+    commit = backend.commit
+    written = asyncio.Event()
+
+    async def slow(changes: Any) -> Any:
+        if any(getattr(change, "key", "") == damage.DOCUMENTS for change in changes):
+            written.set()
+            await asyncio.sleep(0.1)
+        return await commit(changes)
+
+    backend.commit = slow  # type: ignore[method-assign]
+    saving = asyncio.create_task(storage.save_document(USER, SESSION, "new.txt", b"new"))
+    await written.wait()
+    report = await check(backend, fix=True)
+    await saving
+    assert report.problems == []
+    assert await storage.get_document(USER, SESSION, "new.txt") == b"new"
 
 
 async def test_a_log_is_checked_in_memory_that_does_not_grow_with_it(make_storage: "MakeStorage") -> None:

@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flatfile_chat_database import codec
-from flatfile_chat_database.backends.base import ABSENT, Append, Edit, Move, Put, RemoveTree, Truncate
+from flatfile_chat_database.backends.base import ABSENT, Append, Change, Edit, Move, Put, RemoveTree, Truncate
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.errors import (
@@ -201,7 +201,8 @@ async def test_half_a_line_is_not_lost_by_a_rewrite_or_a_pop(opened: Open, store
     path.parent.mkdir(parents=True)
     backend = opened()
     await backend.open()
-    for number, change in enumerate([Edit(LOG, "a", line("a"), line("a", "new")), Truncate(LOG, 1), Truncate(LOG)]):
+    changes: list[Change] = [Edit(LOG, "a", line("a"), line("a", "new")), Truncate(LOG, 1), Truncate(LOG)]
+    for number, change in enumerate(changes):
         path.write_bytes(line("a") + line("b") + b'{"id":"half')
         await backend.commit([change])
         aside = [key for key in await backend.list_keys("system/quarantine/") if key.endswith(".bin")]
@@ -505,8 +506,8 @@ async def test_one_backend_serves_several_threads_with_loops_of_their_own(opened
     threads = [threading.Thread(target=work, args=(name,)) for name in "abcd"]
     for thread in threads:
         thread.start()
-    while any(thread.is_alive() for thread in threads):
-        await asyncio.sleep(0.01)
+    for thread in threads:
+        await asyncio.to_thread(thread.join)
     assert errors == []
     found = await ids(backend)
     for name in "abcd":
@@ -599,15 +600,15 @@ async def test_an_opened_store_raises_in_a_forked_child_whose_parent_goes_on(ope
             warnings.simplefilter("ignore", DeprecationWarning)  # that forking beside threads is risky is the subject
             child = os.fork()
         if child == 0:
-            text = "no error"
+            answer = "no error"
             try:
                 coroutine = backend.write(DOCUMENT, b"child")
                 coroutine.send(None)
             except ClosedError as error:
-                text = str(error)
+                answer = str(error)
             except BaseException as error:
-                text = repr(error)
-            os.write(writing, text.encode())
+                answer = repr(error)
+            os.write(writing, answer.encode())
             # Descriptors that the child kept would show here.
             inherited = [os.readlink(f"/proc/self/fd/{number}") for number in _descriptors()]
             os.write(writing, json.dumps(["lock" for path in inherited if path.endswith("system/lock")]).encode())

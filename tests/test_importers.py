@@ -13,7 +13,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flatfile_chat_database import Message, StorageConfig, StorageManager, UnavailableError
+from flatfile_chat_database import IntegrityError, Message, StorageConfig, StorageManager, UnavailableError
 from flatfile_chat_database.importers import (
     UNDATED,
     Conversation,
@@ -25,6 +25,7 @@ from flatfile_chat_database.importers import (
     reader,
     session_id_of,
 )
+from flatfile_chat_database.layout import Layout
 
 from .conftest import MakeStorage
 
@@ -501,6 +502,30 @@ async def test_a_session_that_an_import_made_may_be_changed_by_its_user(storage:
     report = await run(storage, path)
     assert (report.already_there, report.skipped) == (1, {})
     assert await contents(storage) == {session.id: ["x", "and more"]}
+
+
+@pytest.mark.damage
+async def test_a_conversation_whose_session_is_damaged_is_skipped_alone(storage: StorageManager, path: Path) -> None:
+    await run(storage, write(path, conversation("a", "x", "y"), conversation("b", "z")))
+    session_id = session_id_of(CONFIG, UNDATED, "a")
+    key = Layout(CONFIG).key("session", user_id="local", session_id=session_id)
+    await storage.backend.write(key, b"{")
+    for dry_run in (True, False):
+        report = await run(storage, path, dry_run=dry_run)
+        assert reasons(report) == {"the stored session is damaged": 1}
+        assert (report.messages, report.already_there, report.messages_skipped) == (3, 1, 2)
+
+
+async def test_a_store_that_is_damaged_under_way_skips_what_is_left(
+    storage: StorageManager, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def failing(self: StorageManager, *arguments: Any) -> int:
+        raise IntegrityError("The log is damaged.")
+
+    monkeypatch.setattr(StorageManager, "add_messages", failing)
+    report = await run(storage, write(path, conversation("a", "x", "y")))
+    assert reasons(report) == {"the stored session is damaged": 1}
+    assert (report.messages, report.messages_skipped) == (2, 2)
 
 
 # --- dry runs ------------------------------------------------------------------------------------------

@@ -37,8 +37,8 @@ class SixMethodsMachine(StorageMachine):
 
 
 def test_flat_files_answer_as_memory_does() -> None:
-    run_state_machine_as_test(FlatfileMachine, settings=settings(max_examples=60, stateful_step_count=50))
+    run_state_machine_as_test(FlatfileMachine, settings=settings(max_examples=70, stateful_step_count=50))
 
 
 def test_six_methods_answer_as_memory_does() -> None:
-    run_state_machine_as_test(SixMethodsMachine, settings=settings(max_examples=15, stateful_step_count=50))
+    run_state_machine_as_test(SixMethodsMachine, settings=settings(max_examples=20, stateful_step_count=50))

@@ -17,7 +17,7 @@ import flatfile_chat_database
 ROOT = Path(__file__).parent.parent
 PACKAGE = ROOT / "flatfile_chat_database"
 TARGETS = {
-    "help", "demo", "test", "check", "coverage", "servers", "bench", "soak", "lock", "format", "clean",
+    "help", "demo", "test", "check", "docs", "coverage", "servers", "bench", "soak", "lock", "format", "clean",
 }  # fmt: skip
 
 

@@ -489,6 +489,17 @@ def test_a_snippet_never_parts_a_mark_from_its_letter() -> None:
     assert snippet.strip("…").endswith("👧")
 
 
+def test_a_snippet_of_text_without_a_gap_is_cut_somewhere() -> None:
+    for character in ("a", "\u0301"):
+        snippet = Query.parse("missing", 3).snippet("x" + character * 500)
+        assert snippet == "x" + character * 159 + "…"
+
+
+def test_hits_outside_of_a_snippet_are_not_marked() -> None:
+    text = "x " * 100 + "word " + "x " * 55 + "word word " + "x " * 100
+    assert Query.parse("word", 3).snippet(text).count("«word»") == 2  # of three
+
+
 def test_a_hit_longer_than_a_snippet_is_cut() -> None:
     phrase = " ".join(["longer"] * 60)
     snippet = Query.parse(f'"{phrase}"', 3).snippet(f"before {phrase} after")

@@ -87,7 +87,7 @@ class Trash:
         """Return what can come back, newest first. What is no trash entry is passed over with a warning."""
         backend = await self._store.reading()
         entries = []
-        for trash_id in reversed(await backend.list_children(self._layout.trash)):  # they begin with the time
+        for trash_id in reversed(await self._ids()):  # they begin with the time
             try:
                 entry = await self._entry(trash_id)
             except IntegrityError as error:
@@ -96,7 +96,7 @@ class Trash:
             if entry is not None:
                 entries.append(entry)
             elif await backend.list_children(self._layout.trash_folder(trash_id)):  # and did not just come back
-                logger.warning("%s is no trash entry; it is passed over", self._layout.trash_folder(trash_id))
+                self._pass_over(trash_id)
         return entries
 
     async def undelete(self, trash_id: str) -> bool:
@@ -154,18 +154,16 @@ class Trash:
         if not isinstance(dry_run, bool):
             raise ValidationError(f"dry_run must be True or False, not {dry_run!r:.80}.")
         config = self._store.config
-        backend = await (self._store.reading() if dry_run else self._store.writing())
+        await (self._store.reading() if dry_run else self._store.writing())
         until = self._days_ago(config.panel_insight_retention_days)
         insights = await self._panels.prune_insights(until, dry_run=dry_run)
         until = self._days_ago(config.trash_retention_days)
         trash = []
-        for trash_id in await backend.list_children(self._layout.trash):
-            parsed = self._layout.parse_trash_id(trash_id)
-            if parsed is None:
-                logger.warning("%s is no trash entry; it is passed over", self._layout.trash_folder(trash_id))
-            elif parsed[0] <= until and (
-                dry_run or (await backend.commit([RemoveTree(self._layout.trash_folder(trash_id))]))[0]
-            ):
+        for trash_id in await self._ids():
+            parsed = self._parse(trash_id)
+            if parsed is None or parsed[0] > until:
+                continue
+            if dry_run or await self._commit([RemoveTree(self._layout.trash_folder(trash_id))]):
                 trash.append(trash_id)
         return PruneReport(dry_run=dry_run, insights=insights, trash=trash)
 
@@ -193,7 +191,7 @@ class Trash:
         """Return what removes a thing from every trash entry that it is in."""
         backend = await self._store.reading()
         changes: builtins.list[Change] = []
-        for trash_id in await backend.list_children(self._layout.trash):
+        for trash_id in await self._ids():
             copy = self._layout.in_trash(trash_id, thing.place)
             if thing.is_tree and await backend.list_children(copy):
                 changes.append(RemoveTree(copy))
@@ -203,9 +201,8 @@ class Trash:
 
     async def _purge_document(self, names: Mapping[str, str]) -> builtins.list[str]:
         self._layout.key("session", user_id=names["user_id"], session_id=names["session_id"])
-        backend = await self._store.reading()
         gone = await self._documents.remove(**names) or []
-        for trash_id in await backend.list_children(self._layout.trash):
+        for trash_id in await self._ids():
             gone += await self._documents.remove(**names, out_of=trash_id) or []
         places = {self._layout.origin(key) for key in gone}
         return gone + await self._commit(await self._quarantined(lambda key: self._layout.origin(key) in places))
@@ -241,6 +238,19 @@ class Trash:
 
     def _new_id(self, kind: str) -> str:
         return self._layout.trash_id(kind, self._store.clock().astimezone(UTC), self._store.new_id())
+
+    async def _ids(self) -> builtins.list[str]:
+        """Return the names of the trash entries, oldest first; what has another name is left alone, with a warning."""
+        ids = []
+        for child in await (await self._store.reading()).list_children(self._layout.trash):
+            if self._parse(child) is None:
+                self._pass_over(child)
+            else:
+                ids.append(child)
+        return ids
+
+    def _pass_over(self, child: str) -> None:
+        logger.warning("%s is no trash entry; it is passed over", self._layout.trash_folder(child))
 
     def _parse(self, trash_id: object) -> tuple[datetime, str] | None:
         if not isinstance(trash_id, str):

@@ -38,39 +38,50 @@ from ..storage import StorageManager
 
 Call = Callable[[StorageManager], Awaitable[Any]]
 
-_USERS = st.sampled_from(["ann", "Ann", "../x", "张三", "a" * 60])
+_USER_IDS = ["ann", "Ann", "../x", "张三", "a" * 60]
+_USERS = st.sampled_from(_USER_IDS)
 _ILLEGAL = st.sampled_from(["", "a\0", "\ud800", "x" * 500])
-_USERS_OR_NOT = st.one_of(_USERS, _USERS, _USERS, _USERS, _ILLEGAL)
+_PERSONAS = st.sampled_from(["critic", "Critic", "../p"])
 _WORDS = ["the quick brown fox", "Über die Straße", "张三在上海", "naïve café", "it", "fox", "\u2028 \0 end", ""]
-_TEXTS = st.lists(st.sampled_from(_WORDS), max_size=3).map(" ".join)
+_TEXTS = st.lists(st.sampled_from(_WORDS), min_size=1, max_size=3).map(" ".join)
 _QUERIES = st.sampled_from(["fox", "QUICK fox", '"brown fox"', "qui*", "上海", "strasse", "cafe", "it", "", "zebra"])
-_VALUES = st.one_of(st.none(), st.booleans(), st.integers(-(2**70), 2**70), st.floats(), _TEXTS)
+_NUMBERS = st.one_of(st.integers(-(2**70), 2**70), st.floats(-1e300, 1e300))
+_VALUES = st.one_of(st.none(), st.booleans(), _NUMBERS, _TEXTS)
 _JSON = st.dictionaries(st.sampled_from(["a", "b", "name", "fox"]), st.one_of(_VALUES, st.lists(_VALUES)), max_size=3)
-_MESSAGE_IDS = st.sampled_from([f"m{number}" for number in range(20)])
-_NUMBERS = st.integers(0, 40)
+_MESSAGE_IDS = st.sampled_from([f"m{number}" for number in range(40)])
+_WHICH = st.one_of(st.integers(0, 4), st.integers(0, 40))
 _LIMITS = st.one_of(st.none(), st.integers(0, 6))
 _OFFSETS = st.integers(-6, 6)
-_FILES = st.sampled_from(["a.txt", "A.txt", "a~1.txt", "metadata.json", "Ü (1).pdf", "x.exe", "../a.txt", "張.md"])
-_CONTENTS = st.sampled_from([b"", b"short", b"the same again " * 60, bytes(range(256)) * 3, b"x" * 3000])
-_MINUTES = st.sampled_from([0, 0, 0, 1, 1, 30, 60 * 24 * 40, -7])
+_FILE_NAMES = ["a.txt", "A.txt", "a~1.txt", "Ü (1).pdf", "張.md"]
+_FILES = st.sampled_from(_FILE_NAMES)
+_CONTENTS = st.sampled_from([b"", b"short", b"the same again " * 60, bytes(range(256)) * 3])
+_VERSIONS = st.sampled_from([None, None, "current", "stale"])
+
+
+def _rarely(usual: st.SearchStrategy[Any], odd: st.SearchStrategy[Any]) -> st.SearchStrategy[Any]:
+    """Draw from `odd` about once in forty times."""
+    return st.integers(0, 39).flatmap(lambda number: odd if number == 23 else usual)
+
+
+_ANY_JSON = _rarely(_JSON, st.sampled_from([{"a": float("nan")}, {1: "a"}, {"a": {"b", "c"}}, {"id": "other"}]))
 
 
 @st.composite
 def _messages(draw: st.DrawFn) -> dict[str, Any]:
     return {
-        "id": draw(_MESSAGE_IDS),
-        "role": draw(st.sampled_from(["user", "assistant", "critic", "user", ""])),
-        "content": draw(st.one_of(_TEXTS, _TEXTS, _TEXTS, st.sampled_from(["x" * 2000, "\udfff"]))),
-        "metadata": draw(_JSON),
+        "id": draw(_rarely(st.none(), _MESSAGE_IDS)),
+        "role": draw(_rarely(st.sampled_from(["user", "assistant", "critic"]), st.just(""))),
+        "content": draw(_rarely(_TEXTS, st.sampled_from(["x" * 2000, "\udfff"]))),
+        "metadata": draw(_ANY_JSON),
         "attachments": draw(st.lists(st.sampled_from(["a.txt", "b"]), max_size=2)),
-        "parent_id": draw(st.one_of(st.none(), st.none(), _MESSAGE_IDS)),
+        "parent_id": draw(_rarely(st.none(), _MESSAGE_IDS)),
     }
 
 
 @st.composite
 def _contexts(draw: st.DrawFn) -> dict[str, Any]:
     return {
-        "summary": draw(st.one_of(_TEXTS, st.just("x" * 600))),
+        "summary": draw(_rarely(_TEXTS, st.just("x" * 600))),
         "key_points": draw(st.lists(_TEXTS, max_size=3)),
         "entities": draw(st.dictionaries(st.sampled_from(["who", "where"]), st.lists(_TEXTS, max_size=2), max_size=2)),
         "confidence": draw(st.sampled_from([0.0, 0.7, 0.9, 1.0, 1.0, 1.5])),
@@ -117,6 +128,7 @@ class StorageMachine(RuleBasedStateMachine):
         self._store = self._open()
         self._sessions: list[tuple[str, str]] = []
         self._panels: list[str] = []
+        self._messages = 0
 
     # --- for the subclass ------------------------------------------------------------------------------
 
@@ -184,15 +196,21 @@ class StorageMachine(RuleBasedStateMachine):
     def _panel(self, number: int) -> str:
         return self._panels[number % len(self._panels)] if self._panels else "none"
 
-    # --- time and reopening ------------------------------------------------------------------------------
+    # --- the beginning, time and reopening -------------------------------------------------------------
 
-    @initialize(users=st.lists(_USERS, min_size=1, max_size=3, unique=True))
-    def begin(self, users: list[str]) -> None:
-        for user_id in users:
-            self.create_user(user_id, None)
-            self.create_session(user_id, None, None, None)
+    @initialize(users=st.lists(_USERS, min_size=1, max_size=3, unique=True), message=_messages(), context=_contexts())
+    def begin(self, users: list[str], message: dict[str, Any], context: dict[str, Any]) -> None:
+        self.save_persona("critic", {"name": "fox"}, None)
+        self.create_panel(["critic"], None, None)
+        for number, user_id in enumerate(users):
+            self.create_user(user_id, {"name": user_id})
+            self.create_session(user_id, "a title", None, None)
+            self.add_messages(3 * number + 1, [message, message | {"id": "again"}])
+            self.save_document(number, "a.txt", b"content", None, stream=False)
+            self.analyse_a_document(number, "a.txt", {"summary": "the fox"})
+            self.keep_a_context(number, context, snapshot=False)
 
-    @rule(minutes=_MINUTES)
+    @rule(minutes=st.sampled_from([0, 1, 30, 60 * 24 * 40, -7]))
     def time_passes(self, minutes: int) -> None:
         self._clock.now += timedelta(minutes=minutes)
 
@@ -203,11 +221,11 @@ class StorageMachine(RuleBasedStateMachine):
 
     # --- users -------------------------------------------------------------------------------------------
 
-    @rule(user_id=_USERS_OR_NOT, profile=st.one_of(st.none(), _JSON))
+    @rule(user_id=_rarely(_USERS, _ILLEGAL), profile=st.one_of(st.none(), _ANY_JSON))
     def create_user(self, user_id: str, profile: dict[str, Any] | None) -> None:
         self._both(lambda s: s.create_user(user_id, profile))
 
-    @rule(user_id=_USERS_OR_NOT, updates=_JSON, version=st.sampled_from([None, "current", "stale"]))
+    @rule(user_id=_USERS, updates=_ANY_JSON, version=_VERSIONS)
     def update_user(self, user_id: str, updates: dict[str, Any], version: str | None) -> None:
         async def update(storage: StorageManager) -> object:
             user = await storage.get_user(user_id)
@@ -216,7 +234,7 @@ class StorageMachine(RuleBasedStateMachine):
 
         self._both(update)
 
-    @rule(user_id=_USERS_OR_NOT, limit=_LIMITS, offset=_OFFSETS)
+    @rule(user_id=_rarely(_USERS, _ILLEGAL), limit=_LIMITS, offset=_OFFSETS)
     def look_at_users(self, user_id: str, limit: int | None, offset: int) -> None:
         self._both(lambda s: s.list_users(limit, offset))
         self._both(lambda s: s.count_users())
@@ -226,17 +244,13 @@ class StorageMachine(RuleBasedStateMachine):
         self._both(lambda s: s.list_sessions(user_id, limit, offset))
         self._both(lambda s: s.count_sessions(user_id))
 
-    @rule(user_id=_USERS)
-    def delete_user(self, user_id: str) -> None:
-        self._both(lambda s: s.delete_user(user_id))
-
     # --- sessions ----------------------------------------------------------------------------------------
 
     @rule(
         user_id=_USERS,
         title=st.one_of(st.none(), _TEXTS),
-        session_id=st.one_of(st.none(), st.sampled_from(["mine", "personas", "../y"]), _ILLEGAL),
-        metadata=st.one_of(st.none(), _JSON),
+        session_id=st.one_of(st.none(), st.none(), _rarely(st.sampled_from(["mine", "personas", "../y"]), _ILLEGAL)),
+        metadata=st.one_of(st.none(), _ANY_JSON),
     )
     def create_session(
         self, user_id: str, title: str | None, session_id: str | None, metadata: dict[str, Any] | None
@@ -246,11 +260,11 @@ class StorageMachine(RuleBasedStateMachine):
             self._sessions.append((user_id, made))
 
     @rule(
-        session=_NUMBERS,
-        updates=st.one_of(
-            st.fixed_dictionaries({}, optional={"title": _TEXTS, "metadata": _JSON}), st.just({"id": "other"})
+        session=_WHICH,
+        updates=_rarely(
+            st.fixed_dictionaries({}, optional={"title": _TEXTS, "metadata": _ANY_JSON}), st.just({"id": "other"})
         ),
-        version=st.sampled_from([None, "current", "stale"]),
+        version=_VERSIONS,
     )
     def update_session(self, session: int, updates: dict[str, Any], version: str | None) -> None:
         place = self._session(session)
@@ -262,7 +276,7 @@ class StorageMachine(RuleBasedStateMachine):
 
         self._both(update)
 
-    @rule(session=_NUMBERS)
+    @rule(session=_WHICH)
     def look_at_a_session(self, session: int) -> None:
         place = self._session(session)
         self._both(lambda s: s.get_session(*place))
@@ -271,63 +285,58 @@ class StorageMachine(RuleBasedStateMachine):
         self._both(lambda s: s.get_context(*place))
         self._both(lambda s: s.list_documents(*place))
 
-    @rule(session=_NUMBERS)
-    def delete_session(self, session: int) -> None:
-        place = self._session(session)
-        self._both(lambda s: s.delete_session(*place))
-
     # --- messages of sessions and panels -------------------------------------------------------------------
 
     def _log(self, number: int) -> tuple[str, tuple[str, ...]]:
         """Return which messages are meant: the middle of the methods' names, and the ids."""
-        if number % 3 == 0 and self._panels:
-            return "panel_", (self._panel(number),)
-        return "", self._session(number)
+        if number % 4 == 0 and self._panels:
+            return "panel_", (self._panel(number // 4),)
+        return "", self._session(number // 4)
 
-    def _message(self, fields: dict[str, Any]) -> Message:
-        return Message(timestamp=self._clock().isoformat(), **fields)
+    def _id_in(self, kind: str, names: tuple[str, ...], number: int) -> str:
+        """Return the id of a message that is there, now and then of one that is not."""
+        messages = self._both(lambda s: getattr(s, f"get_{kind}messages")(*names, 100)) or ()
+        return str(messages[number]["id"]) if number < len(messages) else f"m{number}"
 
-    @rule(log=_NUMBERS, fields=_messages())
-    def add_message(self, log: int, fields: dict[str, Any]) -> None:
-        kind, names = self._log(log)
-        message = self._message(fields)
-        self._both(lambda s: getattr(s, f"add_{kind}message")(*names, message))
-
-    @rule(log=_NUMBERS, many=st.lists(_messages(), max_size=5))
+    @rule(log=_WHICH, many=st.lists(_messages(), min_size=1, max_size=6))
     def add_messages(self, log: int, many: list[dict[str, Any]]) -> None:
         kind, names = self._log(log)
-        messages = [self._message(fields) for fields in many]
-        self._both(lambda s: getattr(s, f"add_{kind}messages")(*names, messages))
+        messages = []
+        for fields in many:
+            self._messages += fields["id"] is None
+            message_id = fields["id"] or f"m{self._messages % 40}"
+            messages.append(Message(timestamp=self._clock().isoformat(), **fields | {"id": message_id}))
+        if len(messages) == 1:
+            self._both(lambda s: getattr(s, f"add_{kind}message")(*names, messages[0]))
+        else:
+            self._both(lambda s: getattr(s, f"add_{kind}messages")(*names, messages))
 
     @rule(
-        log=_NUMBERS,
-        message_id=_MESSAGE_IDS,
+        log=_WHICH,
+        how=st.sampled_from(["update", "update", "update", "delete", "delete", "pop", "pop", "clear"]),
+        which=_WHICH,
         fields=_messages(),
-        which=st.sets(st.sampled_from(["id", "role", "content", "metadata", "parent_id", "attachments"]), max_size=3),
+        names_of_fields=st.sets(st.sampled_from(["role", "content", "metadata", "parent_id"]), min_size=1),
     )
-    def update_message(self, log: int, message_id: str, fields: dict[str, Any], which: set[str]) -> None:
+    def change_messages(
+        self, log: int, how: str, which: int, fields: dict[str, Any], names_of_fields: set[str]
+    ) -> None:
         kind, names = self._log(log)
-        updates = {name: value for name, value in fields.items() if name in which}
-        self._both(lambda s: getattr(s, f"update_{kind}message")(*names, message_id, updates))
+        message_id = self._id_in(kind, names, which)
+        if how == "update":
+            updates = {name: fields[name] for name in sorted(names_of_fields)}
+            self._both(lambda s: getattr(s, f"update_{kind}message")(*names, message_id, updates))
+        elif how == "delete":
+            self._both(lambda s: getattr(s, f"delete_{kind}message")(*names, message_id))
+        elif how == "pop":
+            self._both(lambda s: getattr(s, f"pop_{kind}message")(*names))
+        else:
+            self._both(lambda s: getattr(s, f"clear_{kind}messages")(*names))
 
-    @rule(log=_NUMBERS, message_id=_MESSAGE_IDS)
-    def delete_message(self, log: int, message_id: str) -> None:
+    @rule(log=_WHICH, which=_WHICH, limit=_LIMITS, offset=_OFFSETS)
+    def look_at_messages(self, log: int, which: int, limit: int | None, offset: int) -> None:
         kind, names = self._log(log)
-        self._both(lambda s: getattr(s, f"delete_{kind}message")(*names, message_id))
-
-    @rule(log=_NUMBERS)
-    def pop_message(self, log: int) -> None:
-        kind, names = self._log(log)
-        self._both(lambda s: getattr(s, f"pop_{kind}message")(*names))
-
-    @rule(log=_NUMBERS)
-    def clear_messages(self, log: int) -> None:
-        kind, names = self._log(log)
-        self._both(lambda s: getattr(s, f"clear_{kind}messages")(*names))
-
-    @rule(log=_NUMBERS, message_id=_MESSAGE_IDS, limit=_LIMITS, offset=_OFFSETS)
-    def look_at_messages(self, log: int, message_id: str, limit: int | None, offset: int) -> None:
-        kind, names = self._log(log)
+        message_id = self._id_in(kind, names, which)
         self._both(lambda s: getattr(s, f"get_{kind}messages")(*names, limit, offset))
         self._both(lambda s: getattr(s, f"get_{kind}message")(*names, message_id))
         self._both(lambda s: getattr(s, f"count_{kind}messages")(*names))
@@ -339,7 +348,13 @@ class StorageMachine(RuleBasedStateMachine):
 
     # --- documents ---------------------------------------------------------------------------------------
 
-    @rule(session=_NUMBERS, name=_FILES, content=_CONTENTS, metadata=st.one_of(st.none(), _JSON), stream=st.booleans())
+    @rule(
+        session=_WHICH,
+        name=_rarely(_FILES, st.sampled_from(["metadata.json", "x.exe", "../a.txt", "", "a.txt/"])),
+        content=_rarely(_CONTENTS, st.just(b"x" * 3000)),
+        metadata=st.one_of(st.none(), _ANY_JSON),
+        stream=st.booleans(),
+    )
     def save_document(
         self, session: int, name: str, content: bytes, metadata: dict[str, Any] | None, stream: bool
     ) -> None:
@@ -351,7 +366,12 @@ class StorageMachine(RuleBasedStateMachine):
 
         self._both(lambda s: s.save_document(*place, name, pieces() if stream else content, metadata))
 
-    @rule(session=_NUMBERS, name=_FILES)
+    @rule(session=_WHICH, name=_FILES, analysis=_ANY_JSON)
+    def analyse_a_document(self, session: int, name: str, analysis: dict[str, Any]) -> None:
+        place = self._session(session)
+        self._both(lambda s: s.update_document_analysis(*place, name, analysis))
+
+    @rule(session=_WHICH, name=_FILES)
     def look_at_a_document(self, session: int, name: str) -> None:
         place = self._session(session)
         self._both(lambda s: s.get_document(*place, name))
@@ -361,19 +381,9 @@ class StorageMachine(RuleBasedStateMachine):
         self._both(lambda s: s.list_documents(*place))
         self._both(lambda s: _joined(s.stream_document(*place, name)))
 
-    @rule(session=_NUMBERS, name=_FILES, analysis=_JSON)
-    def analyse_a_document(self, session: int, name: str, analysis: dict[str, Any]) -> None:
-        place = self._session(session)
-        self._both(lambda s: s.update_document_analysis(*place, name, analysis))
-
-    @rule(session=_NUMBERS, name=_FILES)
-    def delete_document(self, session: int, name: str) -> None:
-        place = self._session(session)
-        self._both(lambda s: s.delete_document(*place, name))
-
     # --- contexts ----------------------------------------------------------------------------------------
 
-    @rule(session=_NUMBERS, fields=_contexts(), snapshot=st.booleans())
+    @rule(session=_WHICH, fields=_contexts(), snapshot=st.booleans())
     def keep_a_context(self, session: int, fields: dict[str, Any], snapshot: bool) -> None:
         place = self._session(session)
         context = SituationalContext(timestamp=self._clock().isoformat(), **fields)
@@ -382,23 +392,18 @@ class StorageMachine(RuleBasedStateMachine):
         else:
             self._both(lambda s: s.update_context(*place, context))
 
-    @rule(session=_NUMBERS, limit=_LIMITS)
+    @rule(session=_WHICH, limit=_LIMITS)
     def look_at_contexts(self, session: int, limit: int | None) -> None:
         place = self._session(session)
         self._both(lambda s: s.get_context(*place))
         self._both(lambda s: s.get_context_history(*place, limit))
         self._both(lambda s: s.count_context_history(*place))
 
-    @rule(session=_NUMBERS)
-    def delete_context(self, session: int) -> None:
-        place = self._session(session)
-        self._both(lambda s: s.delete_context(*place))
-
     # --- panels and personas -----------------------------------------------------------------------------
 
     @rule(
-        personas=st.lists(st.sampled_from(["critic", "Critic", "../p", "nobody"]), max_size=4),
-        config=st.one_of(st.none(), _JSON),
+        personas=st.lists(st.sampled_from(["critic", "Critic", "../p", "nobody"]), max_size=4, unique=True),
+        config=st.one_of(st.none(), _ANY_JSON),
         panel_id=st.sampled_from([None, None, "round", "Round"]),
     )
     def create_panel(self, personas: list[str], config: dict[str, Any] | None, panel_id: str | None) -> None:
@@ -406,11 +411,14 @@ class StorageMachine(RuleBasedStateMachine):
         if isinstance(made, str):
             self._panels.append(made)
 
-    @rule(panel=_NUMBERS, config=_JSON)
-    def update_panel(self, panel: int, config: dict[str, Any]) -> None:
-        self._both(lambda s: s.update_panel(self._panel(panel), {"config": config}))
+    @rule(panel=_WHICH, insight=_ANY_JSON, config=st.one_of(st.none(), _ANY_JSON))
+    def change_a_panel(self, panel: int, insight: dict[str, Any], config: dict[str, Any] | None) -> None:
+        panel_id = self._panel(panel)
+        self._both(lambda s: s.save_panel_insight(panel_id, insight))
+        if config is not None:
+            self._both(lambda s: s.update_panel(panel_id, {"config": config}))
 
-    @rule(panel=_NUMBERS, limit=_LIMITS, offset=_OFFSETS)
+    @rule(panel=_WHICH, limit=_LIMITS, offset=_OFFSETS)
     def look_at_panels(self, panel: int, limit: int | None, offset: int) -> None:
         panel_id = self._panel(panel)
         self._both(lambda s: s.list_panels(limit, offset))
@@ -418,62 +426,62 @@ class StorageMachine(RuleBasedStateMachine):
         self._both(lambda s: s.get_panel(panel_id))
         self._both(lambda s: s.panel_exists(panel_id))
         self._both(lambda s: s.get_panel_personas(panel_id))
-        self._both(lambda s: s.list_panel_insights(panel_id, limit))
         self._both(lambda s: s.count_panel_insights(panel_id))
+        for insight in self._both(lambda s: s.list_panel_insights(panel_id, limit)) or ():
+            self._both(lambda s, name=insight["id"]: s.get_panel_insight(panel_id, name))  # type: ignore[misc]
 
-    @rule(panel=_NUMBERS)
-    def delete_panel(self, panel: int) -> None:
-        self._both(lambda s: s.delete_panel(self._panel(panel)))
-
-    @rule(panel=_NUMBERS, insight=_JSON)
-    def save_insight(self, panel: int, insight: dict[str, Any]) -> None:
-        self._both(lambda s: s.save_panel_insight(self._panel(panel), insight))
-
-    @rule(panel=_NUMBERS, number=_NUMBERS)
-    def delete_insight(self, panel: int, number: int) -> None:
-        panel_id = self._panel(panel)
-        insights = self._both(lambda s: s.list_panel_insights(panel_id)) or [{"id": "none"}]
-        insight_id = insights[number % len(insights)]["id"]
-        self._both(lambda s: s.get_panel_insight(panel_id, insight_id))
-        self._both(lambda s: s.delete_panel_insight(panel_id, insight_id))
-
-    @rule(
-        persona_id=st.sampled_from(["critic", "Critic", "../p", ""]), data=_JSON, user_id=st.one_of(st.none(), _USERS)
-    )
+    @rule(persona_id=_rarely(_PERSONAS, _ILLEGAL), data=_ANY_JSON, user_id=st.one_of(st.none(), _USERS))
     def save_persona(self, persona_id: str, data: dict[str, Any], user_id: str | None) -> None:
         self._both(lambda s: s.save_persona(persona_id, data, user_id))
-        self._both(lambda s: s.get_persona(persona_id, user_id))
 
-    @rule(persona_id=st.sampled_from(["critic", "Critic", "../p"]), user_id=st.one_of(st.none(), _USERS))
+    @rule(persona_id=_PERSONAS, user_id=st.one_of(st.none(), _USERS))
     def look_at_personas(self, persona_id: str, user_id: str | None) -> None:
         self._both(lambda s: s.get_persona(persona_id, user_id))
         self._both(lambda s: s.persona_exists(persona_id, user_id))
         self._both(lambda s: s.list_personas(user_id))
         self._both(lambda s: s.count_personas(user_id))
 
-    @rule(persona_id=st.sampled_from(["critic", "Critic", "../p"]), user_id=st.one_of(st.none(), _USERS))
-    def delete_persona(self, persona_id: str, user_id: str | None) -> None:
-        self._both(lambda s: s.delete_persona(persona_id, user_id))
+    # --- deleting and the trash ----------------------------------------------------------------------------
 
-    # --- trash and search --------------------------------------------------------------------------------
+    @rule(
+        what=st.sampled_from(["user", "session", "document", "document", "context", "panel", "insight", "persona"]),
+        which=_WHICH,
+        name=_FILES,
+        persona_id=_PERSONAS,
+        of_user=st.booleans(),
+    )
+    def delete(self, what: str, which: int, name: str, persona_id: str, of_user: bool) -> None:
+        user_id, session_id = self._session(which)
+        panel_id = self._panel(which)
+        insights = (what == "insight" and self._both(lambda s: s.list_panel_insights(panel_id))) or [{"id": "none"}]
+        calls: dict[str, Call] = {
+            "user": lambda s: s.delete_user(user_id),
+            "session": lambda s: s.delete_session(user_id, session_id),
+            "document": lambda s: s.delete_document(user_id, session_id, name),
+            "context": lambda s: s.delete_context(user_id, session_id),
+            "panel": lambda s: s.delete_panel(panel_id),
+            "insight": lambda s: s.delete_panel_insight(panel_id, insights[which % len(insights)]["id"]),
+            "persona": lambda s: s.delete_persona(persona_id, user_id if of_user else None),
+        }
+        self._both(calls[what])
 
-    @rule(number=_NUMBERS, purge=st.booleans())
-    def take_from_the_trash(self, number: int, purge: bool) -> None:
+    @rule(which=_WHICH, purge=_rarely(st.just(False), st.just(True)))
+    def take_from_the_trash(self, which: int, purge: bool) -> None:
         entries = self._both(lambda s: s.list_trash())
-        trash_id = entries[number % len(entries)]["id"] if entries else "none"
+        trash_id = entries[which % len(entries)]["id"] if entries else "none"
         if purge:
             self._both(lambda s: s.purge(trash_id=trash_id))
         else:
             self._both(lambda s: s.undelete(trash_id))
 
-    @rule(session=_NUMBERS, what=st.sampled_from(["user", "session", "document", "panel", "persona"]), name=_FILES)
-    def purge(self, session: int, what: str, name: str) -> None:
-        user_id, session_id = self._session(session)
+    @rule(which=_WHICH, what=st.sampled_from(["user", "session", "document", "panel", "persona"]), name=_FILES)
+    def purge(self, which: int, what: str, name: str) -> None:
+        user_id, session_id = self._session(which)
         names = {
             "user": {"user_id": user_id},
             "session": {"user_id": user_id, "session_id": session_id},
             "document": {"user_id": user_id, "session_id": session_id, "filename": name},
-            "panel": {"panel_id": self._panel(session)},
+            "panel": {"panel_id": self._panel(which)},
             "persona": {"persona_id": "critic"},
         }[what]
         self._both(lambda s: s.purge(**names))
@@ -482,20 +490,21 @@ class StorageMachine(RuleBasedStateMachine):
     def prune(self, dry_run: bool) -> None:
         self._both(lambda s: s.prune(dry_run=dry_run))
 
+    # --- search ------------------------------------------------------------------------------------------
+
     @rule(
-        user_id=_USERS,
         query=_QUERIES,
-        session=st.one_of(st.none(), _NUMBERS),
+        session=_WHICH,
+        whole_user=st.booleans(),
         limit=_LIMITS,
         order=st.sampled_from(["time", "relevance"]),
     )
-    def search(self, user_id: str, query: str, session: int | None, limit: int | None, order: Any) -> None:
-        session_id = None
-        if session is not None:
-            user_id, session_id = self._session(session)
+    def search(self, query: str, session: int, whole_user: bool, limit: int | None, order: Any) -> None:
+        user_id, found = self._session(session)
+        session_id = None if whole_user else found
         self._both(lambda s: s.search_messages(user_id, query, session_id))
         self._both(lambda s: s.search(query, user_id=user_id, session_id=session_id, limit=limit, order=order))
-        self._both(lambda s: s.search(query, user_id=user_id, kinds=["context", "analysis"], session_id=session_id))
+        self._both(lambda s: s.search(query, user_id=user_id, session_id=session_id, kinds=["context", "analysis"]))
 
 
 # --- what answers are compared by ------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from .blobs import WRITE_BYTES, BlobReader, BlobWriter
 from .engine import Engine, EngineChange, Extend, Mend, Place
 from .files import Files
 from .logs import LogReader, open_log
+from .memo import Memo
 from .oserrors import mapped
 from .writer import Writer
 
@@ -59,6 +60,8 @@ class FlatfileBackend(StorageBackend):
         self._engine = Engine(config, self.root, self._files)
         self._tree = self._engine.tree
         self._writer = Writer(self._engine.run, self._engine.close)
+        self._documents = Memo(self._files)
+        self._newest = Memo(self._files)
         self._readers: ThreadPoolExecutor | None = None
         self._state = threading.Lock()
         self._process: int | None = None
@@ -170,7 +173,12 @@ class FlatfileBackend(StorageBackend):
     async def read_many(self, keys: Sequence[str]) -> list[bytes | None]:
         for key in keys:
             check_key(key)
-        return await self._in_thread(lambda: [self._read(key) for key in keys])
+
+        def read(key: str) -> bytes | None:
+            with mapped(key):
+                return self._documents.get(self._tree.path(key), lambda: self._engine.read(key))
+
+        return await self._in_thread(lambda: [read(key) for key in keys])
 
     async def list_children(self, folder: str) -> list[str]:
         if folder:
@@ -255,9 +263,13 @@ class FlatfileBackend(StorageBackend):
         for key in keys:
             check_key(key)
 
-        def newest(key: str) -> bytes | None:
-            with mapped(key), self._open_log(key) as log:
+        def read(key: str) -> bytes | None:
+            with self._open_log(key) as log:
                 return next(iter(log.newest(1)), None)
+
+        def newest(key: str) -> bytes | None:
+            with mapped(key):
+                return self._newest.get(self._tree.path(key), lambda: read(key))
 
         return await self._in_thread(lambda: [newest(key) for key in keys])
 

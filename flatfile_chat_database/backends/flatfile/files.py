@@ -9,6 +9,7 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+import threading
 from collections import Counter
 from dataclasses import dataclass
 from typing import Literal
@@ -46,6 +47,12 @@ class Files:
 
     def __init__(self) -> None:
         self.counters: Counter[str] = Counter(bytes_read=0, bytes_written=0, syncs=0)
+        self._counting = threading.Lock()
+
+    def count(self, name: str, number: int = 1) -> None:
+        """Add to a counter; any thread may."""
+        with self._counting:
+            self.counters[name] += number
 
     # --- descriptors ---------------------------------------------------------------------------------
 
@@ -71,13 +78,13 @@ class Files:
     def read(self, descriptor: int, size: int, offset: int) -> bytes:
         """Read up to `size` bytes at `offset`; fewer only at the end of the file."""
         data = os.pread(descriptor, size, offset)
-        self.counters["bytes_read"] += len(data)
+        self.count("bytes_read", len(data))
         return data
 
     def write(self, descriptor: int, data: bytes | memoryview) -> int:
         """Write at the end (files open for appending) or at the position; return how many bytes were taken."""
         count = os.write(descriptor, data)
-        self.counters["bytes_written"] += count
+        self.count("bytes_written", count)
         return count
 
     def truncate(self, descriptor: int, size: int) -> None:
@@ -85,7 +92,7 @@ class Files:
 
     def sync(self, descriptor: int) -> None:
         """Make a file's bytes and size durable."""
-        self.counters["syncs"] += 1
+        self.count("syncs")
         os.fdatasync(descriptor)
 
     def status_of(self, descriptor: int) -> FileStatus:
@@ -127,7 +134,7 @@ class Files:
         """Make the names in a folder durable."""
         descriptor = os.open(path, os.O_RDONLY | os.O_DIRECTORY | os.O_CLOEXEC)
         try:
-            self.counters["syncs"] += 1
+            self.count("syncs")
             os.fsync(descriptor)
         finally:
             os.close(descriptor)

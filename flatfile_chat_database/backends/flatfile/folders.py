@@ -4,6 +4,8 @@ from __future__ import annotations
 
 import contextlib
 import errno
+from collections.abc import Callable
+from functools import partial
 
 from .files import Files, FileStatus
 from .tree import Tree
@@ -95,12 +97,14 @@ class Folders:
             if folder is not None and known != folder and not known.startswith(f"{folder}/")
         }
 
-    def sync(self) -> None:
-        """Make the changed names durable."""
+    def take_unsynced(self) -> list[Callable[[], None]]:
+        """Return what makes durable the names that changed since the last call."""
         unsynced, self._unsynced = self._unsynced, set()
-        for folder in sorted(unsynced):
-            with contextlib.suppress(FileNotFoundError):  # removed later in the same batch
-                self._files.sync_folder(self._tree.path(folder))
+        return [partial(self._sync, folder) for folder in sorted(unsynced)]
+
+    def _sync(self, folder: str) -> None:
+        with contextlib.suppress(FileNotFoundError):  # removed later in the same batch
+            self._files.sync_folder(self._tree.path(folder))
 
     def children(self, folder: str) -> list[str]:
         """Return a folder's children; remembered until the folder changes, for a quota counts them often."""

@@ -8,7 +8,9 @@ from __future__ import annotations
 
 import errno
 from collections import OrderedDict
+from collections.abc import Callable
 from dataclasses import dataclass, field
+from functools import partial
 
 from ... import codec
 from .files import Files, FileStatus
@@ -102,12 +104,13 @@ class OpenLogs:
         log.count -= dropped
         self.changed(key, log)
 
-    def sync(self) -> None:
-        """Make what was appended durable, then close what is too much."""
+    def take_unsynced(self) -> list[Callable[[], None]]:
+        """Return what makes durable what was appended since the last call."""
         unsynced, self._unsynced = self._unsynced, set()
-        for key in sorted(unsynced):
-            if key in self._logs:
-                self._files.sync(self._logs[key].descriptor)
+        return [partial(self._files.sync, self._logs[key].descriptor) for key in sorted(unsynced) if key in self._logs]
+
+    def evict(self) -> None:
+        """Close what is too much."""
         while len(self._logs) > self._maximum or (self._logs and self._remembered > _REMEMBERED_IDS):
             self.forget(next(iter(self._logs)))
 
