@@ -303,6 +303,25 @@ EVERYWHERE = [
         changed={DOCUMENTS},
     ),
     Sample(
+        "entry of a document in an unknown compression",
+        (("damaged-document", DOCUMENTS),),
+        edit(DOCUMENTS, lambda content: report_entry(content).update(compression="rot13")),
+        gone={BLOB, ANALYSIS},
+        changed={DOCUMENTS},
+    ),
+    Sample(
+        "entry of a document under another name",
+        (("misplaced", DOCUMENTS),),
+        edit(DOCUMENTS, lambda content: report_entry(content).update(filename="other.pdf")),
+        repaired=False,
+    ),
+    Sample(
+        "insight without a time",
+        (("bad-timestamp", f"{LAYOUT.folder('insight', panel_id=PANEL, insight_id='x')}/*"),),
+        forget_time_of_insight,
+        changed=INSIGHTS,
+    ),
+    Sample(
         "session of another user",
         (("misplaced", METADATA),),
         edit(METADATA, lambda content: content.update(user_id="mallory")),

@@ -5,7 +5,7 @@ import json
 import logging
 import re
 from collections import Counter
-from collections.abc import AsyncIterator
+from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -15,7 +15,7 @@ from flatfile_chat_database.backends.base import StorageBackend, open_backend
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.check import HARMLESS, KINDS, Report, check
 from flatfile_chat_database.config import StorageConfig
-from flatfile_chat_database.errors import ConfigurationError, IntegrityError
+from flatfile_chat_database.errors import ConfigurationError, ConflictError, IntegrityError
 from flatfile_chat_database.layout import Shape
 from flatfile_chat_database.models import Message, Problem, SituationalContext
 from flatfile_chat_database.records.damage import lines
@@ -188,6 +188,31 @@ async def test_all_damage_at_once_is_found_and_repaired(make_storage: "MakeStora
     expect_kept(before, await contents(storage.backend))
     report = await check(storage.backend)
     assert {problem.kind for problem in report} == {"quarantined", "unknown-key", "foreign-trash"}
+
+
+async def test_a_damaged_file_in_the_trash_is_found_and_set_aside(make_storage: "MakeStorage") -> None:
+    storage = make_storage()
+    await build(storage)
+    await storage.delete_document(USER, SESSION, "report.pdf")
+    entry = next(entry for entry in await storage.list_trash() if entry.kind == "document")
+    blob = f"{LAYOUT.trash_folder(entry.id)}/{damage.BLOB}"
+    await storage.backend.write(blob, damage.REPORT[::-1])
+    report = await check(storage.backend, fix=True)
+    assert places(report) == {("wrong-hash", blob): 1}
+    assert report.clean
+    assert (await check(storage.backend)).clean
+    assert not await storage.backend.exists(blob)
+
+
+async def test_a_quarantine_without_readable_notes_is_reported_all_the_same(make_storage: "MakeStorage") -> None:
+    storage = make_storage()
+    await build(storage)
+    item, note, lonely = (LAYOUT.key("quarantine", item=name) for name in ("a.bin", "a.json", "b.json"))
+    for key, data in ((item, b"?"), (note, b"?"), (lonely, b"{}")):
+        await storage.backend.write(key, data)
+    report = await check(storage.backend)
+    assert places(report) == {("quarantined", item): 1, ("quarantined", lonely): 1}
+    assert report.clean
 
 
 async def test_damage_in_the_trash_is_found_too(make_storage: "MakeStorage") -> None:
@@ -584,26 +609,80 @@ async def test_a_store_at_work_has_no_problems(make_storage: "MakeStorage") -> N
     assert [problem for problem in await check(storage.backend) if not problem.harmless] == []
 
 
-async def test_what_changes_while_it_is_repaired_is_left_to_the_next_check(
+@pytest.mark.parametrize(
+    ("key", "harm", "kind"),
+    [
+        (damage.CONTEXT, damage.write(damage.CONTEXT, b"?"), "damaged-document"),
+        (damage.DOCUMENTS, damage.cut(damage.DOCUMENTS, 9), "damaged-document"),
+        (damage.METADATA, damage.remove(damage.METADATA), "missing-session"),
+    ],
+    ids=["context", "document metadata", "session"],
+)
+async def test_what_somebody_mends_during_the_repair_is_left_alone(
+    make_storage: "MakeStorage",
+    monkeypatch: pytest.MonkeyPatch,
+    key: str,
+    harm: Callable[[StorageBackend], Awaitable[None]],
+    kind: str,
+) -> None:
+    storage = make_storage()
+    await build(storage)
+    backend = storage.backend
+    before = await contents(backend)
+    await harm(backend)
+    commit = backend.commit
+
+    async def commit_after_another(changes: Any) -> Any:
+        monkeypatch.setattr(backend, "commit", commit)
+        await backend.write(key, before[key])
+        return await commit(changes)
+
+    monkeypatch.setattr(backend, "commit", commit_after_another)
+    report = await check(backend, fix=True)
+    assert (kind, False) in [(problem.kind, problem.fixed) for problem in report]
+    assert not any(problem.fixed for problem in report)
+    assert await contents(backend) == before
+    assert (await check(backend)).problems == []
+
+
+async def test_a_log_that_never_rests_is_left_to_the_next_check(
     make_storage: "MakeStorage", monkeypatch: pytest.MonkeyPatch
 ) -> None:
     storage = make_storage()
     await build(storage)
     backend = storage.backend
-    good = (await contents(backend))[damage.CONTEXT]
-    await damage.write(damage.CONTEXT, b"?")(backend)
-    commit = backend.commit
+    await damage.insert(damage.LOG, 2, b"?\n")(backend)
 
-    async def commit_after_another(changes: Any) -> Any:
-        monkeypatch.setattr(backend, "commit", commit)
-        await backend.write(damage.CONTEXT, good)
-        return await commit(changes)
+    async def always_too_late(changes: Any) -> Any:
+        raise ConflictError
 
-    monkeypatch.setattr(backend, "commit", commit_after_another)
+    with monkeypatch.context() as patch:
+        patch.setattr(backend, "commit", always_too_late)
+        report = await check(backend, fix=True)
+    assert [(problem.kind, problem.fixed) for problem in report] == [("bad-line", False)]
+    assert (await check(backend, fix=True)).clean
+
+
+async def test_what_is_deleted_during_a_check_is_no_problem(
+    make_storage: "MakeStorage", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = make_storage()
+    await build(storage)
+    backend = storage.backend
+    list_keys = backend.list_keys
+    user = LAYOUT.folder("user", user_id=USER)
+
+    async def list_then_delete(prefix: str) -> list[str]:
+        keys = await list_keys(prefix)
+        if prefix == f"{user}/":
+            monkeypatch.setattr(backend, "list_keys", list_keys)
+            await storage.delete_session(USER, SESSION)
+        return keys
+
+    monkeypatch.setattr(backend, "list_keys", list_then_delete)
     report = await check(backend, fix=True)
-    assert [(problem.kind, problem.fixed) for problem in report] == [("damaged-document", False)]
-    assert (await contents(backend))[damage.CONTEXT] == good
-    assert (await check(backend)).clean
+    assert report.problems == []
+    assert report.counts["sessions"] == 1
 
 
 async def test_a_message_that_comes_while_its_log_is_repaired_is_kept(

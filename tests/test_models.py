@@ -69,6 +69,7 @@ def test_ids_stay_in_order_when_there_are_more_than_the_counter_holds(monkeypatc
     assert all(uuid.UUID(text).version == 7 for text in taken)
 
 
+@pytest.mark.filterwarnings("ignore:.*fork.*:DeprecationWarning")  # the point: other threads may run
 def test_a_forked_child_repeats_no_id() -> None:
     new_id()
     read, write = os.pipe()

@@ -90,12 +90,12 @@ class FlatfileBackend(StorageBackend):
                 return
             self._closed = True
         await asyncio.sleep(0)  # what was submitted in this turn is handed over first
-        await asyncio.get_running_loop().run_in_executor(self._readers, self._close)
+        await asyncio.get_running_loop().run_in_executor(None, self._close)
 
     def _close(self) -> None:
         self._writer.close()
         if self._readers is not None:
-            self._readers.shutdown(wait=False)
+            self._readers.shutdown()
 
     def statistics(self) -> dict[str, int]:
         return {**self._files.counters, "open_files": self._engine.open_files}
@@ -122,12 +122,13 @@ class FlatfileBackend(StorageBackend):
         """Do blocking work, one hop for a whole operation."""
         return await asyncio.get_running_loop().run_in_executor(self._check_open(), work)
 
-    def _later(self, work: Callable[[], None]) -> None:
-        """Do a last bit of blocking work without waiting for it, also after `close`."""
+    def _later(self, work: Callable[[], None]) -> asyncio.Future[None]:
+        """Do a last bit of blocking work, whether or not the caller waits for it, also after `close`."""
+        loop = asyncio.get_running_loop()
         try:
-            self._check_open().submit(work)
+            return loop.run_in_executor(self._check_open(), work)
         except (ClosedError, RuntimeError):
-            work()
+            return loop.run_in_executor(None, work)
 
     async def _commit(self, changes: Sequence[EngineChange]) -> list[Outcome]:
         self._check_open()
@@ -233,7 +234,7 @@ class FlatfileBackend(StorageBackend):
             while run := await self._in_thread(following):
                 yield run
         finally:
-            self._later(log.close)
+            await asyncio.shield(self._later(log.close))
 
     async def count_log(self, key: str) -> int:
         check_key(key)
@@ -303,12 +304,12 @@ class FlatfileBackend(StorageBackend):
             await self._in_thread(partial(step, partial(blob.write, bytes(gathered))))
             await self._in_thread(partial(step, blob.finish))
         except BaseException:
-            self._later(blob.discard)
+            await asyncio.shield(self._later(blob.discard))
             raise
         try:
             return bool((await self._commit([Place(blob.path, key)]))[0])
         except StorageError:
-            self._later(blob.discard)
+            await asyncio.shield(self._later(blob.discard))
             raise
 
     async def read_blob(self, key: str) -> AsyncIterator[bytes]:
@@ -330,7 +331,7 @@ class FlatfileBackend(StorageBackend):
             while data := await self._in_thread(following):
                 yield data
         finally:
-            self._later(blob.close)
+            await asyncio.shield(self._later(blob.close))
 
     # --- maintenance ---------------------------------------------------------------------------------
 

@@ -25,10 +25,13 @@ class BlobWriter:
         self._files = files
         self._lock = threading.Lock()
         self._descriptor: int | None = None
+        self._discarded = False
 
     def start(self) -> None:
         """Create the file."""
         with self._lock:
+            if self._discarded:
+                return
             try:
                 self._descriptor = self._files.create(self.path)
             except FileNotFoundError:
@@ -52,6 +55,7 @@ class BlobWriter:
     def discard(self) -> None:
         """Remove the file, unless it has another name by now."""
         with self._lock:
+            self._discarded = True
             self._close()
             with contextlib.suppress(FileNotFoundError):
                 self._files.remove(self.path)

@@ -158,6 +158,7 @@ class Engine:
     def _run_job(self, changes: Sequence[EngineChange]) -> list[Outcome]:
         """Check all, write all new bytes beside their places, then put them there."""
         staged: dict[int, str] = {}
+        index = 0
         outcomes: list[Outcome] = []
         self._changed = False
         try:
@@ -165,14 +166,15 @@ class Engine:
                 with mapped(_key_of(change)):
                     self._check(change)
             for index, change in enumerate(changes):
+                if isinstance(change, Move | RemoveTree):
+                    break  # it may take the folder of a later change away, with what was written there
+                self._stage(index, change, staged)
+            for later, change in enumerate(changes):
+                if later > index:
+                    self._stage(later, change, staged)
                 with mapped(_key_of(change)):
-                    temporary = self._stage(change)
-                if temporary is not None:
-                    staged[index] = temporary
-            for index, change in enumerate(changes):
-                with mapped(_key_of(change)):
-                    outcomes.append(self._apply(change, staged.get(index)))
-                staged.pop(index, None)
+                    outcomes.append(self._apply(change, staged.get(later)))
+                staged.pop(later, None)
         except UnavailableError as error:
             if not self._changed:
                 raise
@@ -276,7 +278,9 @@ class Engine:
             case Truncate(key, count):
                 self._mend(key)
                 self._dropped(key, count)
-            case Move(_, target):
+            case Move(source, target):
+                with contextlib.suppress(FileNotFoundError):
+                    self._files.status(self.tree.path(source))  # unreadable is not absent
                 if self.exists(target) or self.tree.keys(f"{target}/"):
                     raise exists_already(target)
             case Extend(key, data):
@@ -315,18 +319,18 @@ class Engine:
 
     # --- changing ------------------------------------------------------------------------------------
 
-    def _stage(self, change: EngineChange) -> str | None:
-        """Write the new bytes of a change to a durable temporary file; return its path."""
-        match change:
-            case Put(key, data):
-                return self._write_temporary(key, [data])
-            case Append(key, lines) if lines and not self.exists(key):
-                return self._write_temporary(key, new_lines(change, lambda _: None))
-            case Extend(key, data) if not self.exists(key):
-                return self._write_temporary(key, [data])
-            case Edit(key):
-                return self._write_temporary(key, self._edited(change))
-        return None
+    def _stage(self, index: int, change: EngineChange, staged: dict[int, str]) -> None:
+        """Write the new bytes of a change to a durable temporary file and note its path under `index`."""
+        with mapped(_key_of(change)):
+            match change:
+                case Put(key, data):
+                    staged[index] = self._write_temporary(key, [data])
+                case Append(key, lines) if lines and not self.exists(key):
+                    staged[index] = self._write_temporary(key, new_lines(change, lambda _: None))
+                case Extend(key, data) if not self.exists(key):
+                    staged[index] = self._write_temporary(key, [data])
+                case Edit(key):
+                    staged[index] = self._write_temporary(key, self._edited(change))
 
     def _apply(self, change: EngineChange, staged: str | None) -> Outcome:
         if isinstance(change, Edit | Truncate | Delete | Move | RemoveTree):

@@ -52,7 +52,11 @@ class Tree:
         """Return the keys that begin with `prefix`, sorted by code point."""
         folder, _, start = prefix.rpartition("/")
         found: list[str] = []
-        for item in self._list(folder):
+        try:
+            items = self._list(folder)
+        except NotADirectoryError:  # nothing is below a file
+            return []
+        for item in items:
             if not item.path.startswith(prefix) and not prefix.startswith(item.path + "/"):
                 continue
             if item.kind == "folder":
