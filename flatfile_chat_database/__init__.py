@@ -11,7 +11,6 @@ Inside a coroutine:
 """
 
 from .backends.base import StorageBackend
-from .check import check
 from .config import DevelopmentConfig, ProductionConfig, StorageConfig, load_config
 from .errors import (
     ClosedError,
@@ -67,6 +66,5 @@ __all__ = [
     "UnavailableError",
     "User",
     "ValidationError",
-    "check",
     "load_config",
 ]

@@ -184,22 +184,29 @@ class _Check:
         if data is None or damage is None:
             await self._store().reading()  # raises if the names differ
             return True
-        self._report(damage.kind, key, damage.detail)
         if damage.kind == "newer-format":
+            self._report(damage.kind, key, damage.detail)
             return False
-        if self._fix:
-            await self._replace_store_file(key, data)
+        await self._replace_store_file(key, data, damage)
         return True
 
-    async def _replace_store_file(self, key: str, data: bytes) -> None:
+    async def _replace_store_file(self, key: str, data: bytes, damage: Damage) -> None:
         """Make the store's own file anew, if all the rest shows that the configured names are the store's."""
+        if not self._fix:
+            self._report(damage.kind, key, damage.detail)
+            return
         look = _Check(self._backend, fix=False)
         await look.everything()
-        if any(problem.kind in _OTHER_NAMES for problem in look.report):
+        strange = next((problem.key for problem in look.report if problem.kind in _OTHER_NAMES), None)
+        if strange is not None:
             self._fix = False
-        elif await self._set_aside(key, data, "damaged-store-file"):
+            why = f"Nothing is repaired, for {strange} does not fit the configured names."
+            self._report(damage.kind, key, f"{damage.detail} {why}")
+            return
+        self._report(damage.kind, key, damage.detail)
+        if await self._set_aside(key, data, damage.kind):
             await self._store().writing()
-            self._mark_fixed("damaged-store-file", key)
+            self._mark_fixed(damage.kind, key)
 
     def _store(self) -> Store:
         return Store(self._backend.config, self._backend, read_only=False, clock=utc_now, new_id=new_id)

@@ -190,8 +190,8 @@ def check_context(context: object) -> SituationalContext:
     for name, entities in check_object(context.entities, "context.entities").items():
         check_texts(entities, f"context.entities.{name:.40}")
     parse_timestamp(context.timestamp, "context.timestamp")
-    confidence = context.confidence
-    if isinstance(confidence, bool) or not isinstance(confidence, int | float) or not 0 <= confidence <= 1:
+    confidence: object = context.confidence
+    if not isinstance(confidence, int | float) or isinstance(confidence, bool) or not 0 <= confidence <= 1:
         raise ValidationError(f"context.confidence must be a number from 0 to 1, not {confidence!r:.40}.")
     return context
 

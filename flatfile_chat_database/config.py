@@ -6,12 +6,12 @@ The library never reads the environment by itself; `load_config` and the command
 from __future__ import annotations
 
 import dataclasses
-import difflib
 import json
 import os
 import re
 import typing
 import warnings
+from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
@@ -238,6 +238,12 @@ def set_from_text(assignments: typing.Iterable[str]) -> dict[str, Any]:
     return values
 
 
+def _nearest(name: str, known: Iterable[str]) -> str:
+    import difflib  # only errors need it
+
+    return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+
+
 def _field_types() -> dict[str, Any]:
     return typing.get_type_hints(StorageConfig)
 
@@ -245,8 +251,7 @@ def _field_types() -> dict[str, Any]:
 def _require_known(name: str, source: str) -> None:
     known = [item.name for item in dataclasses.fields(StorageConfig)]
     if name not in known:
-        near = difflib.get_close_matches(name, known, n=1, cutoff=0.0)
-        raise ConfigurationError(f"Unknown {source} {name!r}.", hint=f"Did you mean {near[0]!r}?")
+        raise ConfigurationError(f"Unknown {source} {name!r}.", hint=f"Did you mean {_nearest(name, known)!r}?")
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -274,8 +279,8 @@ def _read_environment() -> dict[str, Any]:
         if variable in known:
             values[known[variable]] = _convert(known[variable], text)
         else:
-            near = difflib.get_close_matches(variable, known, n=1, cutoff=0.0)
-            warnings.warn(f"The environment variable {variable} is no setting; did you mean {near[0]}?", stacklevel=3)
+            near = _nearest(variable, known)
+            warnings.warn(f"The environment variable {variable} is no setting; did you mean {near}?", stacklevel=3)
     return values
 
 

@@ -17,11 +17,12 @@ import itertools
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator, Mapping
-from dataclasses import dataclass
 from datetime import datetime
 from enum import StrEnum
 from functools import lru_cache
 from urllib.parse import unquote_to_bytes
+
+import msgspec
 
 from .config import StorageConfig
 from .errors import ConfigurationError, ValidationError
@@ -46,8 +47,7 @@ class Shape(StrEnum):
     BLOB = "blob"  # bytes as they were given
 
 
-@dataclass(frozen=True, slots=True)
-class Entry:
+class Entry(msgspec.Struct, frozen=True):
     """One kind of thing that is stored."""
 
     name: str
@@ -57,8 +57,7 @@ class Entry:
     meaning: str
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
+class Place(msgspec.Struct, frozen=True):
     """What a key stands for."""
 
     entry: Entry

@@ -63,9 +63,10 @@ import math
 import re
 import unicodedata
 from collections.abc import Iterable, Iterator
-from dataclasses import dataclass
 from itertools import groupby
 from typing import Final, Literal
+
+import msgspec
 
 from .errors import ValidationError
 
@@ -119,8 +120,7 @@ def normalise(text: str) -> str:
     return unicodedata.normalize("NFC", text)
 
 
-@dataclass(frozen=True, slots=True)
-class _Marks:
+class _Marks(msgspec.Struct, frozen=True):
     """Combining marks, those of voicing aside."""
 
     characters: str
@@ -215,8 +215,7 @@ def _line_up(tokens: Iterable[str]) -> str:
 # --- queries -----------------------------------------------------------------------------------------
 
 
-@dataclass(frozen=True, slots=True)
-class Term:
+class Term(msgspec.Struct, frozen=True):
     """Something that a text must hold: consecutive tokens, the only one of which may be a prefix."""
 
     tokens: tuple[str, ...]
@@ -228,8 +227,7 @@ class Term:
         return " " + " ".join(self.tokens) + ("" if self.prefix else " ")
 
 
-@dataclass(frozen=True, slots=True)
-class Measure:
+class Measure(msgspec.Struct, frozen=True):
     """What the relevance of a text depends on."""
 
     length: int

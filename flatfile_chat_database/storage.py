@@ -295,7 +295,8 @@ class StorageManager:
 
     async def search_messages(self, user_id: str, query: str, session_id: str | None = None) -> list[Message]:
         """Return the newest messages that hold every word of `query`; see `search` for the rules."""
-        hits = await self._finding.search(query, user_id=user_id, session_id=session_id, kinds=("message",))
+        kinds: tuple[HitKind, ...] = ("message",)
+        hits = await self._finding.search(query, user_id=user_id, session_id=session_id, kinds=kinds)
         return [hit.message for hit in hits if hit.message is not None]
 
     async def search(

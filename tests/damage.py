@@ -233,6 +233,7 @@ BOB = LAYOUT.key("user", user_id="bob")
 CAROL = LAYOUT.folder("user", user_id="carol")
 ORPHAN = LAYOUT.key("document", **NAMES, document="report~7.pdf")
 ORPHAN_ANALYSIS = LAYOUT.key("analysis", **NAMES, document="report~7.pdf")
+INSIGHT = LAYOUT.key("insight", panel_id=PANEL, insight_id="insight_x")
 FOREIGN = LAYOUT.trash_folder("old things")
 
 EVERYWHERE = [
@@ -317,9 +318,9 @@ EVERYWHERE = [
     ),
     Sample(
         "insight without a time",
-        (("bad-timestamp", f"{LAYOUT.folder('insight', panel_id=PANEL, insight_id='x')}/*"),),
-        forget_time_of_insight,
-        changed=INSIGHTS,
+        (("bad-timestamp", INSIGHT),),
+        write(INSIGHT, b'{"id": "insight_x", "text": "by hand"}'),
+        changed={INSIGHT},
     ),
     Sample(
         "session of another user",

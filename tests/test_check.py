@@ -467,6 +467,7 @@ async def test_a_store_file_is_not_made_anew_under_other_names(make_storage: "Ma
         fresh = open_backend(StorageConfig(storage_base_path=storage.config.storage_base_path))
     report = await check(fresh, fix=True)
     assert not report.clean
+    assert "log.jsonl does not fit" in report.problems[0].detail
     assert not any(problem.fixed for problem in report)
     assert await contents(fresh) == before
     if fresh is not storage.backend:

@@ -832,6 +832,18 @@ async def test_an_upload_that_is_cancelled_while_it_waits_for_another_leaves_not
     assert await blobs(session) == ["a.txt"]
 
 
+async def test_a_medium_that_refuses_the_content_is_reported_and_nothing_has_changed(
+    session: StorageManager, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async def refuse(key: str, chunks: AsyncIterator[bytes]) -> bool:
+        raise UnavailableError("No space left on device.")
+
+    monkeypatch.setattr(session.backend, "write_blob", refuse)
+    async with unchanged(session):
+        with pytest.raises(UnavailableError, match="No space left"):
+            await save(session, "a.txt", b"content")
+
+
 @pytest.mark.parametrize("error", [UnavailableError, IntegrityError])
 async def test_a_file_that_cannot_be_named_is_removed_again(
     session: StorageManager, monkeypatch: pytest.MonkeyPatch, error: type[StorageError]
@@ -1024,6 +1036,15 @@ async def test_a_file_that_is_known_but_missing_is_reported_as_damage(session: S
     assert await session.document_exists("ada", "s", "a.txt")
     await save(session, "a.txt", b"again")
     assert await read(session, "a.txt") == b"again"
+
+
+@pytest.mark.damage
+async def test_a_file_of_a_session_without_metadata_gets_no_analysis(session: StorageManager) -> None:
+    await save(session, "a.txt", b"content")
+    await session.backend.delete(key_of(session, "session", **SESSION))
+    async with unchanged(session):
+        with pytest.raises(NotFoundError, match="The session 's' of user 'ada' does not exist"):
+            await session.update_document_analysis("ada", "s", "a.txt", {"a": 1})
 
 
 @pytest.mark.damage

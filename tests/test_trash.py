@@ -272,6 +272,30 @@ async def test_the_trash_works_with_users_at_the_top_of_the_store(make_storage: 
     assert (await meanings(storage)).keys() < before.keys()
 
 
+async def test_bad_input_does_not_even_begin_a_store(storage: StorageManager) -> None:
+    bad: Any = ""
+    for call in (
+        storage.delete_user(bad),
+        storage.delete_document(bad, "s", "a.txt"),
+        storage.delete_persona("x", bad),
+        storage.save_document("ada", bad, "a.txt", b"x"),
+        storage.save_document("ada", "s", "a.txt", 7),  # type: ignore[arg-type]
+        storage.update_document_analysis("ada", bad, "a.txt", {}),
+        storage.create_panel("x", [bad]),
+        storage.create_panel("x", ["a"], panel_id=bad),
+        storage.save_panel_insight(bad, {}),
+        storage.save_persona(bad, {}),
+        storage.undelete(7),  # type: ignore[arg-type]
+        storage.purge(user_id=bad),
+        storage.purge(user_id="ada", session_id=bad, filename="a.txt"),
+        storage.purge(trash_id=7),  # type: ignore[arg-type]
+        storage.prune(dry_run=bad),
+    ):
+        with pytest.raises(ValidationError):
+            await call
+    assert await contents(storage) == {}
+
+
 @pytest.mark.parametrize("bad", [*ILLEGAL_IDS.values()], ids=[*ILLEGAL_IDS])
 async def test_illegal_ids_are_refused(full: StorageManager, bad: Any) -> None:
     async with unchanged(full):
@@ -441,6 +465,28 @@ async def test_nothing_comes_back_where_something_else_is(full: StorageManager, 
             await full.undelete(trash_id)
 
 
+@pytest.mark.damage
+async def test_what_was_left_in_the_place_of_a_thing_is_named_when_that_cannot_come_back(full: StorageManager) -> None:
+    await full.delete_session("ada", "s")
+    (trash_id,) = await trash_ids(full)
+    await full.backend.write("users/ada/s/documents/late.txt", b"x")
+    async with unchanged(full):
+        with pytest.raises(ConflictError, match=r"The session 's' of user 'ada' has left something .*check --fix"):
+            await full.undelete(trash_id)
+
+
+@pytest.mark.damage
+async def test_a_file_whose_entry_is_damaged_goes_to_the_trash_and_comes_back_as_it_is(full: StorageManager) -> None:
+    key = key_of(full, "documents", user_id="ada", session_id="s")
+    content = json.loads(await full.backend.read(key) or b"")
+    content["documents"]["a.txt"] = 7
+    await full.backend.write(key, json.dumps(content).encode())
+    before = await meanings(full)
+    assert await full.delete_document("ada", "s", "a.txt")
+    await full.undelete((await trash_ids(full))[0])
+    assert await meanings(full) == before
+
+
 async def test_limits_do_not_keep_anything_from_coming_back(make_storage: MakeStorage) -> None:
     storage = make_storage(max_sessions_per_user=1)
     await storage.create_user("ada")
@@ -608,6 +654,19 @@ async def test_what_is_only_in_the_quarantine_can_be_purged(full: StorageManager
     await full.backend.set_aside(key, "damaged")
     receipt = await full.purge(persona_id="critic")
     assert [key.startswith("system/quarantine/") for key in receipt.keys] == [True, True]
+
+
+@pytest.mark.damage
+async def test_a_purge_of_a_file_takes_what_was_set_aside_of_it_and_nothing_of_others(full: StorageManager) -> None:
+    for filename in ("a.txt", "b.txt"):
+        await full.backend.set_aside(key_of(full, "analysis", user_id="ada", session_id="s", document=filename), "bad")
+    await full.delete_document("ada", "s", "a.txt")
+    await full.save_document("ada", "s", "a.txt", b"anew")
+    await full.update_document_analysis("ada", "s", "a.txt", {"a": 1})
+    await full.backend.set_aside(key_of(full, "documents", user_id="ada2", session_id="s"), "bad")
+    receipt = await full.purge(user_id="ada", session_id="s", filename="a.txt")
+    assert sum(key.startswith("system/quarantine/") for key in receipt.keys) == 2
+    assert len(await full.backend.list_keys("system/quarantine/")) == 4
 
 
 async def test_a_purge_finds_what_is_deleted_while_it_works(

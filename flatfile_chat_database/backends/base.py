@@ -21,10 +21,11 @@ import logging
 import re
 from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
-from dataclasses import dataclass
 from enum import Enum, StrEnum
 from typing import Final, cast
 from urllib.parse import unquote
+
+import msgspec
 
 from .. import codec
 from ..config import StorageConfig
@@ -73,16 +74,14 @@ ABSENT: Final = _Absent.ABSENT
 """The document must not exist."""
 
 
-@dataclass(frozen=True, slots=True)
-class Require:
+class Require(msgspec.Struct, frozen=True):
     """Condition: the document `key` exists; otherwise NotFoundError saying that `what` does not exist."""
 
     key: str
     what: str
 
 
-@dataclass(frozen=True, slots=True)
-class Quota:
+class Quota(msgspec.Struct, frozen=True):
     """Condition: `folder` has fewer than `maximum` children besides those named in `ignoring`.
 
     Otherwise StorageLimitExceeded with `limit_name`. Counted before the commit changes anything.
@@ -94,8 +93,7 @@ class Quota:
     ignoring: frozenset[str] = frozenset()
 
 
-@dataclass(frozen=True, slots=True)
-class Put:
+class Put(msgspec.Struct, frozen=True):
     """Replace a document whole. Condition: its version is `expected`; otherwise ConflictError.
 
     Outcome: the new version.
@@ -106,15 +104,13 @@ class Put:
     expected: str | _Any | _Absent = ANY
 
 
-@dataclass(frozen=True, slots=True)
-class Delete:
+class Delete(msgspec.Struct, frozen=True):
     """Remove one document, log or blob. Outcome: whether it was there."""
 
     key: str
 
 
-@dataclass(frozen=True, slots=True)
-class Append:
+class Append(msgspec.Struct, frozen=True):
     """Append records to a log, in order, one line each; a log that is absent begins with them.
 
     A record whose id the log holds already (or an earlier record of this Append) is passed over when both are the same
@@ -129,8 +125,7 @@ class Append:
     limit_name: str = ""
 
 
-@dataclass(frozen=True, slots=True)
-class Edit:
+class Edit(msgspec.Struct, frozen=True):
     """Replace the record `record_id` of a log in its place, or drop it when `line` is None.
 
     Conditions: the log holds the record, otherwise NotFoundError; the record's line is `expected`, otherwise
@@ -144,8 +139,7 @@ class Edit:
     line: bytes | None
 
 
-@dataclass(frozen=True, slots=True)
-class Truncate:
+class Truncate(msgspec.Struct, frozen=True):
     """Drop the newest `count` records of a log, or all when None.
 
     Condition: every line that goes is a record or blank, otherwise IntegrityError.
@@ -156,8 +150,7 @@ class Truncate:
     count: int | None = None
 
 
-@dataclass(frozen=True, slots=True)
-class Move:
+class Move(msgspec.Struct, frozen=True):
     """Move the key `source`, or everything below the folder `source`, to `target`.
 
     Condition: nothing is at or below `target`, otherwise ConflictError. Outcome: whether there was anything to move.
@@ -167,8 +160,7 @@ class Move:
     target: str
 
 
-@dataclass(frozen=True, slots=True)
-class RemoveTree:
+class RemoveTree(msgspec.Struct, frozen=True):
     """Remove everything below a folder. Outcome: the keys that were removed, sorted."""
 
     folder: str

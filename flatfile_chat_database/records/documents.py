@@ -358,8 +358,9 @@ class Documents:
         codec.check_text(filename, "filename")
         updates = codec.own_object(analysis, "analysis")
         place = _Place(self._layout, user_id, session_id)
-        await self._store.writing()
+        session = self._store.require("session", **place.names)
         what = called("file", **place.names, filename=filename)
+        await self._store.writing()
         missing = None
         while True:
             entry = await self._entry(place, filename)
@@ -371,7 +372,7 @@ class Documents:
                     place.analysis(entry.segment),
                     lambda present: present | updates,
                     what=what,
-                    requires=(self._store.require("session", **place.names), blob),
+                    requires=(session, blob),
                     absent={},
                 )
                 return True
@@ -398,6 +399,7 @@ class Documents:
         """
         codec.check_text(filename, "filename")
         place = _Place(self._layout, user_id, session_id, out_of)
+        metadata = place.metadata
         trash = None if into is None else _Place(self._layout, user_id, session_id, into)
         backend = await self._store.writing()
 
@@ -410,7 +412,7 @@ class Documents:
             if trash is not None:
                 changes.insert(0, self._put(trash, {filename: known[filename]}, None))
             elif out_of is not None and not rest:
-                changes.append(Delete(place.metadata))
+                changes.append(Delete(metadata))
             segment = place.segment_of(known[filename])
             if segment is not None and trash is not None:
                 changes += [
@@ -426,7 +428,7 @@ class Documents:
                 if isinstance(change, Move | Delete) and outcome
             ]
 
-        return await self._store.retry(place.metadata, attempt)
+        return await self._store.retry(metadata, attempt)
 
     async def filename_in_trash(self, trash_id: str, user_id: str, session_id: str) -> str | None:
         """Return the name of the one file of a trash entry, or None if it holds no such thing."""

@@ -13,6 +13,8 @@ from dataclasses import dataclass
 from datetime import datetime
 from typing import Any, cast, get_args
 
+import msgspec
+
 from .. import codec
 from ..errors import IntegrityError, ValidationError
 from ..models import HitKind, Message, SearchHit, SituationalContext, parse_timestamp
@@ -216,8 +218,7 @@ class _Scope:
         return (self.since is None or self.since <= moment) and (self.until is None or moment < self.until)
 
 
-@dataclass(frozen=True, slots=True)
-class _Lines:
+class _Lines(msgspec.Struct, frozen=True):
     """Neighbouring lines of a session's log."""
 
     session_id: str
@@ -235,8 +236,7 @@ class _Lines:
         return sum(map(len, self.lines))
 
 
-@dataclass(frozen=True, slots=True)
-class _Text:
+class _Text(msgspec.Struct, frozen=True):
     """All that is searched of one record."""
 
     kind: HitKind

@@ -5,8 +5,10 @@ from __future__ import annotations
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass, fields
+from dataclasses import fields
 from typing import Any, cast
+
+import msgspec
 
 from .. import codec
 from ..backends.base import Append, Edit, Require, Truncate, not_found
@@ -19,8 +21,7 @@ logger = logging.getLogger("flatfile_chat_database")
 _FIELDS = tuple(item.name for item in fields(Message))
 
 
-@dataclass(frozen=True, slots=True)
-class LogName:
+class LogName(msgspec.Struct, frozen=True):
     """Whose messages."""
 
     entry: str

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from ..backends.base import Change, Delete, Move, RemoveTree, Require, not_found
+from ..backends.base import Change, Delete, Move, RemoveTree, Require
 from ..errors import ConflictError, IntegrityError, NotFoundError, ValidationError
 from ..models import PruneReport, PurgeReceipt, TrashEntry, format_timestamp
 from .documents import Documents
@@ -101,10 +101,11 @@ class Trash:
 
     async def undelete(self, trash_id: str) -> bool:
         """Put a trash entry back in its place. Limits do not count: it was within them once."""
+        self._parse(trash_id)
         backend = await self._store.writing()
         entry = await self._entry(trash_id)
         if entry is None:
-            raise _no_entry(trash_id)
+            raise NotFoundError(f"The trash entry {trash_id!r:.100} does not exist.")
         if entry.kind == "document":
             await self._documents.put_back(trash_id, **entry.names)
             return True
@@ -118,7 +119,11 @@ class Trash:
         try:
             await backend.commit(changes)
         except ConflictError as error:
-            raise ConflictError(f"{thing.what} exists again.", key=error.key, hint="Delete it first.") from error
+            if await backend.exists(thing.key):
+                raise ConflictError(f"{thing.what} exists again.", key=error.key, hint="Delete it first.") from error
+            raise ConflictError(
+                f"{thing.what} has left something in its place.", key=error.key, hint="Run `chatdb check --fix`."
+            ) from error
         return True
 
     # --- for good ------------------------------------------------------------------------------------
@@ -134,7 +139,6 @@ class Trash:
             given = ", ".join(names) or "nothing"
             possible = "; ".join(" and ".join(sorted(each, reverse=True)) for each in _PURGEABLE)
             raise ValidationError(f"{given} names nothing that can be purged.", hint=f"Possible are: {possible}.")
-        await self._store.writing()
         if kind == "trash":
             what = f"The trash entry {names['trash_id']!r:.100}"
             gone = await self._purge_entry(names["trash_id"])
@@ -200,11 +204,11 @@ class Trash:
         return changes
 
     async def _purge_document(self, names: Mapping[str, str]) -> builtins.list[str]:
-        self._layout.key("session", user_id=names["user_id"], session_id=names["session_id"])
         gone = await self._documents.remove(**names) or []
         for trash_id in await self._ids():
             gone += await self._documents.remove(**names, out_of=trash_id) or []
-        places = {self._layout.origin(key) for key in gone}
+        metadata = self._layout.key("documents", user_id=names["user_id"], session_id=names["session_id"])
+        places = {self._layout.origin(key) for key in gone} - {metadata}  # which tells of other files, too
         return gone + await self._commit(await self._quarantined(lambda key: self._layout.origin(key) in places))
 
     async def _quarantined(self, is_meant: Callable[[str], bool]) -> builtins.list[Change]:
@@ -299,7 +303,3 @@ class Trash:
 
 def _is_within(key: str, place: str) -> bool:
     return key == place or key.startswith(f"{place}/")
-
-
-def _no_entry(trash_id: str) -> NotFoundError:
-    return not_found(f"The trash entry {trash_id!r:.100}", "")

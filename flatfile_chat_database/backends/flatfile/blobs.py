@@ -56,8 +56,10 @@ class BlobWriter:
         """Remove the file, unless it has another name by now."""
         with self._lock:
             self._discarded = True
-            self._close()
-            with contextlib.suppress(FileNotFoundError):
+            # What cannot be removed is a harmless leftover, and its error would hide why the blob is discarded.
+            with contextlib.suppress(OSError):
+                self._close()
+            with contextlib.suppress(OSError):
                 self._files.remove(self.path)
 
     def _close(self) -> None:
