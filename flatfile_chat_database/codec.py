@@ -257,9 +257,9 @@ def line_id(line: bytes) -> str | None:
 
 
 def written_id(line: bytes) -> str:
-    """Return the id of a line that `encode_message` wrote, without reading the rest of it."""
+    """Return the id of a line that is a message, as fast as it can be told."""
     match = _LINE_ID.match(line)
-    if match is not None:
+    if match is not None and line.count(b'"id":') == 1:  # given twice by hand, the last one counts
         return match[1].decode()
     return str(decode_object(line)["id"])
 

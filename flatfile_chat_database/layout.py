@@ -20,7 +20,6 @@ from collections.abc import Iterable, Iterator, Mapping
 from datetime import datetime
 from enum import StrEnum
 from functools import lru_cache
-from urllib.parse import unquote_to_bytes
 
 import msgspec
 
@@ -36,6 +35,7 @@ _UNICODE = unicodedata.ucd_3_2_0
 
 _SAFE_ASCII = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_.@+")
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
+_PERCENT = re.compile(rb"%([0-9a-f]{2})")
 _SEGMENT = re.compile(r"[^/\x00-\x1f]{1,255}")
 
 
@@ -113,7 +113,7 @@ def escape(text: str) -> str | None:
 def unescape(segment: str) -> str | None:
     """Return the id that `escape` (or `escape_reserved`) turned into `segment`, or None if none did."""
     try:
-        text = unquote_to_bytes(segment).decode()
+        text = _PERCENT.sub(_unpercent, segment.encode()).decode()
     except UnicodeError:
         return None
     if text and segment in (escape(text), _escape_first(text)):
@@ -135,6 +135,10 @@ def _stays(character: str) -> bool:
         and _UNICODE.normalize("NFKD", character) == character
         and _UNICODE.normalize("NFC", character) == character
     )
+
+
+def _unpercent(match: re.Match[bytes]) -> bytes:
+    return bytes((int(match[1], 16),))
 
 
 def _percent(character: str) -> str:

@@ -17,9 +17,10 @@ from __future__ import annotations
 import os
 from collections.abc import AsyncIterable, AsyncIterator, Callable, Collection, Iterable
 from datetime import datetime
+from functools import cached_property
 from pathlib import Path
 from types import TracebackType
-from typing import Any, Literal, Self
+from typing import TYPE_CHECKING, Any, Literal, Self
 
 from .backends.base import StorageBackend, open_backend
 from .config import StorageConfig
@@ -42,7 +43,6 @@ from .models import (
 from .records.contexts import Contexts
 from .records.documents import Documents
 from .records.export import export_all
-from .records.finding import Finding
 from .records.messages import Messages, panel_log, session_log
 from .records.panels import Panels
 from .records.personas import Personas
@@ -50,6 +50,9 @@ from .records.sessions import Sessions
 from .records.store import Store
 from .records.trash import Trash
 from .records.users import Users
+
+if TYPE_CHECKING:
+    from .records.finding import Finding
 
 
 class StorageManager:
@@ -90,7 +93,6 @@ class StorageManager:
         self._documents = Documents(store)
         self._contexts = Contexts(store)
         self._panels = Panels(store, self._personas)
-        self._finding = Finding(store, self._documents)
         self._trash = Trash(store, self._documents, self._panels)
 
     def __repr__(self) -> str:
@@ -109,6 +111,12 @@ class StorageManager:
         """Let go of files and threads; calling it again does nothing. A backend that was passed in stays open."""
         if self._owns_backend:
             await self._store.close()
+
+    @cached_property
+    def _finding(self) -> Finding:
+        from .records.finding import Finding  # its tables of characters would slow down every start
+
+        return Finding(self._store, self._documents)
 
     @property
     def backend(self) -> StorageBackend:

@@ -296,6 +296,7 @@ def test_a_line_longer_than_any_message_is_damage() -> None:
 def test_of_a_key_given_twice_every_reader_takes_the_same() -> None:
     line = b'{"id":"m1","role":"user","content":"1","timestamp":"t","id":"m2","content":"2"}'
     assert codec.line_id(line) == codec.decode_message(line).id == json.loads(line)["id"] == "m2"
+    assert codec.written_id(line) == "m2"
     assert codec.decode_message(line).content == "2"
     assert codec.decode_object(b'{"a":1,"a":2}') == {"a": 2}
 

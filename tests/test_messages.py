@@ -660,7 +660,11 @@ async def test_a_field_that_is_unknown_or_never_changes_is_refused(storage: Stor
             await storage.update_message("ada", "s", "0", {"content": "x", name: "0"})
 
 
-@pytest.mark.parametrize("messages", [None, 7, Message("user", "x"), "text", [None], [{"role": "user"}]], ids=lambda value: type(value).__name__)
+@pytest.mark.parametrize(
+    "messages",
+    [None, 7, Message("user", "x"), "text", [None], [{"role": "user"}]],
+    ids=["None", "7", "Message", "text", "[None]", "[dict]"],
+)
 async def test_what_is_no_message_is_refused_and_changes_nothing(storage: StorageManager, messages: Any) -> None:
     await begin(storage)
     async with unchanged(storage):

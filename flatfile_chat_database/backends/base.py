@@ -23,7 +23,6 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncIterator, Callable, Iterable, Sequence
 from enum import Enum, StrEnum
 from typing import Final, cast
-from urllib.parse import unquote
 
 import msgspec
 
@@ -584,6 +583,8 @@ def open_backend(config: StorageConfig) -> StorageBackend:
     Raises:
         ConfigurationError: The URL's scheme is unknown or its form is wrong.
     """
+    from urllib.parse import unquote  # half of what it imports is of no use to a store
+
     scheme, colon, rest = config.storage_url.partition(":")
     if not config.storage_url:
         return _make("flatfile", "FlatfileBackend", config, config.storage_base_path)
