@@ -17,7 +17,6 @@ import sys
 import tempfile
 import time
 import warnings
-from collections import deque
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass
@@ -30,6 +29,7 @@ from .check import check as check_store
 from .config import StorageConfig, load_config, set_from_text
 from .demo import run_demo
 from .errors import ConfigurationError, NotFoundError, StorageError
+from .follower import Follower
 from .importers import FORMATS, Report, import_file
 from .layout import Layout
 from .models import Message, Session
@@ -39,9 +39,7 @@ from .terminal import block, duration, json_line, one_line, table, utc, visible
 P = ParamSpec("P")
 
 _ALL = sys.maxsize
-_PAGE = 500
 _POLL_SECONDS = 0.3
-_REMEMBERED = 1_000  # messages by which `tail -f` finds its place again after some were removed
 _COUNTED_AT_ONCE = 100
 
 # A URL's scheme has two letters or more; `./name:x` is always a path.
@@ -477,56 +475,13 @@ async def _tail(options: _Options, user: str, session: str, count: int, follow: 
     async with options.reading() as storage:
         if not follow:
             await _require_session(storage, user, session)
-        follower = _Follower(storage, user, session)
+        follower = Follower(storage, user, session)
         for message in await follower.begin(count):
             _print_message(options, message)
         while follow:
             await asyncio.sleep(_POLL_SECONDS)
             for message in await follower.next():
                 _print_message(options, message)
-
-
-class _Follower:
-    """Finds the messages that are new in a log, also after some were removed from it."""
-
-    def __init__(self, storage: StorageManager, user: str, session: str) -> None:
-        self._storage = storage
-        self._names = (user, session)
-        self._position = 0  # of the next message
-        self._seen: deque[str] = deque(maxlen=_REMEMBERED)  # the newest of those before it
-
-    async def begin(self, count: int) -> list[Message]:
-        """Return the newest `count` messages."""
-        newest = await self._storage.get_messages(*self._names, max(count, 1), -max(count, 1))
-        self._position = await self._storage.count_messages(*self._names)
-        self._seen.extend(message.id for message in newest)
-        return newest[-count:] if count else []
-
-    async def next(self) -> list[Message]:
-        """Return what has come since, at most a page of it."""
-        # The newest known message is read again: if it is not in its place, the log is not what it was.
-        start = max(self._position - 1, 0)
-        found = await self._storage.get_messages(*self._names, _PAGE, start)
-        if self._seen:
-            if not found or found[0].id != self._seen[-1]:
-                return await self._find_place()
-            del found[0]
-        return self._advance(found)
-
-    async def _find_place(self) -> list[Message]:
-        """After a removal: go on behind the newest message that is known."""
-        newest = await self._storage.get_messages(*self._names, _REMEMBERED, -_REMEMBERED)
-        total = await self._storage.count_messages(*self._names)
-        known = set(self._seen)
-        index = next((i for i in range(len(newest) - 1, -1, -1) if newest[i].id in known), -1)
-        self._position = max(total - len(newest) + index + 1, 0)
-        self._seen = deque((message.id for message in newest[: index + 1]), maxlen=_REMEMBERED)
-        return self._advance(newest[index + 1 :])
-
-    def _advance(self, messages: list[Message]) -> list[Message]:
-        self._position += len(messages)
-        self._seen.extend(message.id for message in messages)
-        return messages
 
 
 async def _require_user(storage: StorageManager, user: str) -> None:

@@ -1,5 +1,6 @@
 """What `check` finds in a damaged store, what reading gives around the damage, and what a repair leaves."""
 
+import ast
 import asyncio
 import json
 import logging
@@ -143,6 +144,16 @@ def test_every_kind_is_explained() -> None:
 def test_what_the_page_calls_harmless_is_harmless() -> None:
     rows = re.findall(r"^\| `([a-z-]+)` \|([^|]*)\|", DOCS.read_text(), re.MULTILINE)
     assert {kind for kind, text in rows if text.rstrip().endswith("Harmless.")} == HARMLESS
+
+
+async def test_the_program_on_the_page_runs(make_storage: "MakeStorage", capsys: pytest.CaptureFixture[str]) -> None:
+    [program] = re.findall(r"```python\n(.*?)```", DOCS.read_text(), re.DOTALL)
+    storage = make_storage()
+    await build(storage)
+    names: dict[str, Any] = {"storage": storage}
+    code = compile(program, DOCS, "exec", flags=ast.PyCF_ALLOW_TOP_LEVEL_AWAIT)
+    await eval(code, names)
+    assert "The store is clean." in capsys.readouterr().out
 
 
 @pytest.mark.parametrize("sample", [sample for sample in EVERYWHERE if sample.repaired], ids=str)

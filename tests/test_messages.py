@@ -9,6 +9,7 @@ from dataclasses import replace
 from typing import Any
 
 import pytest
+from msgspec import structs
 
 from flatfile_chat_database import (
     IntegrityError,
@@ -506,7 +507,7 @@ async def test_a_change_is_repeated_when_another_process_was_faster() -> None:
             if isinstance(changes[-1], Edit) and not self.meddled:
                 self.meddled = True
                 edit = changes[-1]
-                await super().commit([replace(edit, line=edit.expected.replace(b'"user"', b'"other"') + b"\n")])
+                await super().commit([structs.replace(edit, line=edit.expected.replace(b'"user"', b'"other"') + b"\n")])
             return await super().commit(changes)
 
     for call in ("update", "delete"):

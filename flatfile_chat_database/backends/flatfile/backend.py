@@ -358,7 +358,7 @@ class FlatfileBackend(StorageBackend):
             if fix:
                 await self._commit([])  # taking the lock does it
             detail = "A process died while it wrote a batch of messages; the next write takes the batch back."
-            problems.append(Problem("unfinished-batch", "", detail, fixed=fix))
+            problems.append(Problem("unfinished-batch", self._engine.lock.key, detail, fixed=fix))
         for key in torn:
             if fix:
                 await self._commit([Mend(key)])

@@ -48,6 +48,11 @@ class StoreLock:
         self._marked = False
 
     @property
+    def key(self) -> str:
+        """Where the lock file is, relative to the store."""
+        return self._key
+
+    @property
     def is_open(self) -> bool:
         """Whether a descriptor is kept."""
         return self._descriptor is not None
