@@ -551,7 +551,7 @@ def facts(report: Report) -> dict[str, Any]:
 
 
 async def test_a_dry_run_reports_what_an_import_does_and_writes_nothing(make_storage: MakeStorage, path: Path) -> None:
-    limits = {"max_message_size_bytes": 1_000, "max_messages_per_session": 5, "max_sessions_per_user": 5}
+    limits = {"max_message_size_bytes": 1_000, "max_messages_per_session": 5}
     storage = make_storage(**limits)
     await storage.backend.open()
     for lines in (MIXED[:2], MIXED, MIXED):  # into nothing, on top of a part, on top of it all
@@ -562,6 +562,17 @@ async def test_a_dry_run_reports_what_an_import_does_and_writes_nothing(make_sto
         done = await run(storage, path)
         assert foreseen.dry_run and not done.dry_run
         assert facts(foreseen) == facts(done)
+
+
+async def test_a_dry_run_foresees_how_many_conversations_find_no_room(make_storage: MakeStorage, path: Path) -> None:
+    # Which ones find room is not foreseen: they are created at the same time.
+    write(path, *(conversation(str(number), "x") for number in range(20)))
+    foreseen = await run(make_storage(read_only=True, max_sessions_per_user=5), path, dry_run=True)
+    done = await run(make_storage(max_sessions_per_user=5), path)
+    assert (foreseen.added, done.added) == (5, 5)
+    assert (
+        [tally.count for tally in foreseen.skipped.values()] == [tally.count for tally in done.skipped.values()] == [15]
+    )
 
 
 async def test_a_dry_run_makes_no_user(storage: StorageManager, path: Path) -> None:

@@ -124,7 +124,7 @@ class StorageMachine(RuleBasedStateMachine):
         self._ids = (_Ids(), _Ids())
         self._steps = 0
         self._memory = MemoryBackend(self.config())
-        self._model = StorageManager(self.config(), backend=self._memory, clock=self._clock, id_source=self._ids[1])
+        self._model = self._open_model()
         self._store = self._open()
         self._sessions: list[tuple[str, str]] = []
         self._panels: list[str] = []
@@ -165,6 +165,9 @@ class StorageMachine(RuleBasedStateMachine):
 
     def _open(self) -> StorageManager:
         return self.open_storage(clock=self._clock, id_source=self._ids[0])
+
+    def _open_model(self) -> StorageManager:
+        return StorageManager(self.config(), backend=self._memory, clock=self._clock, id_source=self._ids[1])
 
     def _both(self, call: Call) -> Any:
         """Make a call on both stores; return what the one under test returned, or None if it raised."""
@@ -218,6 +221,7 @@ class StorageMachine(RuleBasedStateMachine):
     def open_again(self) -> None:
         self._loop.run(self._store.close())
         self._store = self._open()
+        self._model = self._open_model()  # a new manager remembers no id of this second; see records/names.py
 
     # --- users -------------------------------------------------------------------------------------------
 
