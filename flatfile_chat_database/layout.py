@@ -110,6 +110,7 @@ def escape(text: str) -> str | None:
     return "".join(pieces)
 
 
+@lru_cache(maxsize=16384)
 def unescape(segment: str) -> str | None:
     """Return the id that `escape` (or `escape_reserved`) turned into `segment`, or None if none did."""
     try:
@@ -256,6 +257,16 @@ class Layout:
         """
         text = self._patterns[name].child(child)
         return None if name == "user" and text in self._refused else text
+
+    def keys_below(self, name: str, folder: str, children: Iterable[str]) -> dict[str, str]:
+        """Return keys of entry `name` by its last id, for those children of its `parent` folder that stand for one.
+
+        Much faster than `key` for each, as lists of thousands need it.
+        """
+        pattern = self._patterns[name]
+        tail = "".join(f"/{literal}" for literal in pattern.behind_last)
+        ids = ((child, pattern.child(child)) for child in children)
+        return {text: f"{folder}/{child}{tail}" for child, text in ids if text is not None}
 
     def parent(self, name: str, /, **names: str) -> str:
         """Return the folder whose children are named by the entry's last placeholder.
@@ -409,6 +420,11 @@ class _Pattern:
     def last(self) -> int:
         """The depth of the last placeholder."""
         return max(depth for depth, (placeholder, _) in enumerate(self._segments) if placeholder)
+
+    @property
+    def behind_last(self) -> list[str]:
+        """The segments behind the last placeholder's."""
+        return [literal for _, literal in self._segments[self.last + 1 :]]
 
     def match(self, key: str) -> dict[str, str] | None:
         """Return the ids in a key of this pattern, or None if it is none."""

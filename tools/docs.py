@@ -31,7 +31,7 @@ Paths are relative to the store's folder, with the default names; the configurat
 is made. Ids in `{braces}` are percent-encoded where a file name could not hold them as they are."""
 
 LAYOUT_AFTER = """\
-Documents are indented JSON, replaced whole. Logs are JSONL: one message a line, only ever appended, with the fields
+Documents are indented JSON, replaced whole. Logs are JSONL: one message a line, appended at the end and rewritten only to change or remove one, with the fields
 `id`, `role`, `content`, `timestamp`, `attachments`, `metadata` and, in a thread, `parent_id`.
 
 `system/trash/{entry}/` holds deleted things under the paths they had, `system/quarantine/` bytes that were damaged,

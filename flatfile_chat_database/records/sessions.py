@@ -8,15 +8,28 @@ from datetime import UTC, datetime
 from functools import lru_cache
 from typing import Any
 
+import msgspec
+
 from .. import codec
 from ..backends.base import ABSENT, Change, Put, Quota
-from ..errors import ConflictError, ValidationError
+from ..errors import ConflictError, IntegrityError, ValidationError
 from ..models import Session, format_timestamp, parse_timestamp
 from .names import StampedIds
-from .store import Make, Store, called
+from .store import Make, Store, called, logger
 
 _CHANGEABLE = ("title", "metadata")
 _LONG_AGO = datetime.min.replace(tzinfo=UTC)
+
+
+_MOST_SEEN = 20_000
+
+
+class _Seen(msgspec.Struct, frozen=True):
+    """What a list found the last time: a session's document, its newest line, and when it was updated."""
+
+    data: bytes
+    line: bytes | None
+    updated: datetime
 
 
 class Sessions:
@@ -25,6 +38,7 @@ class Sessions:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._ids = StampedIds(store.config.session_id_prefix, store.config.session_timestamp_format)
+        self._seen: dict[str, _Seen] = {}  # by key
 
     def generate_id(self) -> str:
         """Return the id of this second."""
@@ -107,12 +121,39 @@ class Sessions:
     ) -> builtins.list[Session]:
         """Return a user's sessions, most recently updated first."""
         limit, offset = self._store.page(limit, offset, self._store.config.session_list_default_limit)
-        ids = await self._store.ids("session", user_id=user_id)
-        places = {self._key(user_id, session_id): session_id for session_id in ids}
-        found = await self._store.load_all(list(places), self._make(user_id, places), strict=strict)
-        sessions = await self._with_newest([session for session in found if session is not None])
-        sessions.sort(key=lambda session: (_moment(session.updated_at), session.id), reverse=True)
-        return sessions[offset:][:limit]
+        layout, backend = self._store.layout, await self._store.reading()
+        folder = layout.parent("session", user_id=user_id)
+        children = await backend.list_children(folder)
+        keys = layout.keys_below("session", folder, children)
+        make = self._make(user_id, {key: session_id for session_id, key in keys.items()})
+        documents = await backend.read_many(list(keys.values()))
+        lines = await backend.newest_records(list(layout.keys_below("messages", folder, children).values()))
+        rows = []
+        for session_id, data, line in zip(keys, documents, lines, strict=True):
+            seen = None if data is None else self._look(keys[session_id], data, line, make, strict=strict)
+            if seen is not None:
+                rows.append((seen.updated, session_id, seen))
+        rows.sort(key=lambda row: row[:2], reverse=True)
+        return [
+            self._updated(self._store.made(keys[session_id], seen.data, make), seen.line)
+            for _, session_id, seen in rows[offset:][:limit]
+        ]
+
+    def _look(self, key: str, data: bytes, line: bytes | None, make: Make[Session], *, strict: bool) -> _Seen | None:
+        """Return when a session was updated; None if it is damaged. What has not changed is not read again."""
+        seen = self._seen.get(key)
+        if seen is None or seen.data != data or seen.line != line:
+            try:
+                session = self._updated(self._store.made(key, data, make), line)
+            except IntegrityError as error:
+                if strict:
+                    raise
+                logger.warning("%s It is passed over.", error.message)
+                return None
+            if len(self._seen) >= _MOST_SEEN:
+                self._seen.clear()
+            seen = self._seen[key] = _Seen(data, line, _moment(session.updated_at))
+        return seen
 
     async def count(self, user_id: str) -> int:
         """Return the number of a user's sessions."""
@@ -154,11 +195,13 @@ class Sessions:
         layout = self._store.layout
         logs = [layout.key("messages", user_id=item.user_id, session_id=item.id) for item in sessions]
         lines = await (await self._store.reading()).newest_records(logs)
-        for session, line in zip(sessions, lines, strict=True):
-            newest = _LONG_AGO if line is None else _moment(codec.decode_message(line).timestamp)
-            if newest > _moment(session.updated_at):
-                session.updated_at = format_timestamp(newest)
-        return sessions
+        return [self._updated(session, line) for session, line in zip(sessions, lines, strict=True)]
+
+    def _updated(self, session: Session, line: bytes | None) -> Session:
+        newest = _LONG_AGO if line is None else _moment(codec.decode_message(line).timestamp)
+        if newest > _moment(session.updated_at):
+            session.updated_at = format_timestamp(newest)
+        return session
 
 
 @lru_cache(maxsize=4096)  # a list asks again and again for the same times

@@ -170,13 +170,21 @@ class Store:
             record = None
             if data is not None:
                 try:
-                    record = make(key, codec.decode_object(data, key), version_of(data))
+                    record = self.made(key, data, make)
                 except IntegrityError as error:
                     if strict:
                         raise
                     logger.warning("%s It is passed over.", error.message)
             records.append(record)
         return records
+
+    def made(self, key: str, data: bytes, make: Make[T]) -> T:
+        """Return the record of a document's bytes.
+
+        Raises:
+            IntegrityError: It is damaged.
+        """
+        return make(key, codec.decode_object(data, key), version_of(data))
 
     async def load_page(
         self, keys: Sequence[str], make: Make[T], limit: int | None, offset: int = 0, *, strict: bool = False

@@ -11,8 +11,9 @@ import os
 import stat
 import threading
 from collections import Counter
-from dataclasses import dataclass
 from typing import Literal
+
+import msgspec
 
 FileKind = Literal["file", "folder", "link", "other"]
 
@@ -22,8 +23,7 @@ PRIVATE_FOLDER = 0o700
 _COMMON = os.O_CLOEXEC | os.O_NOFOLLOW
 
 
-@dataclass(frozen=True, slots=True)
-class FileStatus:
+class FileStatus(msgspec.Struct, frozen=True):
     """What the file system knows of a path or descriptor."""
 
     kind: FileKind
