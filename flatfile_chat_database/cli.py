@@ -19,14 +19,14 @@ import time
 import warnings
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from typing import Any, Literal, ParamSpec
 
 import click
 
 from .backends.base import StorageBackend, open_backend
 from .check import check as check_store
-from .config import StorageConfig, load_config, set_from_text
+from .config import ENVIRONMENT_PREFIX, StorageConfig, load_config, set_from_text
 from .demo import run_demo
 from .errors import ConfigurationError, NotFoundError, StorageError
 from .follower import Follower
@@ -41,6 +41,7 @@ P = ParamSpec("P")
 _ALL = sys.maxsize
 _POLL_SECONDS = 0.3
 _COUNTED_AT_ONCE = 100
+_STORE_FIELDS = ("storage_url", "storage_base_path")
 
 # A URL's scheme has two letters or more; `./name:x` is always a path.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
@@ -139,11 +140,10 @@ class _Options:
         return config
 
     def names_a_store(self) -> bool:
-        """Tell whether a store was named in any way, rather than left to the default."""
-        default, config = StorageConfig(), self.config()
-        if self.store is not None:
-            return True
-        return (config.storage_url, config.storage_base_path) != (default.storage_url, default.storage_base_path)
+        """Tell whether a store was named in any way, be it the default one, rather than left to the default."""
+        given = {name for name, _, _ in (text.partition("=") for text in self.settings)}
+        given |= {name for name in _STORE_FIELDS if os.environ.get(ENVIRONMENT_PREFIX + name.upper())}
+        return self.store is not None or not given.isdisjoint(_STORE_FIELDS)
 
     @asynccontextmanager
     async def reading(self) -> AsyncIterator[StorageManager]:
@@ -224,9 +224,9 @@ def demo(options: _Options, store: str | None) -> None:
     Stores chats in English and Chinese, a document with its analysis, contexts and a panel of personas; pages and
     searches; then prints the files it made.
     """
-    if store is None and not options.names_a_store():
-        store = tempfile.mkdtemp(prefix="chatdb-demo-")
     config = options.config(store)
+    if store is None and not options.names_a_store():
+        config.storage_base_path = tempfile.mkdtemp(prefix="chatdb-demo-")
     place = config.storage_url or os.path.abspath(config.storage_base_path)
     made = asyncio.run(_demo(config, place, _program(), (lambda line: None) if options.json else click.echo))
     if options.json:
@@ -269,8 +269,9 @@ async def import_(options: _Options, file: str, format_name: str, user_id: str, 
     """Import conversations from a file.
 
     FILE may be plain or gzip. Ids are made from the source, so an import that is run again adds nothing, and one that
-    was interrupted is completed by running it again. The user is created if absent. What cannot be imported is skipped
-    and reported, and the exit code is then 1.
+    was interrupted is completed by running it again. A conversation that has grown since is continued; one that differs
+    from what was imported under its id is left as it is. The user is created if absent. What cannot be imported is
+    skipped and reported, and the exit code is then 1.
     """
     config = options.config()
     began = time.monotonic()
@@ -303,7 +304,9 @@ async def import_(options: _Options, file: str, format_name: str, user_id: str, 
             if tally.count > len(tally.examples):
                 click.echo(_dim(f"  and {tally.count - len(tally.examples):,} more"))
             if tally.limit_name:
-                click.echo(f"  to raise the limit: chatdb --set {tally.limit_name}=…")
+                # A log grows at its end only: what is left out now has no place between messages that are stored.
+                first = "delete the session, then " if tally.limit_name == "max_message_size_bytes" else ""
+                click.echo(f"  to raise the limit: {first}chatdb --set {tally.limit_name}=…")
         click.echo(_dim(f"{duration(seconds)}, {report.messages / max(seconds, 1e-9):,.0f} messages/s"))
     return 1 if report.skipped else 0
 
@@ -462,7 +465,7 @@ def _print_message(options: _Options, message: Message) -> None:
 def tail(options: _Options, user: str, session: str, count: int, follow: bool) -> None:
     """Print the newest messages of a session.
 
-    With -f, go on with those that come, until interrupted; the session need not exist yet.
+    With -f, go on with those that come, until interrupted; a session that does not exist yet is waited for.
     """
     try:
         asyncio.run(_tail(options, user, session, count, follow))
@@ -475,6 +478,8 @@ async def _tail(options: _Options, user: str, session: str, count: int, follow: 
     async with options.reading() as storage:
         if not follow:
             await _require_session(storage, user, session)
+        elif not await storage.session_exists(user, session):
+            click.echo(one_line(f"chatdb: waiting for the session {session!r} of the user {user!r} …"), err=True)
         follower = Follower(storage, user, session)
         for message in await follower.begin(count):
             _print_message(options, message)
@@ -557,7 +562,7 @@ async def check(options: _Options, fix: bool) -> int:
     """Find damage in a store, and repair it.
 
     Looks at everything and reports what does not fit. The exit code is 1 if something is wrong that affects an answer
-    and was not repaired.
+    and was not repaired. With --json, the last line holds the counts and whether the store is clean.
     """
     config = options.config()
     # Not a StorageManager, which would refuse a store whose own file is damaged.
@@ -568,9 +573,11 @@ async def check(options: _Options, fix: bool) -> int:
     if options.json:
         for problem in report:
             options.print(asdict(problem))
+        options.print({"counts": report.counts, "clean": report.clean})
         return 0 if report.clean else 1
-    for line in str(report).split("\n"):
-        click.echo(visible(line))
+    # Escaped one by one, before they are put together: a name with a newline in it would make a line of its own.
+    report.problems = [replace(problem, key=visible(problem.key), detail=visible(problem.detail)) for problem in report]
+    click.echo(str(report))
     return 0 if report.clean else 1
 
 

@@ -5,7 +5,9 @@ The library never reads the environment by itself; `load_config` and the command
 
 from __future__ import annotations
 
+import copy
 import dataclasses
+import functools
 import json
 import os
 import re
@@ -15,9 +17,11 @@ from collections.abc import Iterable
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
 from pathlib import Path
-from typing import Any, cast
+from typing import Any, ClassVar, TypeVar, cast
 
 from .errors import ConfigurationError
+
+T = TypeVar("T")
 
 ENVIRONMENT_PREFIX = "CHATDB_"
 
@@ -32,12 +36,30 @@ _EXTENSION = re.compile(r"\.[^./\\\s\x00-\x1f]{1,20}")
 _WINDOWS_DEVICE = re.compile(r"(?i)(con|prn|aux|nul|conin|conout|com\d|lpt\d)(\..*)?")
 
 
+def _refusing_unknown_names(kind: type[T]) -> type[T]:
+    """Have the constructor of a dataclass refuse a keyword that is no field as `load_config` does."""
+    construct = kind.__init__
+
+    @functools.wraps(construct)
+    def __init__(self: T, *args: Any, **values: Any) -> None:
+        for name in values:
+            _require_known(name, "setting")
+        construct(self, *args, **values)
+
+    kind.__init__ = __init__  # type: ignore[method-assign]
+    return kind
+
+
+@_refusing_unknown_names
 @dataclass
 class StorageConfig:
-    """Settings of a store. Every field is checked when the object is made.
+    """Settings of a store. They are checked when the object is made, and each again when it is set later.
+
+    A StorageManager takes them as they are when it is made; what is set afterwards may have no effect on it.
 
     Raises:
-        ConfigurationError: A value has the wrong type or cannot work; the message names the field.
+        ConfigurationError: There is no such setting, or a value has the wrong type or cannot work; the message names
+            the field.
     """
 
     # --- Storage locations ---------------------------------------------------------------------------
@@ -133,16 +155,30 @@ class StorageConfig:
     allow_network_file_system: bool = False
     """Write to a store on NFS, SMB or the like, where several hosts can damage it."""
 
+    _complete: ClassVar[bool] = False
+
     def __post_init__(self) -> None:
+        # Whatever makes the object also comes here, `dataclasses.replace` for instance.
         hints = _field_types()
-        for item in dataclasses.fields(self):
-            value = getattr(self, item.name)
-            if isinstance(value, os.PathLike) and item.name == "storage_base_path":
-                self.storage_base_path = value = os.fspath(value)
-            _check_type(item.name, value, hints[item.name])
+        for name in _field_names():
+            value = _plain(name, getattr(self, name))
+            _check_type(name, value, hints[name])
+            object.__setattr__(self, name, value)
         _check_values(self)
+        object.__setattr__(self, "_complete", True)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if self._complete:
+            _require_known(name, "setting")
+            value = _plain(name, value)
+            _check_type(name, value, _field_types()[name])
+            changed = copy.copy(self)
+            object.__setattr__(changed, name, value)
+            _check_values(changed)
+        object.__setattr__(self, name, value)
 
 
+@_refusing_unknown_names
 @dataclass
 class DevelopmentConfig(StorageConfig):
     """Settings for a developer's machine."""
@@ -152,6 +188,7 @@ class DevelopmentConfig(StorageConfig):
     backup_before_delete: bool = True
 
 
+@_refusing_unknown_names
 @dataclass
 class ProductionConfig(StorageConfig):
     """Settings for production."""
@@ -244,12 +281,23 @@ def _nearest(name: str, known: Iterable[str]) -> str:
     return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
 
 
+@functools.cache
 def _field_types() -> dict[str, Any]:
     return typing.get_type_hints(StorageConfig)
 
 
+@functools.cache
+def _field_names() -> tuple[str, ...]:
+    return tuple(item.name for item in dataclasses.fields(StorageConfig))
+
+
+def _plain(name: str, value: Any) -> Any:
+    """Return a path as the string that it stands for, and everything else as it is."""
+    return os.fspath(value) if name == "storage_base_path" and isinstance(value, os.PathLike) else value
+
+
 def _require_known(name: str, source: str) -> None:
-    known = [item.name for item in dataclasses.fields(StorageConfig)]
+    known = _field_names()
     if name not in known:
         raise ConfigurationError(f"Unknown {source} {name!r}.", hint=f"Did you mean {_nearest(name, known)!r}?")
 
@@ -271,7 +319,7 @@ def _read_file(path: Path) -> dict[str, Any]:
 
 
 def _read_environment() -> dict[str, Any]:
-    known = {ENVIRONMENT_PREFIX + item.name.upper(): item.name for item in dataclasses.fields(StorageConfig)}
+    known = {ENVIRONMENT_PREFIX + name.upper(): name for name in _field_names()}
     values: dict[str, Any] = {}
     for variable, text in os.environ.items():
         if not variable.startswith(ENVIRONMENT_PREFIX):
@@ -324,14 +372,14 @@ def _check_values(config: StorageConfig) -> None:
     """Check what the types do not say; names are checked because keys are built of them."""
     if not config.storage_base_path or "\0" in config.storage_base_path:
         raise ConfigurationError("storage_base_path must be a path without NUL characters.")
-    for item in dataclasses.fields(config):
-        value = getattr(config, item.name)
+    for name in _field_names():
+        value = getattr(config, name)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            least = 1 if item.name in _AT_LEAST_ONE else 0
+            least = 1 if name in _AT_LEAST_ONE else 0
             if value < least:
-                raise ConfigurationError(f"{item.name} must be at least {least}, not {value}.")
-        elif item.name.endswith(("_directory_name", "_subdirectory_name", "_filename")):
-            _check_segment(item.name, value)
+                raise ConfigurationError(f"{name} must be at least {least}, not {value}.")
+        elif name.endswith(("_directory_name", "_subdirectory_name", "_filename")):
+            _check_segment(name, value)
     if config.max_message_size_bytes > MAX_MESSAGE_SIZE_BYTES:
         raise ConfigurationError(
             f"max_message_size_bytes must be at most {MAX_MESSAGE_SIZE_BYTES}, not {config.max_message_size_bytes}.",

@@ -21,8 +21,10 @@ class Follower:
         self._seen: deque[str] = deque(maxlen=_REMEMBERED)  # the newest of those before it
 
     async def begin(self, count: int) -> list[Message]:
-        """Return the newest `count` messages."""
-        newest = await self._storage.get_messages(*self._names, max(count, 1), -max(count, 1))
+        """Return the newest `count` messages; follow what comes after them."""
+        # However few are wanted, the others are what the place is found again by when the newest are removed.
+        wanted = max(count, _REMEMBERED)
+        newest = await self._storage.get_messages(*self._names, wanted, -wanted)
         self._position = await self._storage.count_messages(*self._names)
         self._seen.extend(message.id for message in newest)
         return newest[-count:] if count else []

@@ -243,11 +243,15 @@ class Layout:
         return None
 
     def is_folder(self, key: str) -> bool:
-        """Tell whether the map has places below `key`."""
+        """Tell whether `key` is a folder with a name of the map's own; the folder of an id is none."""
         if key in (self.trash, self.quarantine):
             return True
         found = (pattern.match_folder(key) for pattern in self._patterns.values())
         return any(names is not None and names.get("user_id") not in self._refused for names in found)
+
+    def is_in_folders(self, name: str) -> bool:
+        """Tell whether each id of an entry is the name of a folder, as a session's, and not of a file."""
+        return bool(self._patterns[name].behind_last)
 
     def parse_child(self, name: str, child: str) -> str | None:
         """Return the id that a child of the folder `parent(name, …)` stands for, or None if it is no such entry.
@@ -432,9 +436,11 @@ class _Pattern:
         return self._match(parts) if len(parts) == len(self._segments) else None
 
     def match_folder(self, key: str) -> dict[str, str] | None:
-        """Return the ids in a folder that keys of this pattern stand in, or None if it is none."""
+        """Return the ids in the key of a folder that is no id's and that keys of this pattern stand in, or None."""
         parts = key.split("/")
-        return self._match(parts) if len(parts) < len(self._segments) else None
+        if len(parts) >= len(self._segments) or self._segments[len(parts) - 1][0]:
+            return None
+        return self._match(parts)
 
     def _match(self, parts: list[str]) -> dict[str, str] | None:
         names: dict[str, str] = {}

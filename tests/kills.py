@@ -88,7 +88,7 @@ def write_until_killed(folder: str, cycle: int, seed: int, pipe: int) -> None:
         for number in range(1_000_000):
             batch = dice.choice([1, 1, 10]) if tearing else dice.choice([1, 1, 1, 1, 1, 1, 1, 1, 1, 3])
             sizes = [size_of_next(dice, tearing=tearing) for _ in range(batch)]
-            ids = [f"{cycle}-{session}-{number}.{part}-{size}" for part, size in enumerate(sizes)]
+            ids = [f"{cycle}-{session}-{number}.{part}.{batch}-{size}" for part, size in enumerate(sizes)]
             await storage.add_messages("ada", f"s{session}", [Message("user", content(i), id=i) for i in ids])
             os.write(pipe, "".join(f"{i}\n" for i in ids).encode())
 
@@ -197,19 +197,25 @@ async def _verify(store: Path, acknowledged: list[str], report: Report) -> None:
         for session in range(SESSIONS):  # the next write mends what the dead left
             await storage.add_message("ada", f"s{session}", Message("user", "mended", id=f"mend-{session}"))
         found: Counter[str] = Counter()
+        batches: Counter[tuple[int, int, int, int]] = Counter()
         for session in range(SESSIONS):
-            last = (-1, -1)
+            last = (-1, -1, -1)
             async for message in storage.stream_messages("ada", f"s{session}", strict=True):
                 if message.id.startswith("mend-"):
                     continue
                 found[message.id] += 1
                 if message.content != content(message.id):
                     problems.append(f"{message.id} has other content")
-                cycle, _, number, _ = message.id.split("-")
-                order = (int(cycle), int(number.replace(".", "")))
+                cycle, _, place, _ = message.id.split("-")
+                number, part, batch = map(int, place.split("."))
+                order = (int(cycle), number, part)
                 if order <= last:
                     problems.append(f"{message.id} is out of order")
                 last = order
+                batches[int(cycle), session, number, batch] += 1
+        problems += [
+            f"only {count} messages of the batch {batch}" for batch, count in batches.items() if count != batch[3]
+        ]
         problems += [f"{i} was acknowledged and is lost" for i in acknowledged if not found[i]]
         problems += [f"{i} is there {count} times" for i, count in found.items() if count > 1]
         result = await check(storage.backend)

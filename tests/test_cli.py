@@ -382,6 +382,19 @@ def test_import_for_another_user_and_a_second_format_of_line(store: str, tmp_pat
     assert good(store, "ls").splitlines()[1:] == ["张三         2"]
 
 
+def test_import_does_not_advise_what_would_put_messages_out_of_order(store: str, tmp_path: Path) -> None:
+    texts = ("one", "two" * 200, "three")
+    path = jsonl(tmp_path / "a", {"id": "1", "messages": [{"role": "user", "content": text} for text in texts]})
+    result = chatdb(store, "--set", "max_message_size_bytes=300", "import", path, *OPENAI)
+    assert "  to raise the limit: delete the session, then chatdb --set max_message_size_bytes=…\n" in result.stdout
+    result = chatdb(store, "import", path, *OPENAI)
+    assert result.exit_code == 1
+    assert (
+        "skipped 1 message: the message would come after its successors: delete the session and import again\n"
+        "  line 1: message 2\n"
+    ) in result.stdout
+
+
 def test_import_reports_what_it_skipped_and_returns_1(store: str, tmp_path: Path) -> None:
     path = tmp_path / "mixed.jsonl"
     jsonl(path, *chats(3))
@@ -458,7 +471,12 @@ def test_an_interrupted_import_is_exit_code_130(store: str, tmp_path: Path) -> N
 
 def test_check_of_a_good_store_is_0(filled: str) -> None:
     assert "The store is clean." in good(filled, "check")
-    assert good(filled, "--json", "check") == ""
+
+
+def test_check_as_json_ends_with_the_counts_and_whether_the_store_is_clean(filled: str) -> None:
+    (summary,) = objects(good(filled, "--json", "check"))
+    assert summary["clean"] is True
+    assert (summary["counts"]["users"], summary["counts"]["sessions"], summary["counts"]["messages"]) == (2, 2, 4)
 
 
 @pytest.mark.damage
@@ -468,8 +486,9 @@ def test_check_reports_damage_with_1_and_repairs_it_with_fix(filled: str) -> Non
     result = chatdb(filled, "check")
     assert result.exit_code == 1
     assert "torn-tail" in result.stdout
-    (problem,) = objects(chatdb(filled, "--json", "check").stdout)
+    problem, summary = objects(chatdb(filled, "--json", "check").stdout)
     assert (problem["kind"], problem["fixed"]) == ("torn-tail", False)
+    assert (summary["clean"], summary["counts"]["users"]) == (False, 2)
     assert chatdb(filled, "check", "--fix").exit_code == 0
     assert chatdb(filled, "check").exit_code == 0
 
@@ -481,6 +500,17 @@ def test_check_can_look_at_a_store_whose_own_file_is_damaged(filled: str) -> Non
     result = chatdb(filled, "check")
     assert result.exit_code == 1
     assert "damaged-store-file" in result.stdout
+
+
+@pytest.mark.damage
+def test_a_name_with_a_newline_makes_no_line_of_its_own_in_a_report(filled: str) -> None:
+    lines = good(filled, "check").splitlines()
+    Path(filled, "x\nThe store is clean.\nDAMAGE").write_text("")
+    Path(filled, Layout(StorageConfig()).key("store")).write_text("{")
+    result = chatdb(filled, "check")
+    assert "The store is clean." in lines and "The store is clean." not in result.stdout.splitlines()
+    assert result.stdout.count("\n") == 4
+    assert "x\\nThe store is clean.\\nDAMAGE" in result.stdout
 
 
 # --- tail ----------------------------------------------------------------------------------------------
@@ -549,18 +579,22 @@ def test_tail_follows_through_appends_removals_and_a_clear_and_ends_quietly(fill
         assert process.wait(20) == 0
 
 
-def test_tail_waits_for_a_session_that_does_not_exist_yet(filled: str, tmp_path: Path) -> None:
+@pytest.mark.parametrize("user", ["ada", "nobody"])
+def test_tail_says_that_it_waits_for_a_session_that_does_not_exist_yet(filled: str, tmp_path: Path, user: str) -> None:
     output = tmp_path / "output"
-    with following(filled, "ada", "later", output=output) as process:
-        time.sleep(1)
+    waiting = f"chatdb: waiting for the session 'later' of the user '{user}' …"
+    with following(filled, user, "later", output=output) as process:
+        wait_until(lambda: output.read_text().splitlines() == [waiting])
+        time.sleep(0.5)
         assert process.poll() is None
 
         async def begin(storage: StorageManager) -> None:
-            await storage.create_session("ada", session_id="later")
-            await storage.add_message("ada", "later", Message("user", "Hello", id="first"))
+            await storage.create_user(user)
+            await storage.create_session(user, session_id="later")
+            await storage.add_message(user, "later", Message("user", "Hello", id="first"))
 
         fill(filled, begin)
-        wait_until(lambda: [record["id"] for record in objects(output.read_text())] == ["first"])
+        wait_until(lambda: [record["id"] for record in objects(output.read_text().partition("\n")[2])] == ["first"])
 
 
 # --- terminals and pipes -------------------------------------------------------------------------------

@@ -5,6 +5,7 @@ import re
 import shlex
 import subprocess
 import sys
+import tempfile
 from pathlib import Path
 
 import pytest
@@ -82,6 +83,38 @@ def test_the_store_may_be_named_on_either_side_or_in_the_environment(
     monkeypatch.setenv("CHATDB_STORAGE_BASE_PATH", str(tmp_path / "environment"))
     assert chatdb("demo").exit_code == 0
     assert (tmp_path / "environment").is_dir()
+
+
+@pytest.mark.parametrize(
+    ("variables", "arguments"),
+    [
+        ({"CHATDB_STORAGE_BASE_PATH": "./data"}, ["demo"]),
+        ({"CHATDB_STORAGE_URL": "file:./data"}, ["demo"]),
+        ({}, ["--store", "./data", "demo"]),
+        ({}, ["--set", "storage_base_path=./data", "demo"]),
+        ({}, ["demo", "--store", "./data"]),
+    ],
+)
+def test_a_store_that_was_named_is_used_also_when_it_is_the_default_one(
+    tmp_path: Path, variables: dict[str, str], arguments: list[str]
+) -> None:
+    run = subprocess.run([*CHATDB, *arguments], env=variables, cwd=tmp_path, capture_output=True, text=True, check=True)
+    assert run.stderr == ""
+    assert (tmp_path / "data" / "users").is_dir()
+
+
+def test_an_unknown_variable_is_warned_of_once(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    monkeypatch.setenv("CHATDB_MAX_OPEN_FILE", "12")
+    result = chatdb("demo")
+    assert result.exit_code == 0
+    assert result.stderr.startswith("chatdb: warning: ") and result.stderr.count("\n") == 1
+
+
+def test_a_wrong_setting_makes_no_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(tempfile, "tempdir", str(tmp_path))
+    assert chatdb("--set", "max_open_files=none", "demo").exit_code == 2
+    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_folder_with_something_in_it_is_left_alone(said: str, store_path: Path) -> None:

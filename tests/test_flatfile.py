@@ -274,7 +274,8 @@ async def test_a_batch_that_a_dead_process_left_unfinished_is_taken_back(opened:
     size = (store_path / LOG).stat().st_size
     with (store_path / LOG).open("ab") as file:
         file.write(line("b") + line("c")[:9])
-    (store_path / "system/lock").write_text(json.dumps({"key": LOG, "size": size}) + "\n")
+    note = {"key": LOG, "inode": (store_path / LOG).stat().st_ino, "size": size, "length": 200}
+    (store_path / "system/lock").write_text(json.dumps(note) + "\n")
     second = opened()
     await second.open()
     assert [problem.kind for problem in await second.verify()] == ["unfinished-batch", "torn-tail"]
@@ -300,7 +301,8 @@ async def test_the_mark_of_a_batch_is_durable_before_its_lines_and_gone_before_t
     await backend.commit([Append(LOG, (line("a"),))])
     size = (store_path / LOG).stat().st_size
     await backend.commit([Append(LOG, (line("b"), line("c"), line("d")))])
-    assert [json.loads(mark) for mark in marks] == [{"key": LOG, "size": size}]
+    inode = (store_path / LOG).stat().st_ino
+    assert [json.loads(mark) for mark in marks] == [{"key": LOG, "inode": inode, "size": size, "length": 360}]
     assert (store_path / "system/lock").read_bytes() == b""
 
 

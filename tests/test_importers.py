@@ -104,12 +104,25 @@ def test_session_ids_follow_the_configured_names(path: Path) -> None:
 
 
 def test_a_conversation_without_an_id_is_named_after_its_line(path: Path) -> None:
-    one, same, other = found(
-        write(path, {"messages": say("a")}, {"messages": say("a")}, {"id": "", "messages": say("a")})
-    )
-    assert isinstance(one, Conversation) and isinstance(same, Conversation) and isinstance(other, Conversation)
+    one, other = found(write(path, {"messages": say("a")}, {"id": "", "messages": say("a")}))
+    assert isinstance(one, Conversation) and isinstance(other, Conversation)
     assert one.source_id == hashlib.sha256(json.dumps({"messages": say("a")}).encode()).hexdigest()
-    assert one.session_id == same.session_id != other.session_id
+    assert one.session_id != other.session_id
+
+
+def test_equal_conversations_without_an_id_have_names_of_their_own_which_do_not_depend_on_their_neighbours(
+    path: Path,
+) -> None:
+    equal, other = {"messages": say("a")}, {"messages": say("b")}
+    together, apart = (
+        found(write(path, equal, equal, equal)),
+        found(write(path, equal, other, equal, b"no JSON", equal)),
+    )
+    names = [item.source_id for item in together if isinstance(item, Conversation)]
+    assert names == [names[0], f"{names[0]}-2", f"{names[0]}-3"]
+    assert len({item.session_id for item in together if isinstance(item, Conversation)}) == 3
+    del apart[3], apart[1]
+    assert [item.source_id for item in apart if isinstance(item, Conversation)] == names
 
 
 def test_a_number_is_an_id_like_its_digits(path: Path) -> None:
@@ -468,14 +481,102 @@ async def test_a_conversation_of_which_nothing_can_be_stored_makes_no_session(
     assert await storage.count_sessions("local") == 0
 
 
-async def test_a_message_that_has_changed_in_the_source_is_reported_and_left(
+DIFFERS = "the conversation differs from the one that was imported before"
+LATE = "the message would come after its successors: delete the session and import again"
+
+
+async def foreseen_and_done(storage: StorageManager, path: Path) -> Report:
+    """Import, and see that a dry run has said the same."""
+    foreseen = await run(storage, path, dry_run=True)
+    done = await run(storage, path)
+    assert facts(foreseen) == facts(done)
+    return done
+
+
+async def test_a_conversation_that_has_changed_in_the_source_is_reported_and_left(
     storage: StorageManager, path: Path
 ) -> None:
     await run(storage, write(path, conversation("a", "x", "y", "z")))
-    report = await run(storage, write(path, conversation("a", "x", "CHANGED", "z", "new")))
-    assert (report.added, report.already_there) == (1, 2)
-    assert reasons(report) == {"the message differs from the one that was imported before": 1}
-    assert list((await contents(storage)).values()) == [["x", "y", "z", "new"]]
+    report = await foreseen_and_done(storage, write(path, conversation("a", "x", "CHANGED", "z", "new")))
+    assert (report.messages, report.added, report.already_there, report.messages_skipped) == (4, 0, 2, 2)
+    assert reasons(report) == {DIFFERS: 1}
+    (example,) = report.skipped[DIFFERS].examples
+    assert example.detail == f"message 2 is not the one in {session_id_of(CONFIG, UNDATED, 'a')}"
+    assert list((await contents(storage)).values()) == [["x", "y", "z"]]
+
+
+async def test_another_conversation_of_the_same_name_is_not_mixed_into_the_first(
+    storage: StorageManager, path: Path
+) -> None:
+    await run(storage, write(path, conversation("1", "A0", "A1")))
+    for _ in range(2):
+        report = await foreseen_and_done(storage, write(path, conversation("1", "B0", "B1", "B2", "B3")))
+        assert (report.added, report.already_there, report.messages_skipped) == (0, 0, 4)
+        assert reasons(report) == {DIFFERS: 1}
+    assert list((await contents(storage)).values()) == [["A0", "A1"]]
+
+
+async def test_a_conversation_that_has_grown_is_continued(storage: StorageManager, path: Path) -> None:
+    await run(storage, write(path, conversation("a", "x")))
+    for texts in ("xy", "xyzw", "xy"):
+        report = await foreseen_and_done(storage, write(path, conversation("a", *texts)))
+        assert report.skipped == {}
+    assert list((await contents(storage)).values()) == [["x", "y", "z", "w"]]
+
+
+async def test_another_conversation_that_comes_at_the_same_time_is_not_mixed_in(
+    storage: StorageManager, path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    original = StorageManager.add_messages
+
+    async def overtaken(self: StorageManager, user_id: str, session_id: str, messages: list[Message]) -> int:
+        monkeypatch.setattr(StorageManager, "add_messages", original)
+        theirs = [dataclasses.replace(message, content="theirs") for message in messages[:2]]
+        await self.add_messages(user_id, session_id, theirs)
+        return await self.add_messages(user_id, session_id, messages)
+
+    monkeypatch.setattr(StorageManager, "add_messages", overtaken)
+    report = await run(storage, write(path, conversation("a", *"vwxyz")))
+    assert reasons(report) == {DIFFERS: 1}
+    assert (report.messages, report.added, report.messages_skipped) == (5, 0, 5)
+    assert list((await contents(storage)).values()) == [["theirs", "theirs"]]
+
+
+async def test_a_message_that_was_left_out_is_not_appended_behind_its_successors(
+    make_storage: MakeStorage, path: Path
+) -> None:
+    write(path, conversation("a", "one", "two" * 200, "three", "four" * 200))
+    report = await run(make_storage(max_message_size_bytes=300), path)
+    assert reasons(report) == {"the message is over max_message_size_bytes": 2}
+    storage = make_storage()
+    report = await foreseen_and_done(storage, path)
+    assert (report.added, report.already_there, reasons(report)) == (1, 2, {LATE: 1})
+    assert report.skipped[LATE].examples[0].detail == "message 2"
+    assert list((await contents(storage)).values()) == [["one", "three", "four" * 200]]
+    write(path, conversation("a", "one", "two" * 200))  # nor when the source has lost them
+    assert reasons(await foreseen_and_done(storage, path)) == {LATE: 1}
+    write(path, conversation("a", "one", "two" * 200, "three", "four" * 200))
+    for session in await storage.list_sessions("local"):
+        await storage.delete_session("local", session.id)
+    assert (await foreseen_and_done(storage, path)).added == 4
+
+
+async def test_messages_of_the_user_s_own_are_no_successors(storage: StorageManager, path: Path) -> None:
+    await run(storage, write(path, conversation("a", "x")))
+    (session,) = await storage.list_sessions("local")
+    start = (await storage.get_messages("local", session.id))[0].id.partition("-")[0]
+    for name in (f"{start}-later", f"{start}-9", "000000000000-000009", "no number"):
+        await storage.add_message("local", session.id, Message("user", name, id=name))
+    report = await foreseen_and_done(storage, write(path, conversation("a", "x", "y")))
+    assert (report.added, report.already_there, report.skipped) == (1, 1, {})
+
+
+async def test_equal_conversations_without_an_id_are_each_imported(storage: StorageManager, path: Path) -> None:
+    write(path, {"messages": say("a")}, {"messages": say("a")}, {"messages": say("b")})
+    report = await foreseen_and_done(storage, path)
+    assert (report.sessions_added, report.added, report.already_there) == (3, 3, 0)
+    report = await foreseen_and_done(storage, path)
+    assert (report.sessions_added, report.added, report.already_there) == (0, 0, 3)
 
 
 async def test_of_an_id_that_stands_twice_the_first_comes_first(storage: StorageManager, path: Path) -> None:
@@ -612,7 +713,9 @@ def test_every_message_is_counted_once(tmp_path_factory: pytest.TempPathFactory,
         async with StorageManager(StorageConfig(storage_url="memory:")) as storage:
             first = await run(storage, write(path, *lines))
             assert first.messages == given_messages
+            foreseen = await run(storage, path, dry_run=True)
             second = await run(storage, path)
+            assert facts(foreseen) == facts(second)
             assert (second.messages, second.added) == (given_messages, 0)
             assert second.messages_skipped == first.messages_skipped
 

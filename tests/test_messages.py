@@ -381,11 +381,13 @@ async def test_paging_back_from_the_newest_page_meets_every_message_once(storage
 
 async def test_a_page_beside_an_unknown_id_is_an_error(storage: StorageManager) -> None:
     await fill(storage, 2)
-    for session_id in ("s", "t"):
-        with pytest.raises(NotFoundError, match="The message '7' does not exist"):
+    for session_id, missing in (("s", "The message '7'"), ("t", "The session 't' of user 'ada'")):
+        with pytest.raises(NotFoundError, match=f"{missing} does not exist"):
             await storage.page_messages("ada", session_id, before="7")
-        with pytest.raises(NotFoundError, match="The message '7' does not exist"):
+        with pytest.raises(NotFoundError, match=f"{missing} does not exist"):
             await storage.page_messages("ada", session_id, after="7")
+    with pytest.raises(NotFoundError, match="The panel 'p' does not exist"):
+        await storage.page_panel_messages("p", after="7")
     with pytest.raises(ValidationError, match="before and after"):
         await storage.page_messages("ada", "s", before="1", after="0")
     with pytest.raises(ValidationError, match="before"):
@@ -770,16 +772,24 @@ async def test_a_log_with_a_bad_line_takes_more_but_is_never_rewritten(storage: 
 
 
 @pytest.mark.damage
-async def test_a_message_without_a_valid_time_is_damage(
+async def test_a_message_without_a_valid_time_is_damage_that_hides_and_shifts_nothing(
     make_storage: MakeStorage, caplog: pytest.LogCaptureFixture
 ) -> None:
     storage = make_storage()
     await put_between(storage, b'{"id":"t","role":"user","content":"x","timestamp":"2026-01-01T00:00:00"}\n')
     async with unchanged(storage):
         with caplog.at_level(logging.WARNING, "flatfile_chat_database"):
-            assert ids(await storage.get_messages("ada", "s")) == "0 1 2 3"
-            assert ids((await storage.page_messages("ada", "s")).messages) == "0 1 2 3"
-            assert ids([message async for message in storage.stream_messages("ada", "s")]) == "0 1 2 3"
+            assert ids(await storage.get_messages("ada", "s")) == "0 1 t 2 3"
+            assert ids((await storage.page_messages("ada", "s")).messages) == "0 1 t 2 3"
+            assert ids([message async for message in storage.stream_messages("ada", "s")]) == "0 1 t 2 3"
+            assert ids(await storage.get_messages("ada", "s", limit=1, offset=2)) == "t"
+            paged, page = [], await storage.page_messages("ada", "s", limit=1, after="0")
+            while page.messages:
+                paged += page.messages
+                assert page.has_more == (len(paged) < 4)
+                page = await storage.page_messages("ada", "s", limit=1, after=paged[-1].id)
+            assert ids(paged) == "1 t 2 3"
+            assert await storage.count_messages("ada", "s") == 5
         assert "'t'" in caplog.text and log_key(storage) in caplog.text
         with pytest.raises(IntegrityError, match="'t'"):
             await storage.get_messages("ada", "s", strict=True)

@@ -382,8 +382,8 @@ class CountingBackend(MemoryBackend):
     async def read_many(self, keys: Sequence[str]) -> list[bytes | None]:
         return await self._count("read_many", super().read_many(keys))  # type: ignore[no-any-return]
 
-    async def list_children(self, folder: str) -> list[str]:
-        return await self._count("list_children", super().list_children(folder))  # type: ignore[no-any-return]
+    async def list_folders(self, folder: str) -> list[str]:
+        return await self._count("list_folders", super().list_folders(folder))  # type: ignore[no-any-return]
 
     async def newest_records(self, keys: Sequence[str]) -> list[bytes | None]:
         return await self._count("newest_records", super().newest_records(keys))  # type: ignore[no-any-return]
@@ -402,7 +402,7 @@ async def test_a_burst_of_sessions_takes_one_commit_each_and_a_list_of_them_thre
     assert backend.asked == ["commit"] * 100
     backend.asked.clear()
     assert len(await storage.list_sessions("ada", 100)) == 100
-    assert backend.asked == ["list_children", "read_many", "newest_records"]
+    assert backend.asked == ["list_folders", "read_many", "newest_records"]
     again = StorageManager(backend=backend, clock=FixedClock())
     backend.asked.clear()
     assert await again.create_session("ada") == f"{again.generate_session_id()}_100"

@@ -31,8 +31,9 @@ Paths are relative to the store's folder, with the default names; the configurat
 is made. Ids in `{braces}` are percent-encoded where a file name could not hold them as they are."""
 
 LAYOUT_AFTER = """\
-Documents are indented JSON, replaced whole. Logs are JSONL: one message a line, appended at the end and rewritten only to change or remove one, with the fields
-`id`, `role`, `content`, `timestamp`, `attachments`, `metadata` and, in a thread, `parent_id`.
+Documents are indented JSON, replaced whole. Logs are JSONL, one message a line with the fields `id`, `role`, `content`,
+`timestamp`, `attachments`, `metadata` and, in a thread, `parent_id`; lines are appended, and a log is rewritten only to
+change or remove a message.
 
 `system/trash/{entry}/` holds deleted things under the paths they had, `system/quarantine/` bytes that were damaged,
 each `.bin` with a `.json` that says where it was. `system/lock` is the lock file and stays."""

@@ -80,10 +80,17 @@ class Require(msgspec.Struct, frozen=True):
     what: str
 
 
-class Quota(msgspec.Struct, frozen=True):
-    """Condition: `folder` has fewer than `maximum` children besides those named in `ignoring`.
+class Absent(msgspec.Struct, frozen=True):
+    """Condition: nothing is at or below `key`; otherwise ConflictError."""
 
-    Otherwise StorageLimitExceeded with `limit_name`. Counted before the commit changes anything.
+    key: str
+
+
+class Quota(msgspec.Struct, frozen=True):
+    """Condition: `folder` has fewer than `maximum` folders in it besides those named in `ignoring`.
+
+    They are those that `list_folders` returns. Otherwise StorageLimitExceeded with `limit_name`. Counted before the
+    commit changes anything.
     """
 
     folder: str
@@ -165,7 +172,7 @@ class RemoveTree(msgspec.Struct, frozen=True):
     folder: str
 
 
-Change = Require | Quota | Put | Delete | Append | Edit | Truncate | Move | RemoveTree
+Change = Require | Absent | Quota | Put | Delete | Append | Edit | Truncate | Move | RemoveTree
 Outcome = None | bool | int | str | list[bytes] | list[str]
 
 
@@ -249,6 +256,16 @@ class StorageBackend(ABC):
         start = f"{folder}/" if folder else ""
         return sorted({key[len(start) :].partition("/")[0] for key in await self.list_keys(start)})
 
+    async def list_folders(self, folder: str) -> list[str]:
+        """Return those children of `folder` that have keys below them, sorted by code point.
+
+        "" is the store itself. A folder that is absent has none. A child that is a key is not among them. An empty
+        folder that the medium keeps may be.
+        """
+        start = f"{folder}/" if folder else ""
+        parts = (key[len(start) :].partition("/") for key in await self.list_keys(start))
+        return sorted({child for child, slash, _ in parts if slash})
+
     # --- changes -------------------------------------------------------------------------------------
 
     async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
@@ -266,14 +283,13 @@ class StorageBackend(ABC):
 
     async def _check(self, change: Change) -> None:
         """Raise the error of a condition that does not hold (default, on the six methods)."""
-        for key in changed_keys(change):
-            check_key(key)
+        check_change(change)
         match change:
             case Require(key, what):
                 if not await self.exists(key):
                     raise not_found(what, key)
             case Quota(folder):
-                check_quota(change, await self.list_children(folder))
+                check_quota(change, await self.list_folders(folder))
             case Put(key, _, expected):
                 if expected is not ANY:
                     check_version(key, await self.read(key), expected)
@@ -286,7 +302,7 @@ class StorageBackend(ABC):
                 check_edit(change, next((line for line in lines if codec.written_id(line) == change.record_id), None))
             case Truncate(key, count):
                 kept_and_dropped(key, mended(await self.read(key) or b"")[0], count)
-            case Move(_, target):
+            case Absent(target) | Move(_, target):
                 if await self.exists(target) or await self.list_keys(f"{target}/"):
                     raise exists_already(target)
             case Delete() | RemoveTree():
@@ -332,7 +348,7 @@ class StorageBackend(ABC):
                 for key in keys:
                     await self.delete(key)
                 return keys
-            case Require() | Quota():
+            case Require() | Absent() | Quota():
                 return None
 
     # --- logs ----------------------------------------------------------------------------------------
@@ -429,17 +445,32 @@ def check_key(key: str) -> str:
     return key
 
 
-def changed_keys(change: Change) -> tuple[str, ...]:
-    """Return the keys, and the folders but the store itself, that a change names."""
+def check_change(change: Change) -> None:
+    """Check what a change names and carries, whatever the store holds.
+
+    Raises:
+        ValidationError: A key is none, or a line is not exactly one line.
+    """
+    keys: tuple[str, ...]
+    lines: tuple[bytes, ...] = ()
     match change:
         case Move(source, target):
-            return source, target
+            keys = source, target
         case Quota(folder):
-            return (folder,) if folder else ()
+            keys = (folder,) if folder else ()
         case RemoveTree(folder):
-            return (folder,)
+            keys = (folder,)
+        case Append(key):
+            keys, lines = (key,), change.lines
+        case Edit(key):
+            keys, lines = (key,), (change.line,) if change.line is not None else ()
         case _:
-            return (change.key,)
+            keys = (change.key,)
+    for key in keys:
+        check_key(key)
+    for line in lines:
+        if len(line) < 2 or line.find(b"\n") != len(line) - 1:
+            raise ValidationError("A record must be one line that ends in a newline.", key=next(iter(keys)))
 
 
 def version_of(data: bytes) -> str:
@@ -468,9 +499,9 @@ def not_found(what: str, key: str) -> NotFoundError:
     return NotFoundError(f"{what} does not exist.", key=key)
 
 
-def check_quota(quota: Quota, children: Iterable[str]) -> None:
-    """Raise StorageLimitExceeded if a folder with these children is full."""
-    count = sum(child not in quota.ignoring for child in children)
+def check_quota(quota: Quota, folders: Iterable[str]) -> None:
+    """Raise StorageLimitExceeded if a folder with these folders in it is full."""
+    count = sum(folder not in quota.ignoring for folder in folders)
     if count >= quota.maximum:
         raise StorageLimitExceeded(limit_name=quota.limit_name, limit=quota.maximum, value=count + 1, key=quota.folder)
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import re
 from dataclasses import dataclass
 from datetime import UTC, datetime
 from typing import Any
@@ -13,6 +14,8 @@ from .report import Skip
 
 UNDATED = datetime(1970, 1, 1, tzinfo=UTC)
 """The time of a conversation whose source has none."""
+
+_POSITION = re.compile(r"[0-9]{6,9}")
 
 
 @dataclass(frozen=True, slots=True)
@@ -46,3 +49,14 @@ def session_id_of(config: StorageConfig, moment: datetime, source_id: str) -> st
 def message_id_of(source_id: str, position: int) -> str:
     """Return the id of the message at a position, from 0, of a conversation. On disk, do not change."""
     return f"{digest_of(source_id)}-{position:06}"
+
+
+def position_of(message_id: str) -> int:
+    """Return the position that `message_id_of` put into an id."""
+    return int(message_id.rpartition("-")[2])
+
+
+def is_message_of(source_id: str, message_id: str) -> bool:
+    """Tell whether `message_id_of` makes this id of this conversation."""
+    start, _, position = message_id.rpartition("-")
+    return start == digest_of(source_id) and _POSITION.fullmatch(position) is not None

@@ -3,7 +3,8 @@
     {"id": "film-0", "messages": [{"role": "user", "content": "Hello"}, …]}
     {"custom_id": "request-1", "method": "POST", "url": …, "body": {"messages": […]}}
 
-- A conversation without an id is named after its line.
+- A conversation without an id is named after its line, and one whose line is the same as an earlier line's after that
+  and its number among the equal ones.
 - A message's time is taken from `created_at`, `timestamp` or `create_time`: ISO 8601 (UTC when it has no offset) or
   Unix seconds. The first message's is the session's. A message without a time gets the session's, plus one microsecond
   for each message before it.
@@ -17,6 +18,7 @@ from __future__ import annotations
 import hashlib
 import json
 import re
+from collections import Counter
 from collections.abc import Iterator
 from datetime import UTC, datetime, timedelta
 from typing import Any
@@ -37,14 +39,32 @@ _TITLE_LENGTH = 60
 
 def read(source: Source, config: StorageConfig) -> Iterator[Conversation | Skip]:
     """Yield the conversation of each line, or why there is none; blank lines are nothing."""
+    names = _LineNames()
     for number, line in source.lines():
         if isinstance(line, Skip):
             yield line
         elif line.strip():
-            yield _read_line(number, line, config)
+            yield _read_line(number, line, config, names)
 
 
-def _read_line(number: int, line: bytes, config: StorageConfig) -> Conversation | Skip:
+class _LineNames:
+    """Names lines by what they hold: a line that stands several times in a source is as many conversations."""
+
+    def __init__(self) -> None:
+        # The only memory that grows with a source. Eight bytes of the digest are enough: two lines that share them by
+        # accident get different names all the same.
+        self._seen: Counter[bytes] = Counter()
+
+    def name(self, line: bytes) -> str:
+        """Return the source id of the next line that holds these bytes."""
+        digest = hashlib.sha256(line)
+        key = digest.digest()[:8]
+        self._seen[key] += 1
+        count = self._seen[key]
+        return digest.hexdigest() if count == 1 else f"{digest.hexdigest()}-{count}"
+
+
+def _read_line(number: int, line: bytes, config: StorageConfig, names: _LineNames) -> Conversation | Skip:
     try:
         # Decoded here: `json` would guess at UTF-16 and UTF-32.
         record = json.loads(line.decode())
@@ -58,7 +78,7 @@ def _read_line(number: int, line: bytes, config: StorageConfig) -> Conversation 
     if not isinstance(given, list) or not given:
         return Skip(number, Part.LINE, "the line has no messages", f"its fields are {_field_names(record)}")
     if source_id is None:
-        source_id = hashlib.sha256(line).hexdigest()
+        source_id = names.name(line)
     moment = _time_of(given[0]) or UNDATED
     messages: list[Message] = []
     skipped: list[Skip] = []

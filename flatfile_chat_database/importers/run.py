@@ -13,7 +13,8 @@ from ..config import StorageConfig
 from ..errors import ConflictError, IntegrityError, StorageError, StorageLimitExceeded, ValidationError
 from ..models import Message, Session
 from ..storage import StorageManager
-from .conversation import Conversation
+from .conversation import Conversation, is_message_of
+from .plan import DIFFERS, Plan, plan
 from .report import Part, Report, Skip
 from .source import Source
 
@@ -153,11 +154,22 @@ class _Run:
     # --- storing -------------------------------------------------------------------------------------
 
     async def _write(self, conversation: Conversation) -> None:
-        if await self._ensure_session(conversation):
-            await self._add(conversation, conversation.messages)
+        stored = await self._ensure_session(conversation)
+        if stored is not None:
+            await self._add(conversation, self._follow(plan(conversation, stored)))
 
-    async def _ensure_session(self, conversation: Conversation) -> bool:
-        """Create the session, or find the one that an earlier run has made."""
+    def _follow(self, made: Plan) -> list[Message]:
+        """Report what a plan leaves out; return the messages to append."""
+        self.report.already_there += made.already_there
+        for skip in made.skips:
+            self.report.skip(skip)
+        return made.new
+
+    async def _ensure_session(self, conversation: Conversation) -> dict[str, Message] | None:
+        """Create the session, or find the one that an earlier run has made.
+
+        Return what is stored of the conversation, or None if it is skipped.
+        """
         try:
             await self._storage.create_session(
                 self._user_id,
@@ -168,74 +180,86 @@ class _Run:
             )
         except (ConflictError, StorageLimitExceeded) as error:
             # A full store may say so before it looks whether the session is one of those that fill it.
-            return await self._is_ours(conversation, error)
+            refusal = error
         except ValidationError as error:
             self._skip_all(conversation, _REFUSED, error)
-            return False
-        self.report.sessions_added += 1
-        return True
-
-    async def _is_ours(self, conversation: Conversation, error: StorageError) -> bool:
+            return None
+        else:
+            self.report.sessions_added += 1
+            return {}
         try:
             session = await self._storage.get_session(self._user_id, conversation.session_id)
-        except IntegrityError as damage:
-            self._skip_all(conversation, _DAMAGED, damage)
-            return False
-        if session is None:
-            self._skip_all(conversation, _FULL, error)
-            return False
-        return self._check_owner(conversation, session)
+            if session is None:
+                self._skip_all(conversation, _FULL, refusal)
+                return None
+            return await self._stored(conversation, session)
+        except IntegrityError as error:
+            self._skip_all(conversation, _DAMAGED, error)
+            return None
 
-    def _check_owner(self, conversation: Conversation, session: Session) -> bool:
-        """Tell whether a session was made from this conversation, as far as can be known."""
+    async def _stored(self, conversation: Conversation, session: Session) -> dict[str, Message] | None:
+        """Return what a session holds of a conversation by id; None if it was made from another, as far as is known."""
         mark = session.metadata.get("import")
         if isinstance(mark, dict) and mark.get("id") != conversation.source_id:
             error = ConflictError(f"{session.id} was made from {mark.get('id')!r}, not {conversation.source_id!r}.")
             self._skip_all(conversation, "another conversation has its session id", error)
-            return False
-        return True
+            return None
+        return {
+            message.id: message
+            async for message in self._storage.stream_messages(self._user_id, session.id)
+            if is_message_of(conversation.source_id, message.id)
+        }
 
     async def _add(self, conversation: Conversation, messages: list[Message]) -> None:
         """Add messages as one batch; when the store refuses it, find the culprits by halving."""
+        batches = [messages] if messages else []  # the next one last
+        while batches:
+            batch = batches.pop()
+            left = len(batch) + sum(map(len, batches))
+            try:
+                added = await self._storage.add_messages(self._user_id, conversation.session_id, batch)
+            except IntegrityError as error:
+                self._skip_all(conversation, _DAMAGED, error, left)
+                return
+            except ValidationError as error:
+                if len(batch) > 1:
+                    middle = len(batch) // 2
+                    batches += [batch[middle:], batch[:middle]]
+                elif await self._is_there(conversation, batch[0]):
+                    # Another process has imported another conversation of this name a moment ago.
+                    self._skip_all(conversation, DIFFERS, error, left)
+                    return
+                else:
+                    self._skip_one(conversation, error)
+                continue
+            self.report.added += added
+            self.report.already_there += len(batch) - added
+
+    async def _is_there(self, conversation: Conversation, message: Message) -> bool:
         try:
-            added = await self._storage.add_messages(self._user_id, conversation.session_id, messages)
-        except IntegrityError as error:
-            self._skip_all(conversation, _DAMAGED, error, len(messages))
-            return
-        except ValidationError as error:
-            if len(messages) > 1:
-                middle = len(messages) // 2
-                await self._add(conversation, messages[:middle])
-                await self._add(conversation, messages[middle:])
-            else:
-                stored = await self._storage.get_message(self._user_id, conversation.session_id, messages[0].id)
-                self._skip_one(conversation, error, differs=stored is not None)
-            return
-        self.report.added += added
-        self.report.already_there += len(messages) - added
+            return await self._storage.get_message(self._user_id, conversation.session_id, message.id) is not None
+        except IntegrityError:
+            return True
 
     async def _foresee(self, conversation: Conversation) -> None:
         """Count what `_write` would do."""
         config = self._storage.config
-        stored: dict[str, Message] = {}
+        stored: dict[str, Message] | None = {}
         count = 0
         try:
             codec.check_text(conversation.title, "title")
             codec.check_object(conversation.metadata, "metadata")
             session = await self._storage.get_session(self._user_id, conversation.session_id)
+            if session is not None:
+                stored = await self._stored(conversation, session)
+                count = await self._storage.count_messages(self._user_id, conversation.session_id)
         except (ValidationError, IntegrityError) as error:
             reason = _REFUSED if isinstance(error, ValidationError) else _DAMAGED
             self._skip_all(conversation, reason, error)
             return
-        if session is not None:
-            if not self._check_owner(conversation, session):
-                return
-            wanted = {message.id for message in conversation.messages}
-            async for message in self._storage.stream_messages(self._user_id, conversation.session_id):
-                count += 1
-                if message.id in wanted:
-                    stored[message.id] = message
-        elif self._room <= 0:
+        if stored is None:
+            return
+        if session is None and self._room <= 0:
             full = StorageLimitExceeded(
                 limit_name="max_sessions_per_user",
                 limit=config.max_sessions_per_user,
@@ -243,18 +267,12 @@ class _Run:
             )
             self._skip_all(conversation, _FULL, full)
             return
-        else:
+        if session is None:
             self._room -= 1
             self.report.sessions_added += 1
-        for message in conversation.messages:
+        for message in self._follow(plan(conversation, stored)):
             try:
                 line = codec.encode_message(codec.check_message(message))
-                known = stored.get(message.id)
-                if known is not None:
-                    if not codec.same_message(codec.encode_message(known), line):
-                        raise ValidationError(f"Another message has the id {message.id!r} already.")
-                    self.report.already_there += 1
-                    continue
                 for name, limit, value in (
                     ("max_message_size_bytes", config.max_message_size_bytes, len(line) - 1),
                     ("max_messages_per_session", config.max_messages_per_session, count + 1),
@@ -262,7 +280,7 @@ class _Run:
                     if value > limit:
                         raise StorageLimitExceeded(limit_name=name, limit=limit, value=value)
             except ValidationError as error:
-                self._skip_one(conversation, error, differs=message.id in stored)
+                self._skip_one(conversation, error)
                 continue
             count += 1
             self.report.added += 1
@@ -275,15 +293,11 @@ class _Run:
         messages = len(conversation.messages) if messages is None else messages
         self.report.skip(Skip(conversation.line, Part.CONVERSATION, reason, str(error), messages, limit_name))
 
-    def _skip_one(self, conversation: Conversation, error: ValidationError, *, differs: bool) -> None:
-        limit_name = ""
+    def _skip_one(self, conversation: Conversation, error: ValidationError) -> None:
+        limit_name, reason = "", "the store refuses the message"
         if isinstance(error, StorageLimitExceeded):
             limit_name = error.limit_name
             reason = f"the message is over {limit_name}"
-        elif differs:
-            reason = "the message differs from the one that was imported before"
-        else:
-            reason = "the store refuses the message"
         self.report.skip(Skip(conversation.line, Part.MESSAGE, reason, str(error), 1, limit_name))
 
 

@@ -36,6 +36,11 @@ class Contexts:
         """Return the current context."""
         return await self._store.load_as(self._key(user_id, session_id), self._make)
 
+    async def exists(self, user_id: str, session_id: str) -> bool:
+        """Return whether there is a current context."""
+        key = self._key(user_id, session_id)
+        return await (await self._store.reading()).exists(key)
+
     async def delete(self, user_id: str, session_id: str) -> bool:
         """Remove the current context; return whether there was one."""
         delete = Delete(self._key(user_id, session_id))

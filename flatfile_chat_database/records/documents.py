@@ -11,13 +11,11 @@ import asyncio
 import builtins
 import io
 import itertools
-import mimetypes
 import os
 import unicodedata
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, suppress
-from dataclasses import asdict, dataclass
-from functools import lru_cache
+from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -32,76 +30,13 @@ from ..errors import (
     UnavailableError,
     ValidationError,
 )
-from ..layout import Layout
 from ..models import Document
 from .content import GZIP, Incoming, close, outgoing
+from .metadata import GZIP_SUFFIX, DocumentEntry, DocumentPlace, mime_type_of
 from .store import Store, called, damaged, logger
 
 _MAX_FILENAME = 255
-_GZIP_SUFFIX = ".gz"  # behind the name on disk of a compressed file; on disk, do not change
 _TRIES = 50  # of a reader whom replacements overtake
-
-
-@dataclass(frozen=True, slots=True)
-class _Entry:
-    """What the metadata says of one file. On disk, do not change."""
-
-    filename: str
-    path: str
-    mime_type: str
-    size: int
-    uploaded_at: str
-    metadata: dict[str, Any]
-    sha256: str
-    compression: str = ""  # left out when empty
-
-    @property
-    def segment(self) -> str:
-        """The name on disk."""
-        return self.path.rpartition("/")[2]
-
-
-@dataclass(frozen=True, slots=True)
-class _Place:
-    """The documents of one session: in their place, or in a trash entry."""
-
-    layout: Layout
-    user_id: str
-    session_id: str
-    trash_id: str | None = None
-
-    @property
-    def names(self) -> dict[str, str]:
-        return {"user_id": self.user_id, "session_id": self.session_id}
-
-    @property
-    def metadata(self) -> str:
-        return self._at(self.layout.key("documents", **self.names))
-
-    def blob(self, segment: str) -> str:
-        return self._at(self.layout.key("document", **self.names, document=segment))
-
-    def analysis(self, segment: str) -> str:
-        return self._at(self.layout.key("analysis", **self.names, document=segment))
-
-    def _at(self, key: str) -> str:
-        return key if self.trash_id is None else self.layout.in_trash(self.trash_id, key)
-
-    def segment_of(self, entry: object) -> str | None:
-        """Return a file's name on disk, or None if its entry is too damaged to say.
-
-        The rest of the path is that of this place, whatever the entry says: a session's folder may have been copied.
-        """
-        path = entry.get("path") if isinstance(entry, dict) else None
-        segment = path.rpartition("/")[2] if isinstance(path, str) else ""
-        with suppress(ValidationError):
-            found = self.layout.parse(self.layout.key("document", **self.names, document=segment))
-            return segment if found is not None and found.entry.name == "document" else None
-        return None
-
-    def taken(self, entries: dict[str, Any]) -> set[str]:
-        """Return the names on disk that are in use, as a file system that ignores case sees them."""
-        return {segment.casefold() for entry in entries.values() if (segment := self.segment_of(entry))}
 
 
 class Documents:
@@ -119,7 +54,7 @@ class Documents:
     ) -> str:
         """Save a file, replacing the one of this name with its analysis; return its path relative to the store."""
         self._check_filename(filename)
-        place = _Place(self._layout, user_id, session_id)
+        place = DocumentPlace(self._layout, user_id, session_id)
         session = self._store.require("session", **place.names)
         own = {} if metadata is None else codec.own_object(metadata, "metadata")
         async with Incoming(
@@ -131,7 +66,7 @@ class Documents:
             if not await backend.exists(session.key):
                 raise not_found(session.what, session.key)
             taken = place.taken((await self._known(place))[0])
-            mime_type = await asyncio.to_thread(_mime_type, filename)
+            mime_type = await asyncio.to_thread(mime_type_of, filename)
             await incoming.prepare()
             try:
                 written = await self._write(backend, place, filename, incoming, taken)
@@ -139,7 +74,7 @@ class Documents:
                 if await backend.exists(session.key):
                     raise
                 raise not_found(session.what, session.key) from error
-            entry = _Entry(
+            entry = DocumentEntry(
                 filename=filename,
                 path=place.blob(written),
                 mime_type=mime_type,
@@ -152,7 +87,7 @@ class Documents:
             return await self._name(backend, place, session, entry)
 
     async def _write(
-        self, backend: StorageBackend, place: _Place, filename: str, incoming: Incoming, taken: set[str]
+        self, backend: StorageBackend, place: DocumentPlace, filename: str, incoming: Incoming, taken: set[str]
     ) -> str:
         """Write the content under the first name on disk that is free, and return that."""
         # Whether a name is free is known for certain only when all is written. What can be read only once therefore
@@ -166,7 +101,7 @@ class Documents:
                 if await backend.write_blob(place.blob(segment), blocks):
                     return segment
 
-    async def _name(self, backend: StorageBackend, place: _Place, session: Require, entry: _Entry) -> str:
+    async def _name(self, backend: StorageBackend, place: DocumentPlace, session: Require, entry: DocumentEntry) -> str:
         """Let the metadata name the blob that was written, instead of the one before; return its key."""
         blob = entry.path
         # Gone with its session, when that was deleted, even if there is a new one of the same id.
@@ -199,7 +134,7 @@ class Documents:
             return place.blob(segment)
 
         try:
-            return await self._store.retry(place.metadata, attempt)
+            return await self._store.retry(place.folder, attempt)
         except BaseException:
             # A blob that may be named must stay. One that stays without a name is harmless, and `check` finds it.
             if not outcome_unknown:
@@ -209,20 +144,21 @@ class Documents:
 
     def _segments(self, filename: str, compression: object, start: int = 0) -> Iterator[str]:
         """Yield the names on disk that a file can have, without end, the most readable one first."""
-        suffix = _GZIP_SUFFIX if compression == GZIP else ""
+        suffix = GZIP_SUFFIX if compression == GZIP else ""
         for generation in itertools.count(start):
             segment = self._layout.document_segment(filename, generation) + suffix
             if self._layout.is_free_document_segment(segment):
                 yield segment
 
     async def _free_segment(
-        self, backend: StorageBackend, place: _Place, known: dict[str, Any], candidates: Iterator[str]
+        self, backend: StorageBackend, place: DocumentPlace, known: dict[str, Any], candidates: Iterator[str]
     ) -> str:
         """Return the first of the names on disk that nothing has at the moment."""
         taken = place.taken(known)
         while True:
             segment = next(candidates)
-            if segment.casefold() not in taken and not await backend.exists(place.blob(segment)):
+            places = (place.blob(segment), place.analysis(segment))
+            if segment.casefold() not in taken and not any([await _is_taken(backend, key) for key in places]):
                 return segment
 
     def _check_filename(self, filename: object) -> None:
@@ -248,7 +184,7 @@ class Documents:
 
     async def read(self, user_id: str, session_id: str, filename: str) -> bytes | None:
         """Return a file's content."""
-        content = await self._open(_Place(self._layout, user_id, session_id), filename)
+        content = await self._open(DocumentPlace(self._layout, user_id, session_id), filename)
         if content is None:
             return None
         whole = io.BytesIO()  # hands out what it gathered without another copy
@@ -259,7 +195,7 @@ class Documents:
 
     async def stream(self, user_id: str, session_id: str, filename: str) -> AsyncIterator[bytes]:
         """Yield a file's content in blocks; one that is replaced or deleted meanwhile still comes whole."""
-        place = _Place(self._layout, user_id, session_id)
+        place = DocumentPlace(self._layout, user_id, session_id)
         content = await self._open(place, filename)
         if content is None:
             raise _no_file(place, filename)
@@ -270,23 +206,23 @@ class Documents:
     async def get(self, user_id: str, session_id: str, filename: str) -> Document | None:
         """Return what is known of a file."""
         codec.check_text(filename, "filename")
-        found = await self._describe(_Place(self._layout, user_id, session_id), filename, strict=True)
+        found = await self._describe(DocumentPlace(self._layout, user_id, session_id), filename, strict=True)
         return found[0] if found else None
 
     async def list(self, user_id: str, session_id: str, *, strict: bool = False) -> builtins.list[Document]:
         """Return what is known of a session's files, by name."""
-        return await self._describe(_Place(self._layout, user_id, session_id), None, strict=strict)
+        return await self._describe(DocumentPlace(self._layout, user_id, session_id), None, strict=strict)
 
     async def count(self, user_id: str, session_id: str) -> int:
         """Return the number of a session's files."""
-        return len((await self._known(_Place(self._layout, user_id, session_id)))[0])
+        return len((await self._known(DocumentPlace(self._layout, user_id, session_id)))[0])
 
     async def exists(self, user_id: str, session_id: str, filename: str) -> bool:
         """Return whether the session has such a file."""
         codec.check_text(filename, "filename")
-        return filename in (await self._known(_Place(self._layout, user_id, session_id)))[0]
+        return filename in (await self._known(DocumentPlace(self._layout, user_id, session_id)))[0]
 
-    async def _open(self, place: _Place, filename: str) -> AsyncGenerator[bytes, None] | None:
+    async def _open(self, place: DocumentPlace, filename: str) -> AsyncGenerator[bytes, None] | None:
         """Begin to read a file that is in its place, or return None if there is none."""
         codec.check_text(filename, "filename")
         backend = await self._store.reading()
@@ -321,7 +257,7 @@ class Documents:
             hint="Try again.",
         )
 
-    async def _describe(self, place: _Place, filename: str | None, *, strict: bool) -> builtins.list[Document]:
+    async def _describe(self, place: DocumentPlace, filename: str | None, *, strict: bool) -> builtins.list[Document]:
         """Return the documents of a session, or one of them, with the analyses that belong to them."""
         backend = await self._store.reading()
         documents: builtins.list[Document] = []
@@ -357,7 +293,7 @@ class Documents:
         """Merge `analysis` into that of a file, by key."""
         codec.check_text(filename, "filename")
         updates = codec.own_object(analysis, "analysis")
-        place = _Place(self._layout, user_id, session_id)
+        place = DocumentPlace(self._layout, user_id, session_id)
         session = self._store.require("session", **place.names)
         what = called("file", **place.names, filename=filename)
         await self._store.writing()
@@ -398,9 +334,9 @@ class Documents:
             into: The new trash entry that takes it, instead of nothing.
         """
         codec.check_text(filename, "filename")
-        place = _Place(self._layout, user_id, session_id, out_of)
+        place = DocumentPlace(self._layout, user_id, session_id, out_of)
         metadata = place.metadata
-        trash = None if into is None else _Place(self._layout, user_id, session_id, into)
+        trash = None if into is None else DocumentPlace(self._layout, user_id, session_id, into)
         backend = await self._store.writing()
 
         async def attempt() -> builtins.list[str] | None:
@@ -428,11 +364,11 @@ class Documents:
                 if isinstance(change, Move | Delete) and outcome
             ]
 
-        return await self._store.retry(metadata, attempt)
+        return await self._store.retry(place.folder, attempt)
 
     async def filename_in_trash(self, trash_id: str, user_id: str, session_id: str) -> str | None:
         """Return the name of the one file of a trash entry, or None if it holds no such thing."""
-        known, _ = await self._known(_Place(self._layout, user_id, session_id, trash_id))
+        known, _ = await self._known(DocumentPlace(self._layout, user_id, session_id, trash_id))
         return next(iter(known)) if len(known) == 1 else None
 
     async def put_back(self, trash_id: str, user_id: str, session_id: str, filename: str) -> None:
@@ -442,8 +378,8 @@ class Documents:
             NotFoundError: The session or the trash entry does not exist.
             ConflictError: There is a file of this name again.
         """
-        place = _Place(self._layout, user_id, session_id)
-        trash = _Place(self._layout, user_id, session_id, trash_id)
+        place = DocumentPlace(self._layout, user_id, session_id)
+        trash = DocumentPlace(self._layout, user_id, session_id, trash_id)
         session = self._store.require("session", **place.names)
         entry_is_there = Require(trash.metadata, f"The trash entry {trash_id!r}")
         backend = await self._store.writing()
@@ -457,10 +393,11 @@ class Documents:
                 return False
             changes: builtins.list[Change] = [session, entry_is_there]
             segment = trash.segment_of(trashed)
-            if segment is not None:
+            if segment is not None:  # otherwise it is damaged, and was so before it was deleted
                 candidates = itertools.chain([segment], self._segments(filename, trashed.get("compression")))
                 new = await self._free_segment(backend, place, known, candidates)
                 changes += [
+                    Require(trash.blob(segment), f"The content of {filename!r} in the trash entry {trash_id!r}"),
                     Move(trash.blob(segment), place.blob(new)),
                     Move(trash.analysis(segment), place.analysis(new)),
                 ]
@@ -469,7 +406,7 @@ class Documents:
             await backend.commit(changes)
             return True
 
-        if not await self._store.retry(place.metadata, attempt):
+        if not await self._store.retry(place.folder, attempt):
             raise ConflictError(
                 f"{called('file', **place.names, filename=filename)} exists again.",
                 key=place.metadata,
@@ -478,7 +415,7 @@ class Documents:
 
     # --- the metadata --------------------------------------------------------------------------------
 
-    async def _known(self, place: _Place) -> tuple[dict[str, Any], str | None]:
+    async def _known(self, place: DocumentPlace) -> tuple[dict[str, Any], str | None]:
         """Return the entries of a session's files as they are stored, and the version to change them by."""
         loaded = await self._store.load(place.metadata)
         if loaded is None:
@@ -488,20 +425,20 @@ class Documents:
             raise damaged(place.metadata, '"documents" is no object.')
         return entries, loaded[1]
 
-    def _put(self, place: _Place, entries: dict[str, Any], version: str | None) -> Put:
+    def _put(self, place: DocumentPlace, entries: dict[str, Any], version: str | None) -> Put:
         data = codec.encode_document({"documents": entries})
         return Put(place.metadata, data, ABSENT if version is None else version)
 
-    async def _entry(self, place: _Place, filename: str) -> _Entry | None:
+    async def _entry(self, place: DocumentPlace, filename: str) -> DocumentEntry | None:
         known, _ = await self._known(place)
         return self._readable(place, filename, known[filename], strict=True) if filename in known else None
 
-    def _readable(self, place: _Place, filename: str, stored: object, *, strict: bool) -> _Entry | None:
+    def _readable(self, place: DocumentPlace, filename: str, stored: object, *, strict: bool) -> DocumentEntry | None:
         """Return a file's entry; None, with a warning, if it is damaged and not `strict`."""
         try:
             if not isinstance(stored, dict):
                 raise damaged(place.metadata, f"the entry of {filename!r} is no object.")
-            entry = codec.decode_as(_Entry, stored | {"filename": filename}, place.metadata)
+            entry = codec.decode_as(DocumentEntry, stored | {"filename": filename}, place.metadata)
             if place.segment_of(stored) is None:
                 raise damaged(place.metadata, f"the path {entry.path!r:.200} is that of no file.")
             if entry.compression not in ("", GZIP):
@@ -515,15 +452,19 @@ class Documents:
         return entry
 
 
+async def _is_taken(backend: StorageBackend, key: str) -> bool:
+    return await backend.exists(key) or bool(await backend.list_keys(f"{key}/"))
+
+
 def _as_it_is(key: str, content: dict[str, Any], version: str) -> dict[str, Any]:
     return content
 
 
-def _no_file(place: _Place, filename: str) -> NotFoundError:
+def _no_file(place: DocumentPlace, filename: str) -> NotFoundError:
     return not_found(called("file", **place.names, filename=filename), place.metadata)
 
 
-def _file_missing(entry: _Entry, blob: str) -> IntegrityError:
+def _file_missing(entry: DocumentEntry, blob: str) -> IntegrityError:
     return IntegrityError(
         f"The file {entry.filename!r} is known, but there is nothing at {blob}.",
         key=blob,
@@ -533,14 +474,3 @@ def _file_missing(entry: _Entry, blob: str) -> IntegrityError:
 
 def _random_generation() -> int:
     return int.from_bytes(os.urandom(4))
-
-
-@lru_cache(maxsize=1)
-def _mime_types() -> dict[str, str]:
-    # Reads the system's own tables as well (so call it in a thread), but into another table than this one: the answer
-    # does not depend on the machine. Python 3.11 and 3.12 do not know Markdown.
-    return {".md": "text/markdown"} | mimetypes.MimeTypes().types_map[True]
-
-
-def _mime_type(filename: str) -> str:
-    return _mime_types().get(PurePosixPath(filename).suffix.lower(), "application/octet-stream")

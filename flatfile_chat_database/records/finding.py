@@ -45,8 +45,8 @@ class Finding:
     - messages: their content with `search_include_message_content`, and every string among the values of their
       metadata with `search_include_metadata`; with neither there are no messages to find. Attachments, being paths, are
       not searched;
-    - with `search_include_context`, the current context of each session (summary, key points and entities; the history
-      is not searched), and the analyses of documents: every string among their values.
+    - with `search_include_context`, or where `kinds` asks for them, the current context of each session (summary, key
+      points and entities; the history is not searched), and the analyses of documents: every string among their values.
 
     The strings of one record are one text, a line each; names of fields are not searched. The time of a context is its
     timestamp, that of an analysis when its document was uploaded. Contexts and analyses have no role, so asking for
@@ -89,7 +89,7 @@ class Finding:
         scope = _scope(
             config.search_include_message_content, config.search_include_metadata, kinds, roles, since, until
         )
-        if not config.search_include_context:
+        if not config.search_include_context and kinds is None:
             scope.kinds -= {"context", "analysis"}
         if order not in _ORDERS:
             raise ValidationError(f"order must be one of {', '.join(_ORDERS)}, not {order!r:.80}.")

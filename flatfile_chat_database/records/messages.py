@@ -165,11 +165,11 @@ class Messages:
             raise ValidationError("before and after cannot both be given.", hint="Ask for one page at a time.")
         backend = await self._store.reading()
         if after is not None:
-            start = await self._position(key, after, "after") + 1
+            start = await self._position(log, after, "after") + 1
             lines = await backend.read_log(key, start, start + limit + 1, strict=strict)
             more, lines = len(lines) > limit, lines[:limit]
         elif before is not None:
-            stop = await self._position(key, before, "before")
+            stop = await self._position(log, before, "before")
             start = max(0, stop - limit)
             more = start > 0
             lines = await backend.read_log(key, start, stop, strict=strict) if limit else []
@@ -203,9 +203,13 @@ class Messages:
         key = self._key(log)
         return await (await self._store.reading()).count_log(key)
 
-    async def _position(self, key: str, message_id: str, name: str) -> int:
+    async def _position(self, log: LogName, message_id: str, name: str) -> int:
         codec.check_message_id(message_id, name)
-        found = await (await self._store.reading()).find_record(key, message_id)
+        key, owner = self._key(log), self._owner(log)
+        backend = await self._store.reading()
+        found = await backend.find_record(key, message_id)
+        if found is None and not await backend.exists(owner.key):
+            raise not_found(owner.what, owner.key)
         if found is None:
             raise not_found(f"The message {message_id!r}", key)
         return found[0]
@@ -261,6 +265,7 @@ class Messages:
         return message
 
     def _decode_all(self, key: str, lines: Sequence[bytes], *, strict: bool) -> list[Message]:
+        """Return the messages of lines, one of each: positions and counts are of lines, so none is passed over."""
         messages = []
         for line in lines:
             try:
@@ -268,5 +273,6 @@ class Messages:
             except IntegrityError as error:
                 if strict:
                     raise
-                logger.warning("%s It is passed over.", error.message)
+                logger.warning("%s", error.message)
+                messages.append(codec.decode_message(line))
         return messages

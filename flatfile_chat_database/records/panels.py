@@ -8,13 +8,13 @@ from datetime import datetime
 from typing import Any
 
 from .. import codec
-from ..backends.base import ABSENT, Change, Delete, Put
+from ..backends.base import ABSENT, Absent, Change, Delete, Put
 from ..errors import ConflictError, StorageLimitExceeded, ValidationError
 from ..layout import check_id
 from ..models import Panel, parse_timestamp
 from .names import StampedIds
 from .personas import Personas
-from .store import Store, called, logger
+from .store import Store, called, left_behind, logger, moment_of
 
 _INSIGHT_PREFIX = "insight"  # on disk, do not change
 
@@ -50,17 +50,19 @@ class Panels:
                 for member, snapshot in snapshots.items()
                 if snapshot is not None
             ]
-            return *puts, Put(self._key(new), codec.encode_document(content), ABSENT)
+            put = Put(self._key(new), codec.encode_document(content), ABSENT)
+            return put, Absent(self._store.layout.folder("panel", panel_id=new)), *puts
 
         if panel_id is None:
             return await self._store.create_stamped("panel", self._ids, changes)
         try:
             await backend.commit(changes(panel_id))
         except ConflictError as error:
+            what = called("panel", panel_id=panel_id)
+            if not await self.exists(panel_id):
+                raise left_behind(what, error.key) from error
             raise ConflictError(
-                f"{called('panel', panel_id=panel_id)} exists already.",
-                key=error.key,
-                hint="Use another id, or update_panel.",
+                f"{what} exists already.", key=error.key, hint="Use another id, or update_panel."
             ) from error
         return panel_id
 
@@ -82,7 +84,7 @@ class Panels:
 
         def change(content: dict[str, Any]) -> dict[str, Any]:
             self._make(key, content, "")  # what is damaged must not be written over
-            return content | updates
+            return content | updates if updates else content
 
         await self._store.update(
             key, change, what=called("panel", panel_id=panel_id), expected_version=expected_version
@@ -94,7 +96,7 @@ class Panels:
         limit, offset = self._store.page(limit, offset, self._store.config.session_list_default_limit)
         found = await self._store.load_all(await self._keys(), self._make, strict=strict)
         panels = [panel for panel in found if panel is not None]
-        panels.sort(key=lambda panel: (panel.created_at, panel.id), reverse=True)
+        panels.sort(key=lambda panel: (moment_of(panel.created_at), panel.id), reverse=True)
         return panels[offset:][:limit]
 
     async def count(self) -> int:
@@ -167,6 +169,11 @@ class Panels:
     async def insight(self, panel_id: str, insight_id: str) -> dict[str, Any] | None:
         """Return one insight."""
         return await self._store.load_as(self._insight_key(panel_id, insight_id), self._make_insight)
+
+    async def insight_exists(self, panel_id: str, insight_id: str) -> bool:
+        """Return whether there is such an insight."""
+        key = self._insight_key(panel_id, insight_id)
+        return await (await self._store.reading()).exists(key)
 
     async def count_insights(self, panel_id: str) -> int:
         """Return the number of a panel's insights."""

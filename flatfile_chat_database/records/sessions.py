@@ -4,23 +4,19 @@ from __future__ import annotations
 
 import builtins
 from collections.abc import Mapping, Sequence
-from datetime import UTC, datetime
-from functools import lru_cache
+from datetime import datetime
 from typing import Any
 
 import msgspec
 
 from .. import codec
-from ..backends.base import ABSENT, Change, Put, Quota
+from ..backends.base import ABSENT, Absent, Change, Put, Quota
 from ..errors import ConflictError, IntegrityError, ValidationError
 from ..models import Session, format_timestamp, parse_timestamp
 from .names import StampedIds
-from .store import Make, Store, called, logger
+from .store import LONG_AGO, Make, Store, called, left_behind, logger, moment_of
 
 _CHANGEABLE = ("title", "metadata")
-_LONG_AGO = datetime.min.replace(tzinfo=UTC)
-
-
 _MOST_SEEN = 20_000
 
 
@@ -62,11 +58,14 @@ class Sessions:
         }
         user = self._store.require("user", user_id=user_id)
         quota = self._quota(user_id)
+        place = self._store.layout.folder
 
         def changes(new: str) -> Sequence[Change]:
             content = {"id": new, "user_id": user_id, **fields}
             put = Put(self._key(user_id, new), codec.encode_document(content), ABSENT)
-            return user, put, quota  # a name that is taken is the caller's first problem, a full folder the next
+            # A name that is taken is the caller's first problem, a full folder the next. What a session that lost its
+            # document has left is never taken over.
+            return user, put, Absent(place("session", user_id=user_id, session_id=new)), quota
 
         if session_id is None:
             return await self._store.create_stamped("session", self._ids, changes, user_id=user_id)
@@ -75,10 +74,11 @@ class Sessions:
         try:
             await backend.commit(conditions)
         except ConflictError as error:
+            what = called("session", user_id=user_id, session_id=session_id)
+            if not await self.exists(user_id, session_id):
+                raise left_behind(what, error.key) from error
             raise ConflictError(
-                f"{called('session', user_id=user_id, session_id=session_id)} exists already.",
-                key=error.key,
-                hint="Use another id, or update_session.",
+                f"{what} exists already.", key=error.key, hint="Use another id, or update_session."
             ) from error
         return session_id
 
@@ -110,7 +110,7 @@ class Sessions:
 
         def change(content: dict[str, Any]) -> dict[str, Any]:
             make(key, content, "")  # what is damaged must not be written over
-            return content | updates | {"updated_at": self._store.now()}
+            return content | updates | {"updated_at": self._store.now()} if updates else content
 
         what = called("session", user_id=user_id, session_id=session_id)
         await self._store.update(key, change, what=what, expected_version=expected_version)
@@ -123,7 +123,7 @@ class Sessions:
         limit, offset = self._store.page(limit, offset, self._store.config.session_list_default_limit)
         layout, backend = self._store.layout, await self._store.reading()
         folder = layout.parent("session", user_id=user_id)
-        children = await backend.list_children(folder)
+        children = await backend.list_folders(folder)
         keys = layout.keys_below("session", folder, children)
         make = self._make(user_id, {key: session_id for session_id, key in keys.items()})
         documents = await backend.read_many(list(keys.values()))
@@ -152,7 +152,7 @@ class Sessions:
                 return None
             if len(self._seen) >= _MOST_SEEN:
                 self._seen.clear()
-            seen = self._seen[key] = _Seen(data, line, _moment(session.updated_at))
+            seen = self._seen[key] = _Seen(data, line, moment_of(session.updated_at))
         return seen
 
     async def count(self, user_id: str) -> int:
@@ -198,16 +198,7 @@ class Sessions:
         return [self._updated(session, line) for session, line in zip(sessions, lines, strict=True)]
 
     def _updated(self, session: Session, line: bytes | None) -> Session:
-        newest = _LONG_AGO if line is None else _moment(codec.decode_message(line).timestamp)
-        if newest > _moment(session.updated_at):
+        newest = LONG_AGO if line is None else moment_of(codec.decode_message(line).timestamp)
+        if newest > moment_of(session.updated_at):
             session.updated_at = format_timestamp(newest)
         return session
-
-
-@lru_cache(maxsize=4096)  # a list asks again and again for the same times
-def _moment(timestamp: str) -> datetime:
-    """Return a stored time; one that is none counts as long ago, for it is not here that it is looked for."""
-    try:
-        return parse_timestamp(timestamp)
-    except ValidationError:
-        return _LONG_AGO

@@ -6,11 +6,12 @@ import asyncio
 import logging
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
-from datetime import datetime
+from datetime import UTC, datetime
+from functools import lru_cache
 from typing import Any, TypeVar
 
 from .. import codec
-from ..backends.base import ABSENT, Change, Put, Require, StorageBackend, not_found, version_of
+from ..backends.base import ABSENT, Change, Put, Require, StorageBackend, check_version, not_found, version_of
 from ..config import NAMING_FIELDS, StorageConfig
 from ..errors import (
     ConfigurationError,
@@ -33,6 +34,12 @@ Make = Callable[[str, dict[str, Any], str], T]
 
 FORMAT_VERSION = 1
 """Of what is on disk. A store of a newer version is refused, one of an older version is read."""
+
+LONG_AGO = datetime.min.replace(tzinfo=UTC)
+"""Before every stored time."""
+
+_ATTEMPTS = 100
+"""Of a change that others come before, until they are told so."""
 
 _RUN = 256
 """Documents read at a time where a page may not need them all."""
@@ -120,7 +127,7 @@ class Store:
 
     async def _refuse_other_system_folder(self) -> None:
         """A store opened under another `system_config_directory_name` would seem new; find the file it has."""
-        for child in await self._backend.list_children(""):
+        for child in await self._backend.list_folders(""):
             key = f"{child}/{self.layout.key('store').rpartition('/')[2]}"
             data = await self._backend.read(key) if await self._backend.exists(key) else None
             if data is not None and b'"store_id"' in data and b'"format_version"' in data:
@@ -204,9 +211,17 @@ class Store:
 
     async def ids(self, entry: str, /, **names: str) -> list[str]:
         """Return the ids in the folder of an entry's siblings; whether each has its document is not looked at."""
-        children = await (await self.reading()).list_children(self.layout.parent(entry, **names))
-        found = (self.layout.parse_child(entry, child) for child in children)
+        found = (self.layout.parse_child(entry, child) for child in await self.children(entry, **names))
         return [text for text in found if text is not None]
+
+    async def children(self, entry: str, /, folder: str | None = None, **names: str) -> list[str]:
+        """Return what may be the names of an entry and its siblings: of folders, or of files.
+
+        `folder` is where to look instead of their own place. A stray file beside the folders is none of them.
+        """
+        backend = await self.reading()
+        place = self.layout.parent(entry, **names) if folder is None else folder
+        return await (backend.list_folders if self.layout.is_in_folders(entry) else backend.list_children)(place)
 
     async def count(self, keys: Sequence[str]) -> int:
         """Return how many of the documents exist, damaged ones too."""
@@ -252,7 +267,8 @@ class Store:
 
         Args:
             key: The document.
-            change: Returns the new content of the present one, without changing that; may be called again.
+            change: Returns the new content of the present one, without changing that, or the present one itself if
+                there is nothing to change, so that nothing is written; may be called again.
             what: What the document is, for the error if there is none.
             expected_version: Raise ConflictError unless the document has this version.
             requires: Further changes and conditions of the same commit; they come before the document's.
@@ -271,7 +287,11 @@ class Store:
                 raise not_found(what, key)
             content, version = loaded or (absent or {}, ABSENT)
             expected = version if expected_version is None else expected_version
-            put = Put(key, codec.encode_document(change(content)), expected)
+            new = change(content)
+            if new is content:
+                check_version(key, await backend.read(key), expected)
+                return str(expected)
+            put = Put(key, codec.encode_document(new), expected)
             return str((await backend.commit([*requires, put]))[-1])
 
         if expected_version is None:
@@ -283,14 +303,19 @@ class Store:
 
         Tasks of one event loop that change the same `key` take turns, so that a hundred of them do not all try a
         hundred times. `attempt` must read anew what its commit compares with.
+
+        Raises:
+            ConflictError: Something is in the way that is not at or below `key`, or every attempt met a conflict.
         """
         loop = id(asyncio.get_running_loop())
         async with self._turns.setdefault((loop, key), asyncio.Lock()):
-            while True:
+            for _ in range(_ATTEMPTS - 1):
                 try:
                     return await attempt()
-                except ConflictError:
-                    continue
+                except ConflictError as error:
+                    if error.key != key and not str(error.key).startswith(f"{key}/"):
+                        raise
+            return await attempt()
 
     async def create_stamped(
         self, entry: str, ids: StampedIds, changes: Callable[[str], Sequence[Change]], /, **names: str
@@ -343,6 +368,24 @@ def called(entry: str, /, **names: str) -> str:
     *owners, (_, own) = names.items()
     of = "".join(f" of {name.removesuffix('_id')} {value!r}" for name, value in reversed(owners))
     return f"The {entry.replace('_', ' ')} {own!r}{of}"
+
+
+@lru_cache(maxsize=4096)  # a list asks again and again for the same times
+def moment_of(timestamp: str) -> datetime:
+    """Return a stored time; one that is none counts as long ago, for it is not here that it is looked for."""
+    try:
+        return parse_timestamp(timestamp)
+    except ValidationError:
+        return LONG_AGO
+
+
+def left_behind(what: str, key: str | None) -> IntegrityError:
+    """Return the error for a place that holds things of something whose own document is gone."""
+    return IntegrityError(
+        f"{what} does not exist, but there are things of it.",
+        key=key,
+        hint="Run `chatdb check --fix`, which makes it anew, or use another id.",
+    )
 
 
 def damaged(key: str, problem: str) -> IntegrityError:

@@ -95,7 +95,7 @@ class Trash:
                 continue
             if entry is not None:
                 entries.append(entry)
-            elif await backend.list_children(self._layout.trash_folder(trash_id)):  # and did not just come back
+            elif await backend.list_keys(f"{self._layout.trash_folder(trash_id)}/"):  # and did not just come back
                 self._pass_over(trash_id)
         return entries
 
@@ -197,7 +197,7 @@ class Trash:
         changes: builtins.list[Change] = []
         for trash_id in await self._ids():
             copy = self._layout.in_trash(trash_id, thing.place)
-            if thing.is_tree and await backend.list_children(copy):
+            if thing.is_tree and await backend.list_keys(f"{copy}/"):
                 changes.append(RemoveTree(copy))
             elif not thing.is_tree and await backend.exists(copy):
                 changes.append(Delete(copy))
@@ -246,8 +246,10 @@ class Trash:
     async def _ids(self) -> builtins.list[str]:
         """Return the names of the trash entries, oldest first; what has another name is left alone, with a warning."""
         ids = []
-        for child in await (await self._store.reading()).list_children(self._layout.trash):
-            if self._parse(child) is None:
+        backend = await self._store.reading()
+        folders = set(await backend.list_folders(self._layout.trash))
+        for child in await backend.list_children(self._layout.trash):
+            if child not in folders or self._parse(child) is None:
                 self._pass_over(child)
             else:
                 ids.append(child)
@@ -280,12 +282,12 @@ class Trash:
 
     async def _names(self, trash_id: str, kind: str) -> dict[str, str] | None:
         """Follow the folders of a trash entry down to what it holds; return the ids on the way."""
-        backend = await self._store.reading()
         for way in _WAYS[kind]:
             names: dict[str, str] = {}
             for entry, name in way:
                 folder = self._layout.in_trash(trash_id, self._layout.parent(entry, **names))
-                found = [self._layout.parse_child(entry, child) for child in await backend.list_children(folder)]
+                children = await self._store.children(entry, folder=folder)
+                found = [self._layout.parse_child(entry, child) for child in children]
                 ids = [text for text in found if text is not None]
                 if len(ids) != 1:
                     break

@@ -46,7 +46,7 @@ class Users:
 
         def change(content: dict[str, Any]) -> dict[str, Any]:
             profile = self._make(key, content, "").profile
-            return content | {"updated_at": self._store.now(), "profile": profile | updates}
+            return content | {"updated_at": self._store.now(), "profile": profile | updates} if updates else content
 
         await self._store.update(key, change, what=called("user", user_id=user_id), expected_version=expected_version)
         return True

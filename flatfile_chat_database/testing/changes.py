@@ -10,6 +10,7 @@ import pytest
 from ..backends.base import (
     ABSENT,
     ANY,
+    Absent,
     Append,
     Delete,
     Edit,
@@ -47,16 +48,32 @@ class ChangeCases(BackendCase):
                 await store.commit([Require(absent, "The user 'ann'")])
             assert error.value.key == absent
 
+    @says("Absent", "Condition: nothing is at or below `key`; otherwise ConflictError.")
+    async def test_what_must_be_absent_is_neither_a_key_nor_a_folder_with_keys(self) -> None:
+        store = await self.open()
+        await store.write("a/b/c", b"")
+        assert await store.commit([Absent("a/b/d"), Absent("a/b/d/x"), Absent("b"), Put("d", b"")]) == [
+            None, None, None, version_of(b""),
+        ]  # fmt: skip
+        for taken in ("a", "a/b", "a/b/c"):
+            with pytest.raises(ConflictError) as error:
+                await store.commit([Absent(taken), Put("e", b"")])
+            assert error.value.key == taken
+        assert set(self.peek_keys()) == {"a/b/c", "d"}
+        await store.commit([RemoveTree("a")])
+        await store.commit([Absent("a")])
+
     @says(
         "Quota",
-        "Condition: `folder` has fewer than `maximum` children besides those named in `ignoring`.",
+        "Condition: `folder` has fewer than `maximum` folders in it besides those named in `ignoring`.",
+        "They are those that `list_folders` returns.",
         "Otherwise StorageLimitExceeded with `limit_name`.",
     )
     async def test_a_folder_has_room_or_not(self) -> None:
         store = await self.open()
-        for key in ("f/a/1", "f/a/2", "f/b", "f/c", "f/d/e/f", "g/x"):
+        for key in ("f/a/1/x", "f/a/2/x", "f/b/x", "f/c/x", "f/d/e/f", "f/key", "f/other key", "g/h/x"):
             await store.write(key, b"")
-        for folder, count in (("f", 4), ("g", 1), ("absent", 0), ("f/a", 2)):
+        for folder, count in (("f", 4), ("g", 1), ("absent", 0), ("f/a", 2), ("f/b", 0)):
             await store.commit([Quota(folder, count + 1, "max_things")])
             for maximum in range(count + 1):
                 with pytest.raises(StorageLimitExceeded, match="max_things") as error:
@@ -70,25 +87,25 @@ class ChangeCases(BackendCase):
     async def test_a_quota_does_not_see_its_own_commit(self) -> None:
         store = await self.open()
         quota = Quota("f", 2, "max_things")
-        await store.commit([Put("f/1", b""), Put("f/2", b""), Put("f/3", b""), quota])
+        await store.commit([Put("f/1/x", b""), Put("f/2/x", b""), Put("f/3/x", b""), quota])
         with pytest.raises(StorageLimitExceeded):
             await store.commit([RemoveTree("f"), quota])
         assert len(self.peek_keys()) == 3
 
-    @says("Quota", "Condition: `folder` has fewer than `maximum` children besides those named in `ignoring`.")
+    @says("Quota", "Condition: `folder` has fewer than `maximum` folders in it besides those named in `ignoring`.")
     async def test_creators_at_once_do_not_overfill_a_folder(self) -> None:
         store = await self.open()
-        work = [store.commit([Quota("f", 7, "max_things"), Put(f"f/{n}", b"", ABSENT)]) for n in range(20)]
+        work = [store.commit([Quota("f", 7, "max_things"), Put(f"f/{n}/x", b"", ABSENT)]) for n in range(20)]
         results = await asyncio.gather(*work, return_exceptions=True)
         assert sum(isinstance(result, StorageLimitExceeded) for result in results) == 13
         assert len(self.peek_keys()) == 7
 
-    @says("Quota", "Condition: `folder` has fewer than `maximum` children besides those named in `ignoring`.")
+    @says("Quota", "Condition: `folder` has fewer than `maximum` folders in it besides those named in `ignoring`.")
     async def test_an_emptied_folder_can_be_filled_again(self) -> None:
         store = await self.open()
         for number in itertools.islice(itertools.cycle(range(3)), 9):
-            await store.commit([Quota("f", 1, "max_things"), Put(f"f/{number}", b"x", ABSENT)])
-            await store.delete(f"f/{number}")
+            await store.commit([Quota("f", 1, "max_things"), Put(f"f/{number}/x", b"x", ABSENT)])
+            await store.delete(f"f/{number}/x")
         assert self.contents() == {}
 
     # --- Put and Delete ------------------------------------------------------------------------------

@@ -10,6 +10,7 @@ import pytest
 
 from ..backends.base import (
     ABSENT,
+    Absent,
     Append,
     Change,
     Delete,
@@ -37,7 +38,9 @@ from .sentences import says
 
 MISSING: tuple[tuple[Change, type[StorageError]], ...] = (
     (Require("absent", "It"), NotFoundError),
-    (Quota("full", 2, "max_things"), StorageLimitExceeded),
+    (Absent("a/b"), ConflictError),
+    (Absent("full"), ConflictError),
+    (Quota("rooms", 2, "max_things"), StorageLimitExceeded),
     (Put("a/b", b"new", ABSENT), ConflictError),
     (Put("a/b", b"new", version_of(b"other")), ConflictError),
     (Put("absent", b"new", version_of(b"")), ConflictError),
@@ -60,6 +63,8 @@ async def _fill(store: StorageBackend) -> None:
     await store.write("a/b", b"old")
     await store.write("full/0", b"x")
     await store.write("full/1", b"x")
+    await store.write("rooms/0/x", b"x")
+    await store.write("rooms/1/x", b"x")
     await store.append("log", b"".join(lines(2)))
     await store.append("damaged", lines(1)[0] + b"bad\n" + lines(2)[1])
 
@@ -89,7 +94,8 @@ class CommitCases(BackendCase):
         await _fill(store)
         changes: list[Change] = [
             Require("a/b", "It"),
-            Quota("full", 3, "max_things"),
+            Absent("absent"),
+            Quota("rooms", 3, "max_things"),
             Put("a/c", b"1"),
             Delete("full/1"),
             Delete("absent"),
@@ -104,7 +110,7 @@ class CommitCases(BackendCase):
         await store.append("third", b"".join(lines(2)))
         await store.write("tree/x", b"")
         assert await store.commit(changes) == [
-            None, None, version_of(b"1"), True, False, 2, None, bare(lines(1, 1)), True, False, ["tree/x"],
+            None, None, None, version_of(b"1"), True, False, 2, None, bare(lines(1, 1)), True, False, ["tree/x"],
         ]  # fmt: skip
         damaged = lines(1)[0] + b"bad\n" + lines(2)[1]
         assert self.contents() == {
@@ -114,6 +120,8 @@ class CommitCases(BackendCase):
             "other": lines(1, 1)[0],
             "third": lines(1)[0],
             "moved/0": b"x",
+            "rooms/0/x": b"x",
+            "rooms/1/x": b"x",
             "damaged": damaged,
         }
         assert await store.commit([]) == []

@@ -9,6 +9,7 @@ import pytest
 
 from ..backends.base import (
     ABSENT,
+    Absent,
     Append,
     Delete,
     Edit,
@@ -108,6 +109,7 @@ ON_KEYS: dict[str, Callable[[StorageBackend, str], Awaitable[object]]] = {
     "read_blob": lambda backend, key: all_of(backend.read_blob(key)),
     "set_aside": lambda backend, key: backend.set_aside(key, "a test"),
     "Require": lambda backend, key: backend.commit([Require(key, "It")]),
+    "Absent": lambda backend, key: backend.commit([Absent(key)]),
     "Put": lambda backend, key: backend.commit([Put(key, b"x")]),
     "Put if absent": lambda backend, key: backend.commit([Put(key, b"x", ABSENT)]),
     "Delete": lambda backend, key: backend.commit([Delete(key)]),
@@ -176,6 +178,8 @@ class DocumentCases(BackendCase):
             await store.list_keys("broken/")
         with pytest.raises(UnavailableError):
             await store.list_children("broken")
+        with pytest.raises(UnavailableError):
+            await store.list_folders("broken")
         assert await store.write("other/thing", b"x"), "what is beside the damage still works"
         assert await store.read("other/thing") == b"x"
 
@@ -319,6 +323,34 @@ class DocumentCases(BackendCase):
             start = f"{folder}/" if folder else ""
             below = [key.removeprefix(start).split("/")[0] for key in keys if key.startswith(start)]
             assert await store.list_children(folder) == sorted(set(below)), folder
+
+    @says(
+        "StorageBackend.list_folders",
+        "Return those children of `folder` that have keys below them, sorted by code point.",
+        '"" is the store itself.',
+        "A folder that is absent has none.",
+        "A child that is a key is not among them.",
+    )
+    async def test_folders_are_children_with_keys_below_them(self) -> None:
+        keys = ["a/b/c", "a/b/d", "a/bb", "a/b-b/x", "a/\ufffd/y", "a/🙂/y", "a/🙂/z/z", "ab/c", "b"]
+        for key in keys:
+            self.poke(key, b"x")
+        store = await self.open()
+        for folder in ("", "a", "a/b", "a/b-b", "a/🙂", "ab", "c", "x/y/z"):
+            start = f"{folder}/" if folder else ""
+            below = [key.removeprefix(start).split("/") for key in keys if key.startswith(start)]
+            assert await store.list_folders(folder) == sorted({parts[0] for parts in below if len(parts) > 1}), folder
+
+    @says("StorageBackend.list_folders", "An empty folder that the medium keeps may be.")
+    @pytest.mark.parametrize("clean", [True, False])
+    async def test_an_emptied_folder_is_listed_at_most(self, clean: bool) -> None:
+        store = await self.open(auto_cleanup_empty_directories=clean)
+        for key in ("a/b/c", "a/d/e", "f"):
+            await store.write(key, b"x")
+        await store.delete("a/b/c")
+        folders = await store.list_folders("a")
+        assert [folder for folder in folders if await store.list_keys(f"a/{folder}/")] == ["d"]
+        assert set(folders) <= {"b", "d"}
 
     @says("StorageBackend.list_children", "An empty folder that the medium keeps may be among the children.")
     @pytest.mark.parametrize("clean", [True, False])

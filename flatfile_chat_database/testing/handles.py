@@ -39,6 +39,7 @@ AFTER_CLOSING: dict[str, Callable[[StorageBackend, str], Awaitable[object]]] = {
     "open": lambda backend, key: backend.open(),
     "list_keys": lambda backend, key: backend.list_keys(""),
     "list_children": lambda backend, key: backend.list_children(""),
+    "list_folders": lambda backend, key: backend.list_folders(""),
     "commit": lambda backend, key: backend.commit([]),
     "verify": lambda backend, key: backend.verify(),
 }
@@ -61,6 +62,7 @@ class HandleCases(BackendCase):
         await handle.open()
         assert await handle.list_keys("") == []
         assert await handle.list_children("") == []
+        assert await handle.list_folders("") == []
         assert await handle.read("a/b") is None
         assert await handle.read_log(LOG) == []
         assert await handle.verify() == []

@@ -12,26 +12,25 @@ from typing import TypeVar
 
 from ... import codec
 from ...config import StorageConfig
-from ...errors import ClosedError, StorageError, ValidationError
+from ...errors import ClosedError, StorageError, UnavailableError, ValidationError
 from ...models import Problem
 from ..base import (
     Capability,
     Change,
     Delete,
-    Move,
     Outcome,
     Put,
-    Quota,
-    RemoveTree,
     StorageBackend,
+    check_change,
     check_key,
+    logger,
     not_found,
 )
 from . import forks
 from .blobs import WRITE_BYTES, BlobReader, BlobWriter
 from .engine import Engine, EngineChange, Extend, Mend, Place
 from .files import Files
-from .logs import LogReader, open_log
+from .logs import LogReader
 from .memo import Memo
 from .oserrors import mapped
 from .writer import Writer
@@ -66,6 +65,7 @@ class FlatfileBackend(StorageBackend):
         self._state = threading.Lock()
         self._process: int | None = None
         self._closed = False
+        self._closing: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
         state = " closed" if self._closed else "" if self._process is not None else " unopened"
@@ -85,10 +85,13 @@ class FlatfileBackend(StorageBackend):
 
     async def close(self) -> None:
         with self._state:
-            if self._closed or self._process != os.getpid():
-                self._closed = True
-                return
-            self._closed = True
+            first, self._closed = not self._closed, True
+        if first and self._process == os.getpid():
+            self._closing = asyncio.ensure_future(self._finish())
+        if self._closing is not None and self._closing.get_loop() is asyncio.get_running_loop():
+            await asyncio.shield(self._closing)  # a caller that is cancelled does not stop it half-way
+
+    async def _finish(self) -> None:
         await asyncio.sleep(0)  # what was submitted in this turn is handed over first
         await asyncio.get_running_loop().run_in_executor(None, self._close)
 
@@ -116,11 +119,15 @@ class FlatfileBackend(StorageBackend):
     def let_go_after_fork(self) -> None:
         """In a forked child: the threads are gone, and the parent's lock must not live on here."""
         self._state = threading.Lock()
-        self._engine.close()
+        self._engine.let_go()
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
         """Do blocking work, one hop for a whole operation."""
-        return await asyncio.get_running_loop().run_in_executor(self._check_open(), work)
+        try:
+            waiting = asyncio.get_running_loop().run_in_executor(self._check_open(), work)
+        except RuntimeError as error:  # the interpreter is ending, and starts no thread any more
+            raise ClosedError(f"The store cannot be read any more: {error}.") from error
+        return await waiting
 
     def _later(self, work: Callable[[], None]) -> asyncio.Future[None]:
         """Do a last bit of blocking work, whether or not the caller waits for it, also after `close`."""
@@ -191,16 +198,19 @@ class FlatfileBackend(StorageBackend):
 
         return await self._in_thread(look)
 
+    async def list_folders(self, folder: str) -> list[str]:
+        if folder:
+            check_key(folder)
+
+        def look() -> list[str]:
+            with mapped(folder):
+                return self._tree.folders(folder)
+
+        return await self._in_thread(look)
+
     async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
         for change in changes:
-            match change:
-                case Move(source, target):
-                    check_key(source)
-                    check_key(target)
-                case Quota(folder) | RemoveTree(folder):
-                    check_key(folder)
-                case _:
-                    check_key(change.key)
+            check_change(change)
         return await self._commit(changes)
 
     def _read(self, key: str) -> bytes | None:
@@ -229,7 +239,7 @@ class FlatfileBackend(StorageBackend):
             with mapped(key):
                 return log.next_run()
 
-        log = await self._in_thread(lambda: self._open_log(key, strict=strict))
+        log = self._open_log(key, strict=strict)
         try:
             while run := await self._in_thread(following):
                 yield run
@@ -269,17 +279,26 @@ class FlatfileBackend(StorageBackend):
                 return next(iter(log.newest(1)), None)
 
         def newest(key: str) -> bytes | None:
-            with mapped(key):
-                return self._newest.get(self._tree.path(key), lambda: read(key))
+            try:
+                with mapped(key):
+                    return self._newest.get(self._tree.path(key), lambda: read(key))
+            except UnavailableError as error:
+                if not isinstance(error.__cause__, IsADirectoryError):
+                    raise
+                logger.warning("%s is no file; it is passed over", key)
+                return None
 
         return await self._in_thread(lambda: [newest(key) for key in keys])
 
     def _open_log(self, key: str, *, strict: bool = False) -> LogReader:
-        """Open a log to read; an absent one reads as empty."""
-        with mapped(key):
-            return open_log(
-                self._files, self._tree.path(key), key, block=self.config.jsonl_read_buffer_size, strict=strict
-            )
+        return LogReader(
+            self._files,
+            self._tree.path(key),
+            key,
+            block=self.config.jsonl_read_buffer_size,
+            strict=strict,
+            limit=lambda: self._engine.batches.limit(key),
+        )
 
     # --- blobs ---------------------------------------------------------------------------------------
 
@@ -315,18 +334,14 @@ class FlatfileBackend(StorageBackend):
     async def read_blob(self, key: str) -> AsyncIterator[bytes]:
         check_key(key)
 
-        def start() -> BlobReader:
+        def following() -> bytes:
             with mapped(key):
                 try:
-                    return BlobReader(self._files, self._tree.path(key))
+                    return blob.read()
                 except FileNotFoundError:
                     raise not_found(f"The file {key}", key) from None
 
-        def following() -> bytes:
-            with mapped(key):
-                return blob.read()
-
-        blob = await self._in_thread(start)
+        blob = BlobReader(self._files, self._tree.path(key))
         try:
             while data := await self._in_thread(following):
                 yield data
@@ -346,7 +361,7 @@ class FlatfileBackend(StorageBackend):
                             torn.append(key)
                     except OSError as error:
                         problems.append(Problem("unreadable", key, f"The log cannot be read: {error.strerror}."))
-                return problems, torn, self._engine.lock.noted()
+                return problems, torn, self._engine.batches.noted()
 
         problems, torn, unfinished = await self._in_thread(look)
         if torn or unfinished:

@@ -82,23 +82,28 @@ class BlobReader:
     """An open file that is read from beginning to end; every method blocks."""
 
     def __init__(self, files: Files, path: str) -> None:
-        """Open `path`; raise FileNotFoundError if it is absent."""
+        """Read `path`; the first read opens it."""
         self._files = files
+        self._path = path
         self._lock = threading.Lock()
         self._offset = 0
-        self._descriptor: int | None = files.open_to_read(path)
+        self._descriptor: int | None = None
+        self._closed = False
 
     def read(self) -> bytes:
-        """Return the next chunk; empty at the end."""
+        """Return the next chunk, empty at the end; raise FileNotFoundError if the file is absent."""
         with self._lock:
-            if self._descriptor is None:
+            if self._closed:
                 return b""
+            if self._descriptor is None:
+                self._descriptor = self._files.open_to_read(self._path)
             data = self._files.read(self._descriptor, READ_BYTES, self._offset)
             self._offset += len(data)
             return data
 
     def close(self) -> None:
         with self._lock:
+            self._closed = True
             descriptor, self._descriptor = self._descriptor, None
             if descriptor is not None:
                 self._files.close(descriptor)

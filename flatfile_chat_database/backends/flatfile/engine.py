@@ -14,6 +14,7 @@ are for every thread.
 from __future__ import annotations
 
 import contextlib
+import copy
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from concurrent.futures import ThreadPoolExecutor
@@ -21,11 +22,12 @@ from dataclasses import dataclass
 
 from ... import codec
 from ...config import StorageConfig
-from ...errors import DurabilityError, UnavailableError, ValidationError
+from ...errors import DurabilityError, StorageError, StorageLimitExceeded, UnavailableError, ValidationError
 from ...layout import Layout
 from ...models import new_id
 from ..base import (
     ANY,
+    Absent,
     Append,
     Change,
     Delete,
@@ -45,12 +47,14 @@ from ..base import (
     kept_and_dropped,
     new_lines,
     not_found,
+    quarantine_keys,
     version_of,
 )
+from .batches import Batch, Batches
 from .files import Files
 from .folders import Folders
-from .lock import Mark, StoreLock
-from .logs import LogReader, open_log
+from .lock import StoreLock
+from .logs import LogReader
 from .openlogs import OpenLog, OpenLogs
 from .oserrors import mapped
 from .tree import Item, Tree
@@ -107,7 +111,7 @@ class Engine:
         self._layout = Layout(config)
         self.tree = Tree(files, root, self._layout, config.atomic_write_temp_suffix)
         self._folders = Folders(files, self.tree, clean_up=config.auto_cleanup_empty_directories)
-        self._logs = OpenLogs(files, self.tree, maximum=config.max_open_files)
+        self._logs = OpenLogs(files, self.tree, self._folders, maximum=config.max_open_files)
         self.lock = StoreLock(
             files,
             self._folders,
@@ -116,6 +120,7 @@ class Engine:
             timeout_seconds=config.lock_timeout_seconds,
             allow_network=config.allow_network_file_system,
         )
+        self.batches = Batches(files, self.tree, self._layout, self.lock)
         self._syncers: ThreadPoolExecutor | None = None
         self._broken: str | None = None
         self._changed = False  # whether the job at work has changed anything that others can see
@@ -128,24 +133,25 @@ class Engine:
     # --- running jobs --------------------------------------------------------------------------------
 
     def run(self, jobs: Sequence[Job]) -> None:
-        """Do the jobs in order and fill in what came of each. Raises nothing."""
+        """Do the jobs in order and fill in what came of each."""
         self._files.count("batches")
         self._files.count("commits", len(jobs))
         try:
-            if self._broken is not None:
-                raise DurabilityError(
-                    f"An earlier write could not be made durable ({self._broken}).",
-                    hint="Reopen the store and look which messages are there.",
-                )
             with mapped(self._layout.lock):
+                if self._broken is not None:
+                    raise self._refusal()
                 self.lock.take()
                 self._take_back_unfinished()
         except Exception as error:
             for job in jobs:
-                job.error = error
+                job.error = _again(error)
         else:
             for job in jobs:
                 try:
+                    if self._logs.is_full:
+                        self._settle()
+                    if self._broken is not None:
+                        raise self._refusal()
                     job.outcomes = self._run_job(job.changes)
                 except Exception as error:
                     job.error = error
@@ -155,26 +161,31 @@ class Engine:
         finally:
             self.lock.release()
 
+    def _refusal(self) -> DurabilityError:
+        return DurabilityError(
+            f"An earlier write could not be made durable ({self._broken}); nothing was changed.",
+            hint="Reopen the store and look which messages are there.",
+        )
+
     def _run_job(self, changes: Sequence[EngineChange]) -> list[Outcome]:
         """Check all, write all new bytes beside their places, then put them there."""
         staged: dict[int, str] = {}
-        index = 0
         outcomes: list[Outcome] = []
         self._changed = False
         try:
             for change in changes:
                 with mapped(_key_of(change)):
                     self._check(change)
-            for index, change in enumerate(changes):
-                if isinstance(change, Move | RemoveTree):
-                    break  # it may take the folder of a later change away, with what was written there
+            # Staging ends at the first change that may take the folder of a later one away, and what was written there.
+            ahead = next((i for i, change in enumerate(changes) if isinstance(change, Move | RemoveTree)), len(changes))
+            for index, change in enumerate(changes[:ahead]):
                 self._stage(index, change, staged)
-            for later, change in enumerate(changes):
-                if later > index:
-                    self._stage(later, change, staged)
+            for index, change in enumerate(changes):
+                if index >= ahead:
+                    self._stage(index, change, staged)
                 with mapped(_key_of(change)):
-                    outcomes.append(self._apply(change, staged.get(later)))
-                staged.pop(later, None)
+                    outcomes.append(self._apply(change, staged.get(index)))
+                staged.pop(index, None)
         except UnavailableError as error:
             if not self._changed:
                 raise
@@ -190,11 +201,15 @@ class Engine:
         return outcomes
 
     def close(self) -> None:
-        """Let go of all descriptors."""
-        self._logs.forget_below("")
-        self.lock.close()
+        """Let go of all descriptors and threads."""
+        self.let_go()
         if self._syncers is not None:
             self._syncers.shutdown(wait=False)
+
+    def let_go(self) -> None:
+        """Close all descriptors and touch nothing else: a forked child has locks of threads that it does not have."""
+        self._logs.forget_below("")
+        self.lock.close()
 
     def _sync(self) -> bool:
         """Make durable what the jobs so far have changed; return whether that worked.
@@ -207,31 +222,36 @@ class Engine:
         try:
             self._together([*self._logs.take_unsynced(), *self._folders.take_unsynced()])
             self._logs.evict()
-            if self.lock.is_marked:
-                self.lock.clear_marks()
-        except OSError as error:
+            self.batches.end()
+        except Exception as error:
             self._break(error)
             return False
         return True
 
     def _together(self, syncs: Sequence[Callable[[], None]]) -> None:
         """Sync files at the same time: one commit of the file system's journal then serves many of them."""
-        if len(syncs) < 2:
-            for sync in syncs:
-                sync()
-            return
-        if self._syncers is None:
+        if self._syncers is None and len(syncs) > 1:
             self._syncers = ThreadPoolExecutor(_SYNCERS, thread_name_prefix="chatdb-sync")
-        for done in [self._syncers.submit(sync) for sync in syncs]:
+        waiting = []
+        for sync in syncs:
+            try:
+                if self._syncers is None or len(syncs) == 1:
+                    sync()
+                else:
+                    waiting.append(self._syncers.submit(sync))
+            except RuntimeError:  # the interpreter is ending, and starts no thread any more
+                sync()
+        for done in waiting:
             done.result()
 
-    def _break(self, error: OSError) -> None:
-        self._broken = error.strerror or str(error)
+    def _break(self, error: Exception) -> None:
+        """Take no further job: it is not known any more what is durable."""
+        self._broken = getattr(error, "strerror", None) or str(error)
         self._logs.forget_below("")
 
     def _settle(self) -> None:
-        """Finish the batches of lines before their files change in another way, for taking them back cuts a file."""
-        if self.lock.is_marked and not self._sync():
+        """Make all appends so far durable, before their files change in another way or are closed."""
+        if (self._logs.has_unsynced or self.batches.open) and not self._sync():
             raise self._outcome_unknown()
 
     def _outcome_unknown(self) -> DurabilityError:
@@ -241,20 +261,12 @@ class Engine:
 
     def _take_back_unfinished(self) -> None:
         """Undo the batches that a process which died had begun; none of them was acknowledged."""
-        for mark in self.lock.marks():
-            try:
-                descriptor = self._files.open_to_append(self.tree.path(mark.key))
-            except FileNotFoundError:
-                continue
-            try:
-                if self._files.status_of(descriptor).size > mark.size:
-                    logger.warning("%s: a batch of messages that was never finished is taken back", mark.key)
-                    self._files.truncate(descriptor, mark.size)
-                    self._files.sync(descriptor)
-            finally:
-                self._files.close(descriptor)
-        if self.lock.is_marked:
-            self.lock.clear_marks()
+        for batch in self.batches.unfinished():
+            log = self._logs.look(batch.key)
+            if log is not None:
+                self._cut(batch.key, log, batch.size, "a batch of messages whose writer died before its end")
+        if self.batches.open and not self._sync():
+            raise self._outcome_unknown()
 
     # --- checking conditions -------------------------------------------------------------------------
 
@@ -264,7 +276,11 @@ class Engine:
                 if not self.exists(key):
                     raise not_found(what, key)
             case Quota(folder):
-                check_quota(change, self._folders.children(folder))
+                try:
+                    check_quota(change, self._folders.inside(folder))
+                except StorageLimitExceeded:  # count again, without the folders that a failed creation left empty
+                    names = self.tree.folders(folder)
+                    check_quota(change, [name for name in names if self.tree.keys(f"{folder}/{name}/".lstrip("/"))])
             case Put(key, _, expected):
                 if expected is not ANY:
                     check_version(key, self.read(key), expected)
@@ -281,13 +297,19 @@ class Engine:
             case Move(source, target):
                 with contextlib.suppress(FileNotFoundError):
                     self._files.status(self.tree.path(source))  # unreadable is not absent
-                if self.exists(target) or self.tree.keys(f"{target}/"):
-                    raise exists_already(target)
+                self._check_absent(target)
+            case Absent(key):
+                self._check_absent(key)
             case Extend(key, data):
                 if not data.endswith(b"\n"):
                     raise ValidationError("What is appended must end in a newline.", key=key)
             case Delete() | RemoveTree() | Place() | Mend():
                 pass
+
+    def _check_absent(self, key: str) -> None:
+        with contextlib.suppress(NotADirectoryError):  # nothing is below a file
+            if self.exists(key) or self.tree.holds_files(key):
+                raise exists_already(key)
 
     def exists(self, key: str) -> bool:
         """Return whether there is a file at `key`."""
@@ -331,9 +353,13 @@ class Engine:
                     staged[index] = self._write_temporary(key, [data])
                 case Edit(key):
                     staged[index] = self._write_temporary(key, self._edited(change))
+                case Truncate(key, count):
+                    size, dropped = self._dropped(key, count)
+                    if dropped:
+                        staged[index] = self._write_temporary(key, self._beginning(key, size))
 
     def _apply(self, change: EngineChange, staged: str | None) -> Outcome:
-        if isinstance(change, Edit | Truncate | Delete | Move | RemoveTree):
+        if not isinstance(change, Append | Extend | Require | Quota | Absent):
             self._settle()
         match change:
             case Put(key, data) if staged is not None:
@@ -346,7 +372,10 @@ class Engine:
             case Delete(key):
                 return self._delete(key)
             case Truncate(key, count):
-                return self._truncate(key, count)
+                dropped = self._dropped(key, count)[1]
+                if staged is not None:
+                    self._install(staged, key)
+                return dropped
             case Move(source, target):
                 return self._move(source, target)
             case RemoveTree(folder):
@@ -422,7 +451,7 @@ class Engine:
         self._folders.make(target.rpartition("/")[0])
         with contextlib.suppress(FileNotFoundError):
             if self._files.status(self.tree.path(target)).kind == "folder":
-                self.tree.remove(Item(target, "folder"))  # it holds no key; see _check
+                self.tree.remove(Item(target, "folder"))  # empty folders and leftovers only; see _check
         self._logs.forget_below(source)
         self._folders.forget(source)
         self._files.rename(self.tree.path(source), self.tree.path(target))
@@ -471,12 +500,17 @@ class Engine:
         if log is not None and lines:
             size = log.status.size
             self._folders.make(key.rpartition("/")[0])
+            data = b"".join(lines)
             if len(lines) > 1 or isinstance(change, Extend):
-                self.lock.mark(Mark(key, size))
+                self.batches.begin(Batch(key, log.status.inode, size, len(data)))
             try:
-                self._write_all(log.descriptor, b"".join(lines))
-            except OSError:
-                self._files.truncate(log.descriptor, size)
+                self._write_all(log.descriptor, data)
+            except OSError as error:
+                try:
+                    self._files.truncate(log.descriptor, size)
+                except OSError:
+                    self._break(error)  # a part of the lines stays; the note of a batch stays too
+                    raise self._outcome_unknown() from error
                 raise
             if isinstance(change, Extend):
                 self._logs.changed(key, log)
@@ -496,34 +530,38 @@ class Engine:
         tail = self._files.read(log.descriptor, size, log.learned) if size <= codec.MAX_LINE_BYTES else b""
         if codec.line_id(tail) is not None:
             self._write_all(log.descriptor, b"\n")
+            self._logs.changed(key, log)
         else:
-            self._quarantine(key, log, "half a line at the end of the log")
-            self._files.truncate(log.descriptor, log.learned)
-        self._logs.changed(key, log)
+            self._cut(key, log, log.learned, "half a line at the end of the log")
         return True
 
-    def _quarantine(self, key: str, log: OpenLog, reason: str) -> None:
-        """Keep the bytes of a log from its last whole line on, with a note of where they were."""
-        item = new_id()
-        note = {"key": key, "offset": log.learned, "size": log.status.size - log.learned, "reason": reason}
+    def _cut(self, key: str, log: OpenLog, size: int, reason: str) -> None:
+        """Cut a log to `size` bytes, after the rest is kept in the quarantine with a note of where it was."""
+        note_key, bytes_key = quarantine_keys(self._config)
+        note = {"key": key, "reason": reason, "offset": size, "size": log.status.size - size}
         rest = (
             self._files.read(log.descriptor, min(_COPY_BYTES, log.status.size - offset), offset)
-            for offset in range(log.learned, log.status.size, _COPY_BYTES)
+            for offset in range(size, log.status.size, _COPY_BYTES)
         )
-        for name, pieces in ((f"{item}.json", iter([codec.encode_document(note)])), (f"{item}.bin", rest)):
-            target = self._layout.key("quarantine", item=name)
-            self._install(self._write_temporary(target, pieces), target)
+        for target, pieces in ((note_key, iter([codec.encode_document(note)])), (bytes_key, rest)):
+            temporary = self._write_temporary(target, pieces)
+            self._files.rename(temporary, self.tree.path(target))
         self._files.sync_folder(self.tree.path(target.rpartition("/")[0]))
-        logger.warning("%s: %s at byte %d is set aside as %s.bin", key, reason, log.learned, item)
+        logger.warning("%s: %s at byte %d is set aside as %s", key, reason, size, bytes_key)
+        self._files.truncate(log.descriptor, size)
+        self._logs.forget(key)
+        again = self._logs.look(key)
+        if again is not None:
+            self._logs.changed(key, again)
 
-    def _truncate(self, key: str, count: int | None) -> list[bytes]:
-        size, dropped = self._dropped(key, count)
-        log = self._logs.look(key)
-        if log is not None and dropped:
-            self._files.truncate(log.descriptor, size)
-            self._changed = True
-            self._logs.truncated(key, log, size, len(dropped))
-        return dropped
+    def _beginning(self, key: str, size: int) -> Iterator[bytes]:
+        """Yield the first `size` bytes of a log."""
+        descriptor = self._files.open_to_read(self.tree.path(key))
+        try:
+            for offset in range(0, size, _COPY_BYTES):
+                yield self._files.read(descriptor, min(_COPY_BYTES, size - offset), offset)
+        finally:
+            self._files.close(descriptor)
 
     def _dropped(self, key: str, count: int | None) -> tuple[int, list[bytes]]:
         """Return the size that a log has after a Truncate, and the records that go."""
@@ -537,7 +575,7 @@ class Engine:
         return (found[-1][0] if found else 0), [line for _, line in reversed(found)]
 
     def _reader(self, key: str) -> LogReader:
-        return open_log(self._files, self.tree.path(key), key, block=self._config.jsonl_read_buffer_size, strict=True)
+        return LogReader(self._files, self.tree.path(key), key, block=self._config.jsonl_read_buffer_size, strict=True)
 
     def _strict_find(self, key: str, record_id: str) -> bytes | None:
         """Return a record's line after reading every line of the log, none of which may be damaged."""
@@ -560,6 +598,11 @@ class Engine:
                     elif edit.line is not None:
                         new.append(edit.line)
                 yield b"".join(new)
+
+
+def _again(error: Exception) -> Exception:
+    """Return an error of its own for each of several callers, for a traceback grows with each raise."""
+    return copy.copy(error) if isinstance(error, StorageError) else error
 
 
 def _key_of(change: EngineChange) -> str:

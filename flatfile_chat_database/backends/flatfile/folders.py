@@ -23,7 +23,7 @@ class Folders:
         self._tree = tree
         self._clean_up = clean_up
         self._known: set[str] = set()
-        self._children: dict[str, tuple[FileStatus, list[str]]] = {}
+        self._inside: dict[str, tuple[FileStatus, list[str]]] = {}
         self._unsynced: set[str] = set()
 
     def make(self, folder: str) -> None:
@@ -33,7 +33,7 @@ class Folders:
         if folder:
             parent = folder.rpartition("/")[0]
             self.make(parent)
-            beside = self._children_if_unchanged(parent)
+            beside = self._inside_if_unchanged(parent)
             try:
                 self._files.make_folder(self._tree.path(folder))
             except FileExistsError:
@@ -46,7 +46,7 @@ class Folders:
             else:
                 if beside is not None:
                     status = self._files.status(self._tree.path(parent))
-                    self._children[parent] = (status, [*beside, folder.rpartition("/")[2]])
+                    self._inside[parent] = (status, [*beside, folder.rpartition("/")[2]])
             self._unsynced.add(parent)
         else:
             self._make_root()
@@ -106,24 +106,24 @@ class Folders:
         with contextlib.suppress(FileNotFoundError):  # removed later in the same batch
             self._files.sync_folder(self._tree.path(folder))
 
-    def children(self, folder: str) -> list[str]:
-        """Return a folder's children; remembered until the folder changes, for a quota counts them often."""
-        names = self._children_if_unchanged(folder)
+    def inside(self, folder: str) -> list[str]:
+        """Return the folders in a folder; remembered until it changes, for a quota counts them often."""
+        names = self._inside_if_unchanged(folder)
         if names is None:
             try:
                 status = self._files.status(self._tree.path(folder))
             except FileNotFoundError:
                 return []
-            names = self._tree.children(folder)
-            if len(self._children) >= _COUNTED:
-                del self._children[next(iter(self._children))]
-            self._children[folder] = (status, names)
+            names = self._tree.folders(folder)
+            if len(self._inside) >= _COUNTED:
+                del self._inside[next(iter(self._inside))]
+            self._inside[folder] = (status, names)
         return names
 
-    def _children_if_unchanged(self, folder: str) -> list[str] | None:
-        if folder not in self._children:
+    def _inside_if_unchanged(self, folder: str) -> list[str] | None:
+        if folder not in self._inside:
             return None
-        status, names = self._children[folder]
+        status, names = self._inside[folder]
         try:
             return names if self._files.status(self._tree.path(folder)) == status else None
         except FileNotFoundError:

@@ -1,33 +1,27 @@
-"""The store's lock file: who holds it may write, and what it holds says which batch of lines is being written.
+"""The store's lock file: who holds its lock may write. What it may hold besides is a note; see `batches.py`.
 
 The file is made at the first write and never removed or stolen; the kernel lets go of the lock when its holder dies.
 """
 
 from __future__ import annotations
 
-import json
 import random
 import time
-from dataclasses import dataclass
 
-from ... import codec
 from ...errors import ConfigurationError, UnavailableError
 from .files import Files
 from .folders import Folders
 
 NETWORK_FILE_SYSTEMS = frozenset(
-    ("nfs", "nfs4", "cifs", "smb3", "smbfs", "afs", "ceph", "glusterfs", "lustre", "gpfs", "fuse.sshfs", "fuse.s3fs")
+    (
+        *("nfs", "nfs4", "cifs", "smb3", "smb2", "smbfs", "afs", "ceph", "glusterfs", "lustre", "gpfs", "beegfs"),
+        *("davfs", "fuse.sshfs", "fuse.s3fs", "fuse.rclone", "fuse.gcsfuse", "fuse.glusterfs", "fuse.cephfs"),
+        *("fuse.juicefs", "fuse.davfs2", "fuse.ceph-fuse", "fuse.goofys", "fuse.blobfuse2"),
+    )
 )
+_NOTES_BYTES = 1 << 20
 _FIRST_PAUSE_SECONDS = 0.0002
 _LONGEST_PAUSE_SECONDS = 0.005
-
-
-@dataclass(frozen=True, slots=True)
-class Mark:
-    """A batch of lines that is being appended: taking it back means cutting the log to `size` bytes."""
-
-    key: str
-    size: int
 
 
 class StoreLock:
@@ -45,7 +39,6 @@ class StoreLock:
         self._timeout = timeout_seconds
         self._allow_network = allow_network
         self._descriptor: int | None = None
-        self._marked = False
 
     @property
     def key(self) -> str:
@@ -89,7 +82,10 @@ class StoreLock:
     def release(self) -> None:
         """Let others write."""
         if self._descriptor is not None:
-            self._files.unlock(self._descriptor)
+            try:
+                self._files.unlock(self._descriptor)
+            except OSError:
+                self.close()  # which lets go of the lock as well
 
     def close(self) -> None:
         """Let go of the descriptor."""
@@ -97,49 +93,43 @@ class StoreLock:
         if descriptor is not None:
             self._files.close(descriptor)
 
-    # --- marks ---------------------------------------------------------------------------------------
+    # --- notes ---------------------------------------------------------------------------------------
 
-    @property
-    def is_marked(self) -> bool:
-        """Whether this holder has noted a batch and not cleared it yet."""
-        return self._marked
-
-    def mark(self, mark: Mark) -> None:
-        """Note durably where a batch of lines begins."""
+    def note(self, text: bytes) -> None:
+        """Write a line to the lock file durably; the file is as before if that fails."""
         descriptor = self._held()
-        self._marked = True
-        note = json.dumps({"key": mark.key, "size": mark.size}).encode() + b"\n"
-        while note:
-            note = note[self._files.write(descriptor, note) :]
-        self._files.sync(descriptor)
+        size = self._files.status_of(descriptor).size
+        try:
+            rest = memoryview(text)
+            while rest:
+                rest = rest[self._files.write(descriptor, rest) :]
+            self._files.sync(descriptor)
+        except OSError:
+            self._files.truncate(descriptor, size)
+            raise
 
-    def clear_marks(self) -> None:
-        """Forget all batches durably."""
+    def clear_notes(self) -> None:
+        """Empty the lock file durably."""
         descriptor = self._held()
         self._files.truncate(descriptor, 0)
         self._files.sync(descriptor)
-        self._marked = False
 
-    def marks(self) -> list[Mark]:
-        """Return the batches that a process noted and did not clear, for it died.
+    def notes(self) -> bytes:
+        """Return what the lock file holds."""
+        return self._files.read(self._held(), _NOTES_BYTES, 0)
 
-        Raises:
-            IntegrityError: The lock file holds something else.
-        """
-        notes = self._files.read(self._held(), 1 << 20, 0)
-        found = []
-        for line in notes.split(b"\n")[:-1]:  # half a note was never followed by its batch
-            note = codec.decode_object(line, self._key)
-            found.append(codec.decode_as(Mark, note, self._key))
-        self._marked = self._marked or bool(notes)
-        return found
-
-    def noted(self) -> bool:
-        """Return, without the lock, whether there is a batch of a process at work or of a dead one."""
+    def peek(self) -> bytes:
+        """Return what the lock file holds without taking the lock."""
         try:
-            return self._files.status(self._path).size > 0
+            if self._files.status(self._path).size == 0:
+                return b""
+            descriptor = self._files.open_to_read(self._path)
         except FileNotFoundError:
-            return False
+            return b""
+        try:
+            return self._files.read(descriptor, _NOTES_BYTES, 0)
+        finally:
+            self._files.close(descriptor)
 
     # -------------------------------------------------------------------------------------------------
 

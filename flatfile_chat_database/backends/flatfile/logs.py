@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 from ... import codec
 from ..base import report_bad_line
@@ -17,26 +17,38 @@ _LARGEST_BLOCK = 1 << 20
 
 
 class LogReader:
-    """One open log as it was when it was opened: later appends are not seen, later rewrites do not disturb."""
+    """One log as it is when it is first read: later appends are not seen, later rewrites do not disturb.
 
-    def __init__(self, files: Files, descriptor: int | None, key: str, *, block: int, strict: bool = False) -> None:
-        """Read from `descriptor` (None: nothing), which the reader closes, by blocks of at least `block` bytes."""
+    What stands behind the last newline is no line yet, and what stands behind `limit` belongs to a batch that is being
+    written. An absent log reads as empty.
+    """
+
+    def __init__(
+        self,
+        files: Files,
+        path: str,
+        key: str,
+        *,
+        block: int,
+        strict: bool = False,
+        limit: Callable[[], int | None] = lambda: None,
+    ) -> None:
+        """Read the log at `path` by blocks of at least `block` bytes; the first read opens it."""
         self._files = files
-        self._descriptor = descriptor
+        self._path = path
         self._key = key
         self._block = block
         self._strict = strict
+        self._limit = limit
+        self._descriptor: int | None = None
         self._size = 0
         self._lock = threading.Lock()
+        self._ended = False
         self._runs = self.runs()
-        if descriptor is not None:
-            status = files.status_of(descriptor)
-            if status.kind != "file":
-                raise IsADirectoryError(errno.EISDIR, "Is no file", key)
-            self._size = status.size
 
     def close(self) -> None:
         with self._lock:  # a cancelled caller may have left `next_run` at work in another thread
+            self._ended = True
             descriptor, self._descriptor = self._descriptor, None
             if descriptor is not None:
                 self._files.close(descriptor)
@@ -44,7 +56,7 @@ class LogReader:
     def next_run(self) -> list[bytes] | None:
         """Return the next of `runs`, or None at the end."""
         with self._lock:
-            return next(self._runs, None) if self._descriptor is not None else None
+            return next(self._runs, None) if not self._ended else None
 
     def __enter__(self) -> LogReader:
         return self
@@ -52,11 +64,27 @@ class LogReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
+    def _open(self) -> int | None:
+        """Open the log once; return its descriptor, or None if it is absent."""
+        if self._descriptor is None:
+            try:
+                self._descriptor = self._files.open_to_read(self._path)
+            except FileNotFoundError:
+                return None
+            status = self._files.status_of(self._descriptor)
+            if status.kind != "file":
+                raise IsADirectoryError(errno.EISDIR, "Is no file", self._key)
+            limit = self._limit()
+            size = status.size if limit is None else min(limit, status.size)
+            self._size = end_of_lines(self._files, self._descriptor, size)
+        return self._descriptor
+
     def runs(self) -> Iterator[list[bytes]]:
         """Yield the records oldest first, as many at a time as a block holds."""
-        if self._descriptor is None:
+        descriptor = self._open()
+        if descriptor is None:
             return
-        for run in scan_lines(self._files, self._descriptor, 0, self._size, self._block):
+        for run in scan_lines(self._files, descriptor, 0, self._size, self._block):
             records = [line for offset, _, line in run if line is not None and self._is_record(offset, line)]
             for offset, _, line in run:
                 if line is None:
@@ -83,34 +111,41 @@ class LogReader:
     def backward(self, count: int) -> list[tuple[int, bytes]]:
         """Return the last `count` records with their offsets, newest first."""
         found: list[tuple[int, bytes]] = []
-        if self._descriptor is None:
-            return found
-        end = self._size  # what is known of the file begins here
-        rest = b""  # bytes from `end` on, up to the line that was taken last
-        block = self._block
-        started = False  # whether the last newline was seen; what stands behind it is no line yet
-        while len(found) < count and (end > 0 or (started and rest)):
-            size = min(block, end)
-            block = min(block * 2, _LARGEST_BLOCK)
-            end -= size
-            rest = self._files.read(self._descriptor, size, end) + rest
-            if not started:
-                cut = rest.rfind(b"\n")
-                if cut < 0:
-                    continue
-                rest, started = rest[:cut], True
-            lines = rest.split(b"\n")
-            rest = lines.pop(0) if end > 0 else b""
-            offset = end + (len(rest) + 1 if end > 0 else 0) + sum(len(line) + 1 for line in lines)
-            for line in reversed(lines):
-                offset -= len(line) + 1
-                if self._is_record(offset, line):
+        if count > 0:
+            for offset, line in self._lines_backward():
+                if line is None:
+                    report_bad_line(self._key, offset, strict=self._strict)
+                elif self._is_record(offset, line):
                     found.append((offset, line))
                     if len(found) == count:
                         break
-            if end == 0:
-                break
         return found
+
+    def _lines_backward(self) -> Iterator[tuple[int, bytes | None]]:
+        """Yield the lines with their offsets, last one first; None for one that is too long to keep."""
+        descriptor = self._open()
+        if descriptor is None or self._size == 0:
+            return
+        end = self._size
+        block = self._block
+        rest: bytes | None = b""  # the end of a line whose beginning is not read yet; None if it is too long
+        while end > 0:
+            size = min(block, end)
+            block = min(block * 2, _LARGEST_BLOCK)
+            end -= size
+            data = self._files.read(descriptor, size, end)
+            if end + size == self._size:
+                data = data[:-1]  # the newline of the last line
+            *whole, last = data.split(b"\n")
+            rest = None if rest is None or len(last) + len(rest) > codec.MAX_LINE_BYTES else last + rest
+            if whole:
+                offset = end + len(data) - len(last)
+                yield offset, rest
+                for line in reversed(whole[1:]):
+                    offset -= len(line) + 1
+                    yield offset, line
+                rest = whole[0]
+        yield 0, rest
 
     def _is_record(self, offset: int, line: bytes) -> bool:
         if codec.line_id(line) is not None:
@@ -120,17 +155,16 @@ class LogReader:
         return False
 
 
-def open_log(files: Files, path: str, key: str, *, block: int, strict: bool = False) -> LogReader:
-    """Open a log to read; an absent one reads as empty."""
-    try:
-        descriptor = files.open_to_read(path)
-    except FileNotFoundError:
-        return LogReader(files, None, key, block=block, strict=strict)
-    try:
-        return LogReader(files, descriptor, key, block=block, strict=strict)
-    except BaseException:
-        files.close(descriptor)
-        raise
+def end_of_lines(files: Files, descriptor: int, size: int) -> int:
+    """Return the offset behind the last newline among the first `size` bytes."""
+    block = 1  # most logs end in one
+    while size > 0:
+        start = max(0, size - block)
+        cut = files.read(descriptor, size - start, start).rfind(b"\n")
+        if cut >= 0:
+            return start + cut + 1
+        size, block = start, 1 << 16
+    return 0
 
 
 def scan_lines(

@@ -14,6 +14,7 @@ from functools import partial
 
 from ... import codec
 from .files import Files, FileStatus
+from .folders import Folders
 from .logs import scan_lines
 from .tree import Tree
 
@@ -38,9 +39,10 @@ class OpenLog:
 class OpenLogs:
     """A bounded number of open logs by key, least recently used first."""
 
-    def __init__(self, files: Files, tree: Tree, *, maximum: int) -> None:
+    def __init__(self, files: Files, tree: Tree, folders: Folders, *, maximum: int) -> None:
         self._files = files
         self._tree = tree
+        self._folders = folders
         self._maximum = maximum
         self._logs: OrderedDict[str, OpenLog] = OrderedDict()
         self._remembered = 0
@@ -63,8 +65,10 @@ class OpenLogs:
         if log is None or not _is_grown(log.status, status):
             self.forget(key)
             log = self._logs[key] = OpenLog(self._files.open_to_append(path), status)
+            self._unsynced.add(key)  # its writer may have died before it was durable, name and all
+            self._folders.changed(key.rpartition("/")[0])
         self._logs.move_to_end(key)
-        self._learn(log, status)
+        self._learn(key, log, status)
         return log
 
     def find(self, log: OpenLog | None, record_id: str) -> bytes | None:
@@ -92,26 +96,27 @@ class OpenLogs:
 
     def changed(self, key: str, log: OpenLog) -> None:
         """Take in what was done to the end of a log in another way, and have it synced."""
-        self._learn(log, self._files.status_of(log.descriptor))
         self._unsynced.add(key)
-
-    def truncated(self, key: str, log: OpenLog, size: int, dropped: int) -> None:
-        """Take in that a log was cut to `size` bytes, which took `dropped` records, and have it synced."""
-        before = len(log.offsets)
-        log.offsets = {name: offset for name, offset in log.offsets.items() if offset < size}
-        self._remembered -= before - len(log.offsets)
-        log.learned = size
-        log.count -= dropped
-        self.changed(key, log)
+        self._learn(key, log, self._files.status_of(log.descriptor))
 
     def take_unsynced(self) -> list[Callable[[], None]]:
         """Return what makes durable what was appended since the last call."""
         unsynced, self._unsynced = self._unsynced, set()
         return [partial(self._files.sync, self._logs[key].descriptor) for key in sorted(unsynced) if key in self._logs]
 
+    @property
+    def has_unsynced(self) -> bool:
+        """Whether something that was appended or taken in is not durable yet."""
+        return bool(self._unsynced)
+
+    @property
+    def is_full(self) -> bool:
+        """Whether logs are to be closed before further ones are opened."""
+        return len(self._logs) > self._maximum or (len(self._logs) > 1 and self._remembered > _REMEMBERED_IDS)
+
     def evict(self) -> None:
-        """Close what is too much."""
-        while len(self._logs) > self._maximum or (self._logs and self._remembered > _REMEMBERED_IDS):
+        """Close what is too much; all must be durable."""
+        while self.is_full:
             self.forget(next(iter(self._logs)))
 
     def forget(self, key: str) -> None:
@@ -126,8 +131,10 @@ class OpenLogs:
         for key in [key for key in self._logs if not folder or key == folder or key.startswith(f"{folder}/")]:
             self.forget(key)
 
-    def _learn(self, log: OpenLog, status: FileStatus) -> None:
-        """Take in the whole lines that are new."""
+    def _learn(self, key: str, log: OpenLog, status: FileStatus) -> None:
+        """Take in the whole lines that are new; they must be durable before anybody is told that they are there."""
+        if status.size > log.learned:
+            self._unsynced.add(key)
         for run in scan_lines(self._files, log.descriptor, log.learned, status.size, _SCAN_BYTES):
             for offset, end, line in run:
                 record_id = codec.line_id(line) if line is not None else None

@@ -48,9 +48,17 @@ class Tree:
             item.path.rpartition("/")[2] for item in self._list(folder) if item.kind != "link" and self._is_key(item)
         )
 
+    def folders(self, folder: str) -> list[str]:
+        """Return the names of the folders in a folder that are segments of keys, sorted; none if it is absent."""
+        return sorted(
+            item.path.rpartition("/")[2] for item in self._list(folder) if item.kind == "folder" and self._is_key(item)
+        )
+
     def keys(self, prefix: str) -> list[str]:
         """Return the keys that begin with `prefix`, sorted by code point."""
         folder, _, start = prefix.rpartition("/")
+        if folder and not _is_segment(folder):  # nothing outside the store, and nothing that no key can begin with
+            return []
         found: list[str] = []
         try:
             items = self._list(folder)
@@ -64,6 +72,16 @@ class Tree:
             elif item.kind == "file" and self._is_key(item):
                 found.append(item.path)
         return sorted(key for key in found if key.startswith(prefix)) if start or folder else sorted(found)
+
+    def holds_files(self, folder: str) -> bool:
+        """Tell whether anything but folders and unfinished files is below a folder."""
+        try:
+            return any(
+                item.kind != "folder" and not self.is_temporary(item.path.rpartition("/")[2])
+                for item in self.walk(folder)
+            )
+        except NotADirectoryError:
+            return False
 
     def walk(self, folder: str, refused: Callable[[str, OSError], None] | None = None) -> Iterator[Item]:
         """Yield everything below a folder, not following symbolic links; a folder comes before what is in it.

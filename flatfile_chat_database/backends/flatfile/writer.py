@@ -15,7 +15,7 @@ import weakref
 from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 
-from ...errors import ClosedError
+from ...errors import ClosedError, DurabilityError
 from ..base import Outcome
 from .engine import EngineChange, Job
 
@@ -60,19 +60,22 @@ class Writer:
 
     def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
         waiting = self._turns.pop(loop)
-        with self._state:
-            if self._closed:
-                for job, _ in waiting:
-                    job.error = ClosedError("The store is closed.", hint="Open a new StorageManager.")
-                _resolve(waiting)
-                return
-            if self._thread is None:
-                # A daemon: what nobody waits for any more must not keep the interpreter from ending.
-                self._thread = threading.Thread(
-                    target=_work, args=(self._queue, self._run, self._end), name="chatdb-writer", daemon=True
-                )
-                self._thread.start()
-            self._queue.put((loop, waiting))
+        try:
+            with self._state:
+                if self._closed:
+                    raise ClosedError("The store is closed.", hint="Open a new StorageManager.")
+                if self._thread is None:
+                    # A daemon: what nobody waits for any more must not keep the interpreter from ending.
+                    thread = threading.Thread(
+                        target=_work, args=(self._queue, self._run, self._end), name="chatdb-writer", daemon=True
+                    )
+                    thread.start()
+                    self._thread = thread
+                self._queue.put((loop, waiting))
+        except Exception as error:  # also when no thread can be started: everybody gets an answer
+            for job, _ in waiting:
+                job.error = error
+            _resolve(waiting)
 
 
 def _work(queue: SimpleQueue[_Batch | None], run: Callable[[Sequence[Job]], None], end: Callable[[], None]) -> None:
@@ -92,12 +95,24 @@ def _work(queue: SimpleQueue[_Batch | None], run: Callable[[Sequence[Job]], None
                 break
             ended = batch is None
         if batches:
-            run([job for _, waiting in batches for job, _ in waiting])
+            jobs = [job for _, waiting in batches for job, _ in waiting]
+            for start in range(0, len(jobs), _LARGEST_BATCH):
+                _run_or_fail(run, jobs[start : start + _LARGEST_BATCH])
             for loop, waiting in batches:
                 _answer(loop, waiting)
         if ended:
             end()
             return
+
+
+def _run_or_fail(run: Callable[[Sequence[Job]], None], jobs: Sequence[Job]) -> None:
+    """Do jobs; whatever happens every one of them ends, for its caller waits, and the thread goes on."""
+    try:
+        run(jobs)
+    except BaseException as error:
+        for job in jobs:
+            job.outcomes = None
+            job.error = job.error or DurabilityError(f"The writer failed: {error!r}. {DurabilityError.__doc__}")
 
 
 def _answer(loop: asyncio.AbstractEventLoop, waiting: list[_Waiting]) -> None:
