@@ -15,6 +15,8 @@ class Result:
     scenario: str
     what: str
     rows: list[dict[str, Any]] = field(default_factory=list)
+    beyond: list[str] = field(default_factory=list)
+    """What is beyond its limit, a sentence each; `--check` fails because of it."""
 
     def __str__(self) -> str:
         lines = [f"{self.scenario}: {self.what}"]
@@ -25,6 +27,7 @@ class Result:
             for first, *others in cells:
                 columns = [cell.rjust(width) for cell, width in zip(others, widths[1:], strict=True)]
                 lines.append("  ".join(["", first.ljust(widths[0]), *columns]))
+        lines += [f"  TOO SLOW: {sentence}" for sentence in self.beyond]
         return "\n".join(lines)
 
 

@@ -10,6 +10,9 @@ from .result import Result, median
 
 STATEMENTS = {"import asyncio": "import asyncio", "import flatfile_chat_database": "import flatfile_chat_database"}
 
+LIMIT_MS = 45.0
+"""The package adds at most this."""
+
 PROGRAM = """
 import sys, time
 began = time.perf_counter()
@@ -38,4 +41,12 @@ def run(*, quick: bool) -> Result:
         for name, values in times.items()
     ]
     asyncio_alone, ours = (median(values) for values in times.values())
-    return Result("startup", f"the package adds {ours - asyncio_alone:.1f} ms (medians) to asyncio", rows)
+    added = ours - asyncio_alone
+    return Result("startup", f"the package adds {added:.1f} ms (medians) to asyncio", rows, beyond(added))
+
+
+def beyond(added: float) -> list[str]:
+    """Return a sentence if the package adds more milliseconds than it may."""
+    if added <= LIMIT_MS:
+        return []
+    return [f"the package adds {added:.1f} ms to asyncio; it may add at most {LIMIT_MS:.0f} ms."]

@@ -22,8 +22,9 @@ from . import codec
 from .backends.base import ABSENT, Delete, Put, StorageBackend, version_of
 from .errors import ConflictError, IntegrityError, NotFoundError, UnavailableError
 from .layout import Layout, Place, Shape
-from .models import Problem, new_id, now, utc_now
-from .records.damage import Damage, DocumentFiles, LogJudge, document_damage, lines, with_timestamps
+from .models import Problem, format_timestamp, new_id, now, parse_timestamp, utc_now
+from .records import trash
+from .records.damage import Damage, DocumentFiles, LogJudge, document_damage, is_timestamp, lines, with_timestamps
 from .records.quarantine import Quarantine
 from .records.store import FORMAT_VERSION, Store
 
@@ -91,7 +92,6 @@ _COUNTED: Final = {
     "persona": "personas",
     "global_persona": "personas",
 }
-_TRASH_KINDS: Final = frozenset(["user", "session", "panel", "persona", "insight", "document"])
 _OTHER_NAMES: Final = frozenset(["unknown-key", "wrong-kind", "missing-session", "missing-user", "missing-panel"])
 """Kinds that a configuration with other names than the store's would bring about."""
 
@@ -313,7 +313,7 @@ class _Check:
     def _is_trash(self, entry: str, keys: Sequence[str]) -> bool:
         parsed = self._layout.parse_trash_id(entry)
         folder = self._layout.trash_folder(entry)
-        if parsed is not None and parsed[1] in _TRASH_KINDS and folder not in keys:
+        if parsed is not None and parsed[1] in trash.KINDS and folder not in keys:
             self.report.counts["trash"] += bool(keys)
             return True
         if keys:
@@ -434,7 +434,7 @@ class _Check:
             self.report.counts["documents"] += len(look.entries)
         for found in look.found:
             self._report(found.damage.kind, found.key, found.damage.detail)
-        changes = look.repair(self._quarantine) if self._fix else []
+        changes = await look.repair(self._quarantine) if self._fix else []
         if changes:
             try:
                 await self._backend.commit(changes)
@@ -471,7 +471,8 @@ class _Check:
             return {**names, "created_at": moment, "updated_at": moment, "profile": {}}
         log = self._layout.key("messages" if entry == "session" else "panel_messages", **names)
         for line in await self._backend.read_log(log, 0, 1):
-            moment = codec.decode_message(line).timestamp
+            timestamp = codec.decode_message(line).timestamp
+            moment = format_timestamp(parse_timestamp(timestamp)) if is_timestamp(timestamp) else moment
         if entry == "session":
             times = {"created_at": moment, "updated_at": moment}
             return {"id": names["session_id"], "user_id": names["user_id"], "title": "", **times, "metadata": {}}

@@ -36,8 +36,11 @@ _EXTENSION = re.compile(r"\.[^./\\\s\x00-\x1f]{1,20}")
 _WINDOWS_DEVICE = re.compile(r"(?i)(con|prn|aux|nul|conin|conout|com\d|lpt\d)(\..*)?")
 
 
-def _refusing_unknown_names(kind: type[T]) -> type[T]:
-    """Have the constructor of a dataclass refuse a keyword that is no field as `load_config` does."""
+def _checked(kind: type[T]) -> type[T]:
+    """Have a dataclass of settings refuse a keyword that is no field, and check what is set later.
+
+    Not written in the class itself: type checkers take a `__setattr__` there to mean that any name may be set.
+    """
     construct = kind.__init__
 
     @functools.wraps(construct)
@@ -46,11 +49,23 @@ def _refusing_unknown_names(kind: type[T]) -> type[T]:
             _require_known(name, "setting")
         construct(self, *args, **values)
 
-    kind.__init__ = __init__  # type: ignore[method-assign]
+    cast("Any", kind).__init__ = __init__
+    cast("Any", kind).__setattr__ = _set
     return kind
 
 
-@_refusing_unknown_names
+def _set(config: StorageConfig, name: str, value: Any) -> None:
+    if config._complete:
+        _require_known(name, "setting")
+        value = _plain(name, value)
+        _check_type(name, value, _field_types()[name])
+        changed = copy.copy(config)
+        object.__setattr__(changed, name, value)
+        _check_values(changed)
+    object.__setattr__(config, name, value)
+
+
+@_checked
 @dataclass
 class StorageConfig:
     """Settings of a store. They are checked when the object is made, and each again when it is set later.
@@ -167,18 +182,8 @@ class StorageConfig:
         _check_values(self)
         object.__setattr__(self, "_complete", True)
 
-    def __setattr__(self, name: str, value: Any) -> None:
-        if self._complete:
-            _require_known(name, "setting")
-            value = _plain(name, value)
-            _check_type(name, value, _field_types()[name])
-            changed = copy.copy(self)
-            object.__setattr__(changed, name, value)
-            _check_values(changed)
-        object.__setattr__(self, name, value)
 
-
-@_refusing_unknown_names
+@_checked
 @dataclass
 class DevelopmentConfig(StorageConfig):
     """Settings for a developer's machine."""
@@ -188,7 +193,7 @@ class DevelopmentConfig(StorageConfig):
     backup_before_delete: bool = True
 
 
-@_refusing_unknown_names
+@_checked
 @dataclass
 class ProductionConfig(StorageConfig):
     """Settings for production."""

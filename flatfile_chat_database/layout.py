@@ -36,6 +36,7 @@ _UNICODE = unicodedata.ucd_3_2_0
 _SAFE_ASCII = frozenset("abcdefghijklmnopqrstuvwxyz0123456789-_.@+")
 _DEVICE = re.compile(r"(con|prn|aux|nul|com\d|lpt\d)(\..*)?")
 _PERCENT = re.compile(rb"%([0-9a-f]{2})")
+_GENERATION = re.compile(r"~\d+\Z")  # a filename's own "~" is replaced
 _SEGMENT = re.compile(r"[^/\x00-\x1f]{1,255}")
 
 
@@ -295,6 +296,11 @@ class Layout:
         while len(f"{stem}{suffix}{dot}{extension}".encode()) > MAX_SEGMENT_BYTES:
             stem = stem[:-1]
         return f"{stem}{suffix}{dot}{extension}"
+
+    def document_filename(self, segment: str) -> str:
+        """Return the filename that a name on disk was made of, but for the characters that it replaced."""
+        stem, dot, extension = segment.rpartition(".")
+        return f"{_GENERATION.sub('', stem)}{dot}{extension}" if dot else _GENERATION.sub("", segment)
 
     def is_free_document_segment(self, segment: str) -> bool:
         """Tell whether a name on disk is none of the layout's own."""

@@ -8,7 +8,9 @@ Rules that hold for every method, on every backend:
   Writing below, or updating, what is absent raises NotFoundError.
 - `limit=None` means the configured default, 0 none; `offset` skips.
 - Input that cannot be stored raises ValidationError, over a limit StorageLimitExceeded; nothing has changed then.
-- Damaged entries of a list are passed over with a warning; `strict=True` raises IntegrityError instead.
+- Damaged entries of a list are passed over with a warning; `strict=True` raises IntegrityError instead. A message of
+  which only the timestamp cannot be read is returned, with the warning: it counts, and has its position.
+- Updating something with nothing checks the arguments and writes nothing.
 - When a method that writes has returned, what it wrote is durable. Cancelling one never leaves half a change.
 """
 
@@ -80,12 +82,16 @@ class StorageManager:
             id_source: Returns a new unique id; for tests.
         """
         self.config = config or (backend.config if backend is not None else StorageConfig())
-        self.base_path = Path(self.config.storage_base_path)
         self._owns_backend = backend is None
         store = Store(
             self.config, backend or open_backend(self.config), read_only=read_only, clock=clock, new_id=id_source
         )
         self._store = store
+        self.base_path = Path(self.config.storage_base_path)
+        """The folder of the store, when it is one of files."""
+        root = getattr(store.backend, "root", None)
+        if isinstance(root, str) and (backend is not None or self.config.storage_url):
+            self.base_path = Path(root)
         self._messages = Messages(store)
         self._personas = Personas(store)
         self._users = Users(store)
@@ -194,6 +200,7 @@ class StorageManager:
 
         Raises:
             ConflictError: There is a session of the given id.
+            IntegrityError: There is none, but messages or files of one that lost its metadata.
             StorageLimitExceeded: The user has `max_sessions_per_user` sessions.
         """
         return await self._sessions.create(user_id, title, session_id, metadata, created_at)
@@ -249,7 +256,10 @@ class StorageManager:
     async def get_messages(
         self, user_id: str, session_id: str, limit: int | None = None, offset: int = 0, *, strict: bool = False
     ) -> list[Message]:
-        """Return messages oldest first, from `offset`; a negative offset counts from the end."""
+        """Return messages oldest first, from `offset`; a negative offset counts from the end.
+
+        An offset of before the first message begins with the first: `limit` messages come all the same.
+        """
         return await self._messages.get(session_log(user_id, session_id), limit, offset, strict=strict)
 
     async def page_messages(
@@ -265,7 +275,7 @@ class StorageManager:
         """Return the newest page, or the one before or after the message of an id; oldest first.
 
         Raises:
-            NotFoundError: There is no message of that id.
+            NotFoundError: There is no message of that id, or no such session.
         """
         return await self._messages.page(session_log(user_id, session_id), limit, before, after, strict=strict)
 
@@ -332,7 +342,8 @@ class StorageManager:
             query: What to look for.
             user_id: Whose chats.
             session_id: Only in this session.
-            kinds: Only these kinds of hit; those that the configuration includes when left out.
+            kinds: Only these kinds of hit; those that the configuration includes when left out. What of a message is
+                searched (`search_include_message_content`, `search_include_metadata`) the configuration always says.
             roles: Only messages of these roles; contexts and analyses have none.
             since: Only from this ISO 8601 time on.
             until: Only before this ISO 8601 time.
@@ -422,6 +433,10 @@ class StorageManager:
         """Return the current context."""
         return await self._contexts.get(user_id, session_id)
 
+    async def context_exists(self, user_id: str, session_id: str) -> bool:
+        """Return whether the session has a current context."""
+        return await self._contexts.exists(user_id, session_id)
+
     async def delete_context(self, user_id: str, session_id: str) -> bool:
         """Remove the current context for good; the history stays."""
         return await self._contexts.delete(user_id, session_id)
@@ -457,6 +472,7 @@ class StorageManager:
 
         Raises:
             ConflictError: There is a panel of the given id.
+            IntegrityError: There is none, but messages or insights of one that lost its metadata.
             StorageLimitExceeded: There are more than `panel_max_personas`.
         """
         return await self._panels.create(panel_type, personas, config, panel_id)
@@ -534,6 +550,10 @@ class StorageManager:
         """Return the number of messages in a panel."""
         return await self._messages.count(panel_log(panel_id))
 
+    async def panel_message_exists(self, panel_id: str, message_id: str) -> bool:
+        """Return whether the panel holds such a message."""
+        return await self._messages.find(panel_log(panel_id), message_id) is not None
+
     async def update_panel_message(self, panel_id: str, message_id: str, updates: dict[str, Any]) -> bool:
         """Change a panel's message in its place; see `update_message`."""
         return await self._messages.update(panel_log(panel_id), message_id, updates)
@@ -563,6 +583,10 @@ class StorageManager:
     async def get_panel_insight(self, panel_id: str, insight_id: str) -> dict[str, Any] | None:
         """Return one insight with its "id"."""
         return await self._panels.insight(panel_id, insight_id)
+
+    async def panel_insight_exists(self, panel_id: str, insight_id: str) -> bool:
+        """Return whether the panel has such an insight."""
+        return await self._panels.insight_exists(panel_id, insight_id)
 
     async def count_panel_insights(self, panel_id: str) -> int:
         """Return the number of a panel's insights."""
@@ -610,7 +634,7 @@ class StorageManager:
         """Put a trash entry back in its place.
 
         Raises:
-            NotFoundError: There is no such entry, or what it belongs to is gone.
+            NotFoundError: There is no such entry, its content is gone, or what it belongs to.
             ConflictError: Something else is in its place now.
         """
         return await self._trash.undelete(trash_id)
@@ -624,11 +648,16 @@ class StorageManager:
         filename: str | None = None,
         panel_id: str | None = None,
         persona_id: str | None = None,
+        insight_id: str | None = None,
     ) -> PurgeReceipt:
-        """Remove something for good from wherever it is, in its place and in the trash.
+        """Remove something for good from wherever it is, in its place, in the trash and in the quarantine.
 
-        Name one trash entry; or a user, a user's session, a file of a session, a panel, or a persona (global, or a
-        user's own) by their ids.
+        Name one trash entry; or a user, a user's session, a file of a session, a panel, an insight of a panel, or a
+        persona (global, or a user's own) by their ids.
+
+        What an interrupted upload left behind has no filename yet. It goes with its session; otherwise
+        `chatdb check --fix` takes it away, the quarantine or, after a day, for good. Damaged metadata that a repair set
+        aside tells of all files of its session, so it goes with the session too, and not with one file.
 
         Raises:
             ValidationError: The ids given name nothing that can be purged.
@@ -641,6 +670,7 @@ class StorageManager:
             "filename": filename,
             "panel_id": panel_id,
             "persona_id": persona_id,
+            "insight_id": insight_id,
         }
         return await self._trash.purge({name: value for name, value in names.items() if value is not None})
 

@@ -230,7 +230,12 @@ STRAY = f"{LAYOUT.folder('session', **NAMES)}/notes by hand.txt"
 BOB_LOG = LAYOUT.key("messages", user_id="bob", session_id="s1")
 BOB_SESSION = LAYOUT.key("session", user_id="bob", session_id="s1")
 BOB = LAYOUT.key("user", user_id="bob")
-CAROL = LAYOUT.folder("user", user_id="carol")
+OWN_PERSONAS = LAYOUT.parent("persona", user_id="carol")
+BESIDE = {
+    "the users": f"{LAYOUT.users}/readme.txt",
+    "the sessions": f"{LAYOUT.parent('session', user_id=USER)}/profile.json.bak",
+    "the panels": f"{LAYOUT.panels}/important.tmp",
+}
 ORPHAN = LAYOUT.key("document", **NAMES, document="report~7.pdf")
 ORPHAN_ANALYSIS = LAYOUT.key("analysis", **NAMES, document="report~7.pdf")
 INSIGHT = LAYOUT.key("insight", panel_id=PANEL, insight_id="insight_x")
@@ -285,9 +290,9 @@ EVERYWHERE = [
     Sample("half an analysis", (("damaged-document", ANALYSIS),), cut(ANALYSIS, 5), gone={ANALYSIS}),
     Sample(
         "half of the document metadata",
-        (("damaged-document", DOCUMENTS), ("orphan-file", BLOB), ("orphan-file", NOTES), ("orphan-analysis", ANALYSIS)),
+        (("damaged-document", DOCUMENTS),),
         cut(DOCUMENTS, 50),
-        gone={DOCUMENTS, BLOB, ANALYSIS, NOTES},
+        changed={DOCUMENTS},
     ),
     Sample(
         "entry of a document without size",
@@ -369,7 +374,11 @@ EVERYWHERE = [
     Sample("stray file at the top", (("unknown-key", "README"),), write("README", b"?"), harmless=True, repaired=False),
     Sample("stray trash", (("foreign-trash", FOREIGN),), write(f"{FOREIGN}/x", b"?"), harmless=True, repaired=False),
     Sample("quarantine", (("quarantined", QUARANTINED),), write(QUARANTINED, b"?"), harmless=True, repaired=False),
-    Sample("file for a user's folder", (("wrong-kind", CAROL),), write(CAROL, b"?"), gone={CAROL}),
+    *(
+        Sample(f"stray file beside {what}", (("unknown-key", key),), write(key, b"?"), harmless=True, repaired=False)
+        for what, key in BESIDE.items()
+    ),
+    Sample("file for a fixed folder", (("wrong-kind", OWN_PERSONAS),), write(OWN_PERSONAS, b"?"), gone={OWN_PERSONAS}),
     Sample("half a store file", (("damaged-store-file", STORE),), cut(STORE, 30), changed={STORE}),
     Sample("another store file", (("damaged-store-file", STORE),), write(STORE, b"{}"), changed={STORE}),
     Sample(

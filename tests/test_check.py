@@ -12,14 +12,16 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flatfile_chat_database.backends.base import StorageBackend, open_backend
+from flatfile_chat_database.backends.base import Change, StorageBackend, open_backend
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.check import HARMLESS, KINDS, Report, check
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.errors import ConfigurationError, ConflictError, IntegrityError
 from flatfile_chat_database.layout import Shape
 from flatfile_chat_database.models import Message, Problem, SituationalContext
-from flatfile_chat_database.records.damage import lines
+from flatfile_chat_database.records.damage import DocumentFiles, lines
+from flatfile_chat_database.records.quarantine import Quarantine
+from flatfile_chat_database.storage import StorageManager
 
 from . import damage
 from .damage import EVERYWHERE, FLAT, LAYOUT, OTHER_SESSION, PANEL, SESSION, TIME, USER, Sample, build
@@ -414,7 +416,7 @@ async def test_a_message_keeps_its_place_when_its_timestamp_is_repaired(make_sto
     await build(storage)
     line = damage.line("m9", timestamp="yesterday", mood="kept")
     await damage.insert(damage.LOG, 3, line)(storage.backend)
-    assert len(await storage.get_messages(USER, SESSION)) == 5
+    assert len(await storage.get_messages(USER, SESSION)) == 6
     assert (await check(storage.backend, fix=True)).clean
     messages = await storage.get_messages(USER, SESSION, strict=True)
     assert [message.id for message in messages] == ["m0", "m1", "m2", "m9", "m3", "m4"]
@@ -817,3 +819,114 @@ async def test_a_log_is_checked_in_memory_that_does_not_grow_with_it(make_storag
     assert (await check(backend)).counts["messages"] == 20_005
     if isinstance(backend, FlatfileBackend):
         assert max(read) <= 1 << 20
+
+
+# --- stray files ---------------------------------------------------------------------------------------
+
+
+async def test_stray_files_beside_folders_hide_nothing_and_count_for_nothing(make_storage: "MakeStorage") -> None:
+    storage = make_storage(max_sessions_per_user=3)
+    await build(storage)
+    await storage.delete_session(USER, "deleted")
+    healthy = await seen(storage)
+    for key in (*damage.BESIDE.values(), "README", f"{LAYOUT.trash}/readme.txt"):
+        await storage.backend.write(key, b"by hand")
+    assert await seen(storage) == healthy
+    assert await storage.create_session(USER)
+    report = await check(storage.backend, fix=True)
+    assert report.clean
+    assert {problem.kind for problem in report} == {"unknown-key", "foreign-trash"}
+    assert await storage.backend.read(damage.BESIDE["the panels"]) == b"by hand"
+
+
+async def seen(storage: StorageManager) -> list[object]:
+    """Return what lists and searches answer."""
+    return [
+        await storage.list_users(strict=True),
+        await storage.count_users(),
+        await storage.list_sessions(USER, strict=True),
+        await storage.count_sessions(USER),
+        await storage.list_panels(strict=True),
+        await storage.count_panels(),
+        await storage.list_trash(),
+        await storage.search("line", user_id=USER),
+        await storage.export_all_data(),
+    ]
+
+
+async def test_a_store_begins_beside_stray_files(make_storage: "MakeStorage") -> None:
+    storage = make_storage()
+    await storage.backend.open()
+    await storage.backend.write("README", b"by hand")
+    assert await storage.create_user("ann")
+
+
+# --- uploaded files ------------------------------------------------------------------------------------
+
+
+async def test_a_first_upload_that_is_named_while_it_is_repaired_stays(
+    make_storage: "MakeStorage", monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = make_storage()
+    await storage.create_user(USER)
+    await storage.create_session(USER, session_id="s")
+    assert await storage.save_document(USER, "s", "a.txt", b"acknowledged")
+    metadata = LAYOUT.key("documents", user_id=USER, session_id="s")
+    named = await storage.backend.read(metadata)
+    assert named is not None
+    await storage.backend.delete(metadata)
+    repair = DocumentFiles.repair
+
+    async def late(self: DocumentFiles, quarantine: Quarantine) -> list[Change]:
+        changes = await repair(self, quarantine)
+        await storage.backend.write(metadata, named)
+        return changes
+
+    monkeypatch.setattr(DocumentFiles, "repair", late)
+    report = await check(storage.backend, fix=True)
+    assert [(problem.kind, problem.fixed) for problem in report] == [("orphan-file", False)]
+    assert await storage.get_document(USER, "s", "a.txt") == b"acknowledged"
+
+
+@pytest.mark.parametrize("change", [lambda data: data + b"}", lambda data: b'{"documents": []}'], ids=["typo", "list"])
+async def test_damaged_document_metadata_is_made_anew_from_the_files(
+    make_storage: "MakeStorage", change: Callable[[bytes], bytes]
+) -> None:
+    storage = make_storage(document_compression_threshold_bytes=100)
+    await storage.create_user(USER)
+    await storage.create_session(USER, session_id="s")
+    files = {"a.txt": b"a", "A.txt": b"A", "long.md": b"again " * 100, "Ü 張.pdf": b"?"}
+    for filename, content in files.items():
+        await storage.save_document(USER, "s", filename, content, {"of": filename})
+    await storage.update_document_analysis(USER, "s", "a.txt", {"words": 1})
+    backend = storage.backend
+    metadata = LAYOUT.key("documents", user_id=USER, session_id="s")
+    again = LAYOUT.key("document", user_id=USER, session_id="s", document="a~7.txt")
+    no_gzip = LAYOUT.key("document", user_id=USER, session_id="s", document="b.txt.gz")
+    await backend.write(again, b"an older one")
+    await backend.write(no_gzip, b"?")
+    before = await contents(backend)
+    damaged = change(before[metadata])
+    await backend.write(metadata, damaged)
+    report = await check(backend, fix=True)
+    assert report.clean
+    assert places(report) == {("damaged-document", metadata): 1}
+    after = await contents(backend)
+    assert {key: data for key, data in after.items() if not is_quarantine(key)}.keys() == before.keys()
+    assert damaged in [data for key, data in after.items() if is_quarantine(key)]
+    for filename, content in (files | {"a~7.txt": b"an older one", "b.txt.gz": b"?"}).items():
+        assert await storage.get_document(USER, "s", filename) == content
+    info = {document.filename: document for document in await storage.list_documents(USER, "s", strict=True)}
+    assert info["a.txt"].analysis == {"words": 1}
+    assert (info["long.md"].mime_type, info["long.md"].size, info["long.md"].metadata) == ("text/markdown", 600, {})
+    assert (await check(backend)).clean
+
+
+async def test_what_a_check_makes_anew_has_its_time_in_the_form_of_all_others(make_storage: "MakeStorage") -> None:
+    storage = make_storage()
+    await storage.create_user("bob")
+    await storage.backend.write(damage.BOB_LOG, damage.line("b0", timestamp="2026-01-31T13:00:00+01:00"))
+    assert (await check(storage.backend, fix=True)).clean
+    session = await storage.get_session("bob", "s1")
+    assert session is not None
+    assert (session.created_at, session.updated_at) == (TIME, TIME)

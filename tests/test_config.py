@@ -1,10 +1,13 @@
 """Settings: each has an effect, wrong ones are refused by name, and `load_config` gathers them in order."""
 
 import asyncio
+import copy
 import dataclasses
 import fcntl
+import inspect
 import json
 import os
+import pickle
 from collections.abc import AsyncIterator, Awaitable, Callable
 from pathlib import Path
 from typing import Any
@@ -12,7 +15,9 @@ from typing import Any
 import pytest
 
 from flatfile_chat_database import Message, SituationalContext, StorageManager
+from flatfile_chat_database.backends.base import open_backend
 from flatfile_chat_database.backends.flatfile.files import Files
+from flatfile_chat_database.backends.memory import MemoryBackend
 from flatfile_chat_database.config import (
     DevelopmentConfig,
     ProductionConfig,
@@ -513,12 +518,82 @@ def test_a_value_that_cannot_work_is_refused_by_the_name_of_its_field(field: str
             kind(**{field: value})
 
 
+@pytest.mark.parametrize(("field", "value"), WRONG, ids=[f"{field}={ascii(value)[:20]}" for field, value in WRONG])
+def test_a_value_that_cannot_work_is_refused_when_it_is_set_later_too(field: str, value: Any) -> None:
+    for kind in (StorageConfig, DevelopmentConfig, ProductionConfig):
+        config = kind()
+        with pytest.raises(ConfigurationError) as made:
+            kind(**{field: value})
+        with pytest.raises(ConfigurationError) as later:
+            setattr(config, field, value)
+        assert str(later.value) == str(made.value)
+        assert config == kind(), "it keeps the value it had"
+
+
+def test_a_setting_can_be_changed_later(tmp_path: Path) -> None:
+    config = ProductionConfig()
+    config.max_open_files = 12
+    config.storage_base_path = tmp_path  # type: ignore[assignment]
+    config.messages_filename = "log.jsonl"
+    config.session_metadata_filename = "messages.jsonl"  # free now
+    same = ProductionConfig(
+        max_open_files=12,
+        storage_base_path=str(tmp_path),
+        messages_filename="log.jsonl",
+        session_metadata_filename="messages.jsonl",
+    )
+    assert config == same == copy.deepcopy(config) == pickle.loads(pickle.dumps(config)) == dataclasses.replace(config)
+    for other in (copy.copy(config), pickle.loads(pickle.dumps(config)), dataclasses.replace(config)):
+        with pytest.raises(ConfigurationError, match="max_open_files"):
+            other.max_open_files = 0
+        other.max_open_files = 13
+    assert config.max_open_files == 12
+
+
+@pytest.mark.parametrize("kind", [StorageConfig, DevelopmentConfig, ProductionConfig])
+def test_a_setting_that_there_is_not_is_refused_with_the_nearest_name(kind: type[StorageConfig]) -> None:
+    wrong: dict[str, Any] = {"max_open_file": 12}
+    with pytest.raises(ConfigurationError, match=r"'max_open_file'.*Did you mean 'max_open_files'\?"):
+        kind(**wrong)
+    config = kind()
+    with pytest.raises(ConfigurationError, match=r"'max_open_file'.*Did you mean 'max_open_files'\?"):
+        config.max_open_file = 12  # type: ignore[attr-defined]
+    assert not hasattr(config, "max_open_file")
+
+
+def test_the_constructor_shows_its_settings() -> None:
+    for kind in (StorageConfig, DevelopmentConfig, ProductionConfig):
+        assert list(inspect.signature(kind).parameters) == FIELDS
+
+
 def test_every_field_has_a_wrong_value() -> None:
     assert {field for field, _ in WRONG} == set(FIELDS)
 
 
 def test_a_path_may_be_a_path_object(tmp_path: Path) -> None:
     assert StorageConfig(storage_base_path=tmp_path).storage_base_path == str(tmp_path)  # type: ignore[arg-type]
+
+
+@pytest.mark.parametrize(
+    ("settings", "folder"),
+    [
+        ({"storage_base_path": "a/b"}, "a/b"),
+        ({"storage_base_path": "a", "storage_url": "file:{tmp}/b%20c"}, "{tmp}/b c"),
+        ({"storage_base_path": "a", "storage_url": "memory:"}, "a"),
+    ],
+)
+def test_the_base_path_of_a_manager_is_where_its_files_are(
+    settings: dict[str, Any], folder: str, tmp_path: Path
+) -> None:
+    config = StorageConfig(**{name: text.replace("{tmp}", str(tmp_path)) for name, text in settings.items()})
+    assert StorageManager(config).base_path == Path(folder.replace("{tmp}", str(tmp_path)))
+
+
+def test_the_base_path_is_that_of_a_backend_that_was_passed_in(tmp_path: Path) -> None:
+    config = StorageConfig(storage_base_path=str(tmp_path / "a"))
+    for other in (config, StorageConfig(storage_base_path=str(tmp_path / "b"))):
+        assert StorageManager(other, backend=open_backend(config)).base_path == tmp_path / "a"
+    assert StorageManager(config, backend=MemoryBackend(config)).base_path == tmp_path / "a"
 
 
 def test_a_whole_number_will_do_for_a_number() -> None:

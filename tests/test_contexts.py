@@ -432,3 +432,14 @@ async def test_without_validate_json_on_read_a_timestamp_is_not_checked(make_sto
     await storage.backend.write(key_of(storage, "context", user_id="ada", session_id="s"), data)
     context = await storage.get_context("ada", "s")
     assert context is not None and context.summary == "x"
+
+
+async def test_a_context_exists_or_not(storage: StorageManager) -> None:
+    await storage.create_user("ada")
+    await storage.create_session("ada", session_id="s")
+    assert await storage.context_exists("ada", "s") is False
+    assert await storage.context_exists("ada", "t") is False
+    await storage.update_context("ada", "s", SituationalContext("about"))
+    assert await storage.context_exists("ada", "s") is True
+    await storage.delete_context("ada", "s")
+    assert await storage.context_exists("ada", "s") is False

@@ -620,3 +620,25 @@ def test_what_only_looks_like_a_trash_id_is_none(trash_id: str) -> None:
 )
 def test_what_only_looks_like_a_key_in_the_trash_is_none(key: str) -> None:
     assert LAYOUT.parse_trash(key) is None
+
+
+@pytest.mark.parametrize("filename", ["a.txt", "A b.tar.md", "張.pdf", "no extension", "x.y-1.csv"])
+@pytest.mark.parametrize("generation", [0, 1, 4_000_000_000])
+def test_a_readable_filename_is_read_back_from_its_name_on_disk(filename: str, generation: int) -> None:
+    layout = Layout(StorageConfig())
+    if "." in filename:
+        assert layout.document_filename(layout.document_segment(filename, generation)) == filename
+    assert layout.document_filename("a~b.txt") == "a~b.txt"
+
+
+def test_only_folders_with_names_of_the_map_are_its_folders() -> None:
+    layout = Layout(StorageConfig())
+    for folder in ("users", "panel_sessions", "personas_global", "system", "users/a/personas", "users/a/s/documents"):
+        assert layout.is_folder(folder), folder
+    for other in ("users/a", "users/a/s", "users/readme.txt", "panel_sessions/p", "README", "users/a/s/other"):
+        assert not layout.is_folder(other), other
+    named = [name for name, entry in layout.entries.items() if "{" in entry.pattern]
+    assert {name for name in named if not layout.is_in_folders(name)} == {
+        *("persona", "global_persona", "panel_persona"),
+        *("context_snapshot", "document", "analysis", "insight", "quarantine"),
+    }

@@ -1,6 +1,7 @@
 """Panels: conversations of several personas, with snapshots of those, and the insights that come of them."""
 
 import asyncio
+import json
 import logging
 from typing import Any
 
@@ -411,3 +412,49 @@ async def test_ids_and_times_of_a_panel_are_checked_only_if_the_configuration_sa
     panel = await storage.get_panel("p")
     assert panel is not None
     assert panel.created_at == "yesterday"
+
+
+async def test_panels_are_listed_by_the_moment_whatever_its_offset(make_storage: MakeStorage) -> None:
+    storage = make_storage()
+    for panel_id, created_at in (("p1", "2030-01-01T00:00:00+14:00"), ("p2", "2029-12-31T12:00:00+00:00")):
+        await storage.create_panel("x", ["a"], panel_id=panel_id)
+        key = key_of(storage, "panel", panel_id=panel_id)
+        content = json.loads(await storage.backend.read(key) or b"")
+        await storage.backend.write(key, json.dumps(content | {"created_at": created_at}).encode())
+    assert [panel.id for panel in await storage.list_panels()] == ["p2", "p1"]
+
+
+async def test_updating_a_panel_with_nothing_writes_nothing(storage: StorageManager) -> None:
+    await storage.create_panel("x", ["a"], panel_id="p")
+    async with unchanged(storage):
+        assert await storage.update_panel("p", {}) is True
+        with pytest.raises(ConflictError):
+            await storage.update_panel("p", {}, expected_version="0")
+        with pytest.raises(NotFoundError):
+            await storage.update_panel("q", {})
+
+
+@pytest.mark.damage
+async def test_what_a_panel_without_metadata_left_is_not_taken_over(make_storage: MakeStorage) -> None:
+    storage = make_storage(clock=FixedClock())
+    panel_id = await storage.create_panel("x", ["a"])
+    await storage.add_panel_message(panel_id, Message("user", "old"))
+    await storage.backend.delete(key_of(storage, "panel", panel_id=panel_id))
+    async with unchanged(storage):
+        with pytest.raises(IntegrityError, match=r"(?s)there are things of it.*check --fix"):
+            await storage.create_panel("x", ["a"], panel_id=panel_id)
+    assert await make_storage(clock=FixedClock()).create_panel("x", ["a"]) == f"{panel_id}_001"
+
+
+async def test_a_message_and_an_insight_of_a_panel_exist_or_not(storage: StorageManager) -> None:
+    await storage.create_panel("x", ["a"], panel_id="p")
+    await storage.add_panel_message("p", Message("user", "hello", id="m"))
+    await storage.save_panel_insight("p", {"text": "so"})
+    (insight,) = await storage.list_panel_insights("p")
+    assert await storage.panel_message_exists("p", "m") is True
+    assert await storage.panel_insight_exists("p", insight["id"]) is True
+    for panel_id, other in (("p", "other"), ("q", "m"), ("q", insight["id"])):
+        assert await storage.panel_message_exists(panel_id, other) is False
+        assert await storage.panel_insight_exists(panel_id, other) is False
+    with pytest.raises(ValidationError):
+        await storage.panel_insight_exists("p", "")

@@ -631,3 +631,59 @@ async def test_a_damaged_message_does_not_hide_its_session(storage: StorageManag
     await storage.backend.append(log, b'{"id":"1","role":"user","content":"x","timestamp":"soon"}\nhalf a li\n')
     assert await titles(storage) == ["good"]
     assert await storage.get_session("ada", session_id) is not None
+
+
+async def test_updating_a_session_with_nothing_writes_nothing(storage: StorageManager) -> None:
+    await storage.create_user("ada")
+    await storage.create_session("ada", session_id="s")
+    session = await storage.get_session("ada", "s")
+    assert session is not None
+    async with unchanged(storage):
+        assert await storage.update_session("ada", "s", {}) is True
+        assert await storage.update_session("ada", "s", {}, expected_version=session.version) is True
+        with pytest.raises(ConflictError):
+            await storage.update_session("ada", "s", {}, expected_version="0")
+        with pytest.raises(NotFoundError):
+            await storage.update_session("ada", "t", {})
+
+
+@pytest.mark.damage
+async def test_what_a_session_without_metadata_left_is_not_taken_over(make_storage: MakeStorage) -> None:
+    storage = make_storage(clock=FixedClock())
+    await storage.create_user("ada")
+    session_id = await storage.create_session("ada")
+    await storage.add_message("ada", session_id, Message("user", "old"))
+    await storage.backend.delete(key_of(storage, "session", user_id="ada", session_id=session_id))
+    async with unchanged(storage):
+        with pytest.raises(IntegrityError, match=r"(?s)there are things of it.*check --fix"):
+            await storage.create_session("ada", session_id=session_id)
+    assert await make_storage(clock=FixedClock()).create_session("ada") == f"{session_id}_001"
+
+
+# --- conflicts -----------------------------------------------------------------------------------------
+
+
+async def test_a_change_that_others_always_come_before_ends_in_the_conflict(storage: StorageManager) -> None:
+    attempts = []
+
+    async def attempt() -> None:
+        attempts.append(1)
+        raise ConflictError("It is changed all the time.", key="a/b")
+
+    for key in ("a/b", "a"):
+        attempts.clear()
+        with pytest.raises(ConflictError, match="all the time"):
+            await storage._store.retry(key, attempt)
+        assert len(attempts) == 100
+
+
+async def test_what_is_in_the_way_elsewhere_is_not_tried_again(storage: StorageManager) -> None:
+    attempts = []
+
+    async def attempt() -> None:
+        attempts.append(1)
+        raise ConflictError("Something else is there.", key="a/bc")
+
+    with pytest.raises(ConflictError, match="Something else"):
+        await storage._store.retry("a/b", attempt)
+    assert len(attempts) == 1

@@ -20,6 +20,7 @@ from flatfile_chat_database import (
     ValidationError,
 )
 from flatfile_chat_database.backends.base import Change, Outcome
+from flatfile_chat_database.check import check
 
 from .clock import FixedClock
 from .conftest import MakeStorage
@@ -35,7 +36,6 @@ KINDS: dict[str, dict[str, str]] = {
     "global persona": {"persona_id": "critic"},
     "persona": {"user_id": "ada", "persona_id": "critic"},
 }
-PURGEABLE = [kind for kind in KINDS if kind != "insight"]
 PLACES = {
     "user": "users/ada/",
     "session": "users/ada/s/",
@@ -535,7 +535,7 @@ async def test_a_document_can_be_deleted_again_and_again(full: StorageManager, c
 
 
 @pytest.mark.parametrize("deleted", [False, True])
-@pytest.mark.parametrize("kind", PURGEABLE)
+@pytest.mark.parametrize("kind", KINDS)
 async def test_a_purge_removes_a_thing_from_its_place_or_the_trash_and_says_what_is_gone(
     full: StorageManager, clock: FixedClock, kind: str, deleted: bool
 ) -> None:
@@ -725,7 +725,7 @@ async def test_a_purge_by_illegal_ids_is_refused(full: StorageManager, bad: Any)
             await full.purge(user_id="ada", session_id="s", filename=7)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", PURGEABLE)
+@pytest.mark.parametrize("kind", KINDS)
 async def test_a_purge_of_what_is_nowhere_changes_nothing(full: StorageManager, kind: str) -> None:
     async with unchanged(full):
         for name in KINDS[kind]:
@@ -838,3 +838,70 @@ async def test_whether_a_prune_is_a_dry_run_must_be_said(full: StorageManager, b
     async with unchanged(full):
         with pytest.raises(ValidationError, match="dry_run must be True or False"):
             await full.prune(dry_run=bad)
+
+
+# --- what is in the way, or is missing -------------------------------------------------------------------
+
+
+@pytest.mark.damage
+@pytest.mark.parametrize(
+    "stray", ["documents/analysis/a.txt.json", "documents/a.txt/x", "documents/analysis/a.txt.json/x"]
+)
+async def test_a_document_comes_back_beside_whatever_stands_in_its_place(full: StorageManager, stray: str) -> None:
+    await full.delete_document("ada", "s", "a.txt")
+    await full.backend.write(f"users/ada/s/{stray}", b"{}")
+    assert await asyncio.wait_for(full.undelete((await trash_ids(full))[0]), 20)
+    assert await full.get_document("ada", "s", "a.txt") == b"a.txt"
+    info = await full.get_document_info("ada", "s", "a.txt")
+    assert info is not None
+    assert info.analysis == {"words": 1}
+    assert await full.backend.read(f"users/ada/s/{stray}") == b"{}"
+
+
+@pytest.mark.damage
+async def test_a_document_whose_content_is_gone_does_not_come_back(full: StorageManager) -> None:
+    await full.delete_document("ada", "s", "a.txt")
+    (trash_id,) = await trash_ids(full)
+    await full.backend.delete(f"system/trash/{trash_id}/users/ada/s/documents/a.txt")
+    async with unchanged(full):
+        with pytest.raises(NotFoundError, match=r"content of 'a\.txt' in the trash entry"):
+            await full.undelete(trash_id)
+    assert not await full.document_exists("ada", "s", "a.txt")
+
+
+async def test_empty_folders_in_the_trash_are_nothing_to_warn_of(
+    make_storage: MakeStorage, caplog: pytest.LogCaptureFixture
+) -> None:
+    storage = make_storage(auto_cleanup_empty_directories=False)
+    await fill(storage)
+    await storage.delete_session("ada", "s")
+    assert await storage.undelete((await trash_ids(storage))[0])
+    with caplog.at_level(logging.WARNING):
+        assert await storage.list_trash() == []
+    assert caplog.text == ""
+
+
+@pytest.mark.damage
+async def test_a_purge_takes_a_damaged_file_that_a_check_set_aside(full: StorageManager) -> None:
+    for session_id in ("s", "s2"):
+        for filename in ("a.txt", "b.txt"):
+            await full.backend.write(
+                f"users/ada/{session_id}/documents/{filename}", f"{session_id} {filename}".encode()
+            )
+    assert (await check(full.backend, fix=True)).clean
+    receipt = await full.purge(user_id="ada", session_id="s", filename="a.txt")
+    assert len(receipt.keys) == 4, "the file and its analysis, each with a note"
+    left = (await contents(full)).values()
+    assert [text in left for text in (b"s a.txt", b"s b.txt", b"s2 a.txt", b"s2 b.txt")] == [False, True, True, True]
+    with pytest.raises(NotFoundError):
+        await full.purge(user_id="ada", session_id="s", filename="a.txt")
+
+
+@pytest.mark.damage
+async def test_a_purge_of_a_session_takes_the_lines_that_a_check_set_aside(full: StorageManager) -> None:
+    log = key_of(full, "messages", user_id="ada", session_id="s")
+    await full.add_message("ada", "s", Message("user", "SECRET"))
+    await full.backend.write(log, (await full.backend.read(log) or b"") * 2)
+    assert (await check(full.backend, fix=True)).clean
+    await full.purge(user_id="ada", session_id="s")
+    assert [key for key, data in (await contents(full)).items() if b"SECRET" in (data or b"")] == []

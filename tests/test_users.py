@@ -363,3 +363,13 @@ async def test_without_validate_json_on_read_a_profile_must_still_decode(
     await storage.backend.write(key_of(storage, "user", user_id="bob"), data)
     with pytest.raises(IntegrityError):
         await storage.get_user_profile("bob")
+
+
+async def test_updating_a_profile_with_nothing_writes_nothing(storage: StorageManager) -> None:
+    await storage.create_user("ada", {"a": 1})
+    async with unchanged(storage):
+        assert await storage.update_user_profile("ada", {}) is True
+        with pytest.raises(ConflictError):
+            await storage.update_user_profile("ada", {}, expected_version="0")
+        with pytest.raises(NotFoundError):
+            await storage.update_user_profile("bob", {})

@@ -99,6 +99,7 @@ def api_page() -> str:
     for name, method in _public_methods():
         text = inspect.cleandoc(method.__doc__ or "")
         signature = re.sub(r"^\(self(, )?", "(", str(inspect.signature(method)))
+        signature = re.sub(r"(: |-> )'([^']*)'", r"\1\2", signature)  # annotations that are kept as text
         parts += [f"### `{name}`", _fenced(f"{name}{signature}", "python"), _paragraphs(text)]
     return _lines(*parts)
 

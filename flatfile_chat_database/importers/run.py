@@ -57,6 +57,9 @@ async def import_file(
 ) -> Report:
     """Import a file into the sessions of a user, who is created if absent.
 
+    A conversation whose session is there already is continued if it has grown since. If any of its messages is not the
+    one that is stored under its id, nothing of it is added.
+
     Args:
         storage: Where to; with `dry_run` it may be read-only.
         path: The file.

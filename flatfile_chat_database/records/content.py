@@ -171,14 +171,21 @@ async def close(chunks: AsyncIterator[bytes]) -> None:
 
 
 async def outgoing(
-    chunks: AsyncIterator[bytes], key: str, *, size: int, sha256: str | None, compression: str, first: bytes = b""
+    chunks: AsyncIterator[bytes],
+    key: str,
+    *,
+    size: int | None,
+    sha256: str | None,
+    compression: str,
+    first: bytes = b"",
 ) -> AsyncGenerator[bytes, None]:
     """Yield content as it was given from the chunks of its blob, in memory that does not grow with its size.
 
     Args:
         chunks: What is stored.
         key: Where, for errors.
-        size: How many bytes were given; never more than these are yielded, whatever the blob expands to.
+        size: How many bytes were given; never more than these are yielded, whatever the blob expands to. None if that
+            is not known.
         sha256: Their hash; None passes over that check.
         compression: `GZIP` or nothing.
         first: What was taken from `chunks` already.
@@ -202,7 +209,7 @@ async def outgoing(
             while more:
                 block = await _aside(give, piece)
                 count += len(block)
-                if count > size:
+                if size is not None and count > size:
                     raise _damaged(key, f"it is longer than the {size} bytes that were saved")
                 if block:
                     yield block
@@ -218,7 +225,7 @@ async def outgoing(
         await close(chunks)
     if expand is not None and not expand.eof:
         raise _damaged(key, "its compressed content has no end")
-    if count < size:
+    if size is not None and count < size:
         raise _damaged(key, f"it has {count} bytes, but {size} were saved")
     if sha256 is not None and digest.hexdigest() != sha256:
         raise _damaged(key, "its SHA-256 is not that of what was saved")

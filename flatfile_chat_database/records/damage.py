@@ -2,17 +2,19 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 from collections.abc import AsyncIterator, Mapping
 from dataclasses import dataclass
 from typing import Any, Final
 
 from .. import codec
-from ..backends.base import Change, Delete, Put, StorageBackend, version_of
+from ..backends.base import Absent, Change, Put, StorageBackend, version_of
 from ..errors import IntegrityError, NotFoundError, ValidationError
 from ..layout import Layout, Place
 from ..models import Panel, Session, SituationalContext, User, now, parse_timestamp
 from .content import GZIP, outgoing
+from .metadata import GZIP_SUFFIX, DocumentEntry, mime_type_of, segment_in
 from .quarantine import Quarantine
 
 _MODELS: Final[Mapping[str, type[Any]]] = {
@@ -157,20 +159,6 @@ class _Metadata:
     documents: dict[str, Any]
 
 
-@dataclass
-class _Entry:
-    """The shape of one entry of it."""
-
-    filename: str
-    path: str
-    mime_type: str
-    size: int
-    uploaded_at: str
-    metadata: dict[str, Any]
-    sha256: str
-    compression: str = ""
-
-
 @dataclass(frozen=True, slots=True)
 class _Found:
     """Damage at a key, which concerns the entry `filename` of the metadata, or no single one."""
@@ -216,7 +204,8 @@ class DocumentFiles:
                 self._add("damaged-document", self.key, error.message)
         for filename, entry in self.entries.items():
             await self._examine_entry(filename, entry)
-        named = {_segment(entry) for entry in self.entries.values()}
+        # Metadata that cannot be read says of no file that it is an orphan.
+        named = set(self._blobs) if self._is_unreadable else {segment_in(entry) for entry in self.entries.values()}
         for segment, key in self._blobs.items():
             if segment not in named:
                 self._add("orphan-file", key, "No document metadata names this file.")
@@ -227,12 +216,12 @@ class DocumentFiles:
     async def _examine_entry(self, filename: str, entry: Any) -> None:
         name = f"{filename!a:.200}"
         try:
-            document = codec.decode_as(_Entry, entry, self.key)
+            document = codec.decode_as(DocumentEntry, entry, self.key)
         except IntegrityError as error:
             self._add("damaged-document", self.key, f"Its entry {name} does not fit. {error.message}", filename)
             return
         # Only the name on disk counts of a path: the session's folder may have been copied.
-        segment = _segment(entry)
+        segment = segment_in(entry)
         place = self._layout.parse(self._layout.folder("documents", **self._names) + f"/{segment}")
         if place is None or place.entry.name != "document":
             detail = f"Its entry {name} has the path {document.path!a:.300}, which is that of no file."
@@ -255,7 +244,7 @@ class DocumentFiles:
         if damage is not None:
             self._add(damage.kind, key, damage.detail, filename)
 
-    async def _compare(self, key: str, document: _Entry) -> Damage | None:
+    async def _compare(self, key: str, document: DocumentEntry) -> Damage | None:
         """Compare a file with what is known of it; one that is gone has no damage."""
         digest = hashlib.sha256()
         chunks = self._backend.read_blob(key)
@@ -271,12 +260,20 @@ class DocumentFiles:
             return Damage("wrong-hash", "It has other bytes than were saved.")
         return None
 
+    @property
+    def _is_unreadable(self) -> bool:
+        """Whether there is metadata that does not decode."""
+        return self._data is not None and self._content is None
+
     def confirm(self, earlier: DocumentFiles) -> None:
         """Forget what an earlier look at the same session did not find."""
         self.found = [found for found in self.found if found in earlier.found]
 
-    def repair(self, quarantine: Quarantine) -> list[Change]:
-        """Return one commit that sets aside what does not fit, entries and files, and leaves the rest as it is."""
+    async def repair(self, quarantine: Quarantine) -> list[Change]:
+        """Return one commit that sets aside what does not fit, entries and files, and leaves the rest as it is.
+
+        Metadata that does not decode is made anew from the files, which all stay in their places.
+        """
         reasons = {found.key: found.damage.kind for found in self.found if found.damage.kind != "misplaced"}
         if not reasons:
             return []
@@ -284,31 +281,67 @@ class DocumentFiles:
         dropped = {found.filename for found in self.found if found.damage.kind not in ("misplaced", "bad-timestamp")}
         entries = {name: entry for name, entry in self.entries.items() if name not in dropped}
         entries |= {name: entry | {"uploaded_at": now()} for name, entry in entries.items() if name in changed}
+        if self._is_unreadable:
+            entries = await self._entries_of_files()
         changes: list[Change] = []
-        if self._data is not None:
-            whole = self._content is None
-            new = self._data if whole else codec.encode_document({**(self._content or {}), "documents": entries})
-            if whole or entries != self.entries:
+        # The condition of the first change holds for all of this: nobody has written the metadata meanwhile.
+        if self._data is None:
+            changes.append(Absent(self.key))
+        else:
+            new = codec.encode_document({**(self._content or {}), "documents": entries})
+            if self._is_unreadable or entries != self.entries:
                 reason = reasons.get(self.key, next(iter(reasons.values())))
                 changes += quarantine.copy(self.key, self._data, reason)
-            changes.append(Put(self.key, new, version_of(self._data)))  # its condition holds for all of this
-            if whole:
-                changes.append(Delete(self.key))
-        gone = {_segment(self.entries[name]) for name in dropped if name in self.entries}
-        gone -= {_segment(entry) for entry in entries.values()}
+            changes.append(Put(self.key, new, version_of(self._data)))
+        gone = {segment_in(self.entries[name]): name for name in dropped if name in self.entries}
+        for entry in entries.values():
+            gone.pop(segment_in(entry), None)
         for segment, key in self._blobs.items():
             if segment in gone or key in reasons:
-                changes += quarantine.move(key, reasons.get(key, "damaged-document"))
+                changes += quarantine.move(key, reasons.get(key, "damaged-document"), gone.get(segment, ""))
         for segment, key in self._analyses.items():
             if segment in gone or key in reasons:
-                changes += quarantine.move(key, "orphan-analysis")
+                changes += quarantine.move(key, "orphan-analysis", gone.get(segment, ""))
         return changes
+
+    async def _entries_of_files(self) -> dict[str, Any]:
+        """Return entries that fit the files as they are, under the names that their names on disk come from."""
+        entries: dict[str, Any] = {}
+        for segment, key in sorted(self._blobs.items()):
+            filename, compression = self._layout.document_filename(segment), ""
+            if segment.endswith(GZIP_SUFFIX) and GZIP_SUFFIX not in self._backend.config.allowed_document_extensions:
+                filename, compression = self._layout.document_filename(segment.removesuffix(GZIP_SUFFIX)), GZIP
+            try:
+                try:
+                    size, sha256 = await self._measure(key, compression)
+                except IntegrityError:  # it was not we who compressed it
+                    filename, compression = segment, ""
+                    size, sha256 = await self._measure(key, "")
+            except NotFoundError:
+                continue
+            if filename in entries:  # an older file of this name, which nobody removed
+                filename = segment
+            entry = DocumentEntry(
+                filename=filename,
+                path=self._layout.key("document", **self._names, document=segment),
+                mime_type=await asyncio.to_thread(mime_type_of, filename),
+                size=size,
+                uploaded_at=now(),
+                metadata={},
+                sha256=sha256,
+                compression=compression,
+            )
+            entries[filename] = entry.stored()
+        return entries
+
+    async def _measure(self, key: str, compression: str) -> tuple[int, str]:
+        """Return the size and the hash of a file's content."""
+        digest, size = hashlib.sha256(), 0
+        content = outgoing(self._backend.read_blob(key), key, size=None, sha256=None, compression=compression)
+        async for block in content:
+            digest.update(block)
+            size += len(block)
+        return size, digest.hexdigest()
 
     def _add(self, kind: str, key: str, detail: str, filename: str = "") -> None:
         self.found.append(_Found(key, Damage(kind, detail), filename))
-
-
-def _segment(entry: Any) -> str:
-    """Return the name on disk that an entry of the document metadata gives, "" if none."""
-    path = entry.get("path") if isinstance(entry, dict) else None
-    return path.rpartition("/")[2] if isinstance(path, str) else ""

@@ -15,7 +15,6 @@ import os
 import unicodedata
 from collections.abc import AsyncGenerator, AsyncIterator, Iterator
 from contextlib import aclosing, suppress
-from dataclasses import asdict
 from pathlib import PurePosixPath
 from typing import Any
 
@@ -118,8 +117,7 @@ class Documents:
                 candidates = self._segments(entry.filename, entry.compression)
                 segment = await self._free_segment(backend, place, known, candidates)
                 changes.append(Move(blob, place.blob(segment)))
-            named = {name: value for name, value in asdict(entry).items() if name != "compression" or value}
-            named["path"] = place.blob(segment)
+            named = entry.stored() | {"path": place.blob(segment)}
             changes += [Delete(place.analysis(segment)), self._put(place, known | {entry.filename: named}, version)]
             if old is not None:
                 changes += [Delete(place.blob(old)), Delete(place.analysis(old))]

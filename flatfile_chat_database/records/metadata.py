@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import mimetypes
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from functools import lru_cache
 from pathlib import PurePosixPath
 from typing import Any
@@ -33,6 +33,10 @@ class DocumentEntry:
     def segment(self) -> str:
         """The name on disk."""
         return self.path.rpartition("/")[2]
+
+    def stored(self) -> dict[str, Any]:
+        """Return what the metadata holds of it."""
+        return {name: value for name, value in asdict(self).items() if name != "compression" or value}
 
 
 @dataclass(frozen=True, slots=True)

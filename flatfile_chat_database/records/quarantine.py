@@ -23,13 +23,16 @@ class Quarantine:
         note, target = quarantine_keys(self._config)
         return [self._note(note, key, reason, facts), Put(target, data)]
 
-    def move(self, key: str, reason: str) -> list[Change]:
-        """Move a file as it is, whatever its size."""
+    def move(self, key: str, reason: str, filename: str = "") -> list[Change]:
+        """Move a file as it is, whatever its size; `filename` is that of the document that it belongs to."""
         note, target = quarantine_keys(self._config)
-        return [self._note(note, key, reason, {}), Move(key, target)]
+        return [self._note(note, key, reason, {"filename": filename} if filename else {}), Move(key, target)]
 
-    async def items_from(self, backend: StorageBackend, is_meant: Callable[[str], bool]) -> list[str]:
-        """Return the keys of the items, notes among them, whose notes say that they were at a key that is meant."""
+    async def items_from(self, backend: StorageBackend, is_meant: Callable[[str, str], bool]) -> list[str]:
+        """Return the keys of the items, notes among them, that are meant.
+
+        `is_meant` is asked with what a note says: the key that the bytes were at, and their document's filename or "".
+        """
         layout = Layout(self._config)
         keys: dict[str, list[str]] = {}
         for item in await backend.list_children(layout.quarantine):
@@ -41,10 +44,10 @@ class Quarantine:
             if note is None:
                 continue
             try:
-                place = codec.decode_object(note).get("key")
+                said = codec.decode_object(note)
             except IntegrityError:  # a note that cannot be read says nothing of where its bytes were
                 continue
-            if isinstance(place, str) and is_meant(place):
+            if isinstance(said.get("key"), str) and is_meant(said["key"], str(said.get("filename", ""))):
                 found += own
         return found
 

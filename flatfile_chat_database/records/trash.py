@@ -29,6 +29,8 @@ _WAYS: Final[Mapping[str, tuple[tuple[tuple[str, str], ...], ...]]] = {
     "insight": ((("panel", "panel_id"), ("insight", "insight_id")),),
     "persona": ((("user", "user_id"), ("persona", "persona_id")), (("global_persona", "persona_id"),)),
 }
+KINDS: Final = frozenset(_WAYS)
+"""Of trash entries. On disk, do not change."""
 
 _PURGEABLE: Final[Mapping[frozenset[str], str]] = {
     frozenset({"trash_id"}): "trash",
@@ -36,6 +38,7 @@ _PURGEABLE: Final[Mapping[frozenset[str], str]] = {
     frozenset({"user_id", "session_id"}): "session",
     frozenset({"user_id", "session_id", "filename"}): "document",
     frozenset({"panel_id"}): "panel",
+    frozenset({"panel_id", "insight_id"}): "insight",
     frozenset({"persona_id"}): "persona",
     frozenset({"user_id", "persona_id"}): "persona",
 }
@@ -150,7 +153,7 @@ class Trash:
             what = thing.what
             gone = await self._purge_thing(thing)
         if not gone:
-            raise NotFoundError(f"{what} is nowhere: not in its place, nor in the trash.")
+            raise NotFoundError(f"{what} is nowhere: not in its place, nor in the trash, nor in the quarantine.")
         return PurgeReceipt(names=dict(names), keys=sorted(gone), purged_at=self._store.now())
 
     async def prune(self, *, dry_run: bool) -> PruneReport:
@@ -176,7 +179,7 @@ class Trash:
             return []
         folder = self._layout.trash_folder(trash_id)
         return await self._commit(
-            [RemoveTree(folder), *await self._quarantined(lambda key: key.startswith(f"{folder}/"))]
+            [RemoveTree(folder), *await self._quarantined(lambda key, _: key.startswith(f"{folder}/"))]
         )
 
     async def _purge_thing(self, thing: _Thing) -> builtins.list[str]:
@@ -188,7 +191,7 @@ class Trash:
             gone += await self._commit(changes)
             changes = []
         return gone + await self._commit(
-            await self._quarantined(lambda key: _is_within(self._layout.origin(key), thing.place))
+            await self._quarantined(lambda key, _: _is_within(self._layout.origin(key), thing.place))
         )
 
     async def _copies(self, thing: _Thing) -> builtins.list[Change]:
@@ -207,12 +210,19 @@ class Trash:
         gone = await self._documents.remove(**names) or []
         for trash_id in await self._ids():
             gone += await self._documents.remove(**names, out_of=trash_id) or []
-        metadata = self._layout.key("documents", user_id=names["user_id"], session_id=names["session_id"])
+        session = {"user_id": names["user_id"], "session_id": names["session_id"]}
+        metadata = self._layout.key("documents", **session)
+        folder = self._layout.folder("documents", **session)
         places = {self._layout.origin(key) for key in gone} - {metadata}  # which tells of other files, too
-        return gone + await self._commit(await self._quarantined(lambda key: self._layout.origin(key) in places))
 
-    async def _quarantined(self, is_meant: Callable[[str], bool]) -> builtins.list[Change]:
-        """Return what removes the items of the quarantine that come from a key that is meant."""
+        def is_meant(key: str, filename: str) -> bool:
+            key = self._layout.origin(key)
+            return key in places or (filename == names["filename"] and _is_within(key, folder))
+
+        return gone + await self._commit(await self._quarantined(is_meant))
+
+    async def _quarantined(self, is_meant: Callable[[str, str], bool]) -> builtins.list[Change]:
+        """Return what removes the items of the quarantine that are meant; see `Quarantine.items_from`."""
         quarantine = Quarantine(self._store.config)
         return [Delete(key) for key in await quarantine.items_from(await self._store.reading(), is_meant)]
 
@@ -262,7 +272,7 @@ class Trash:
         if not isinstance(trash_id, str):
             raise ValidationError(f"trash_id must be a string, not {type(trash_id).__name__}.")
         parsed = self._layout.parse_trash_id(trash_id)
-        return parsed if parsed is not None and parsed[1] in _WAYS else None
+        return parsed if parsed is not None and parsed[1] in KINDS else None
 
     async def _entry(self, trash_id: str) -> TrashEntry | None:
         """Return what a trash entry is, or None if there is none of this id.
