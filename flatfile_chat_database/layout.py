@@ -257,7 +257,7 @@ class Layout:
     def parse_child(self, name: str, child: str) -> str | None:
         """Return the id that a child of the folder `parent(name, …)` stands for, or None if it is no such entry.
 
-        `child` is one segment as `StorageBackend.list_children` gives it: the name of a folder (for entries such
+        `child` is one segment as the backend lists it: the name of a folder (for entries such
         as "session") or of a file (such as "insight").
         """
         text = self._patterns[name].child(child)

@@ -119,5 +119,5 @@ class Contexts:
 
     def _make(self, key: str, content: dict[str, Any], version: str) -> SituationalContext:
         context = codec.decode_as(SituationalContext, content, key)
-        self._store.cross_check(key, content, {}, ("timestamp",))
+        self._store.cross_check("context", key, content)
         return context

@@ -16,6 +16,7 @@ from ..models import Panel, Session, SituationalContext, User, now, parse_timest
 from .content import GZIP, outgoing
 from .metadata import GZIP_SUFFIX, DocumentEntry, mime_type_of, segment_in
 from .quarantine import Quarantine
+from .store import IDS, TIMES
 
 _MODELS: Final[Mapping[str, type[Any]]] = {
     "user": User,
@@ -23,23 +24,6 @@ _MODELS: Final[Mapping[str, type[Any]]] = {
     "panel": Panel,
     "context": SituationalContext,
     "context_snapshot": SituationalContext,
-}
-_IDS: Final[Mapping[str, Mapping[str, str]]] = {  # field of the document: placeholder in its key
-    "user": {"user_id": "user_id"},
-    "session": {"id": "session_id", "user_id": "user_id"},
-    "panel": {"id": "panel_id"},
-    "persona": {"id": "persona_id"},
-    "global_persona": {"id": "persona_id"},
-    "panel_persona": {"id": "persona_id"},
-    "insight": {"id": "insight_id"},
-}
-_TIMESTAMPS: Final[Mapping[str, tuple[str, ...]]] = {
-    "user": ("created_at", "updated_at"),
-    "session": ("created_at", "updated_at"),
-    "panel": ("created_at",),
-    "insight": ("created_at",),
-    "context": ("timestamp",),
-    "context_snapshot": ("timestamp",),
 }
 
 
@@ -74,12 +58,12 @@ def document_damage(place: Place, key: str, data: bytes) -> list[Damage]:
     except IntegrityError as error:
         return [Damage("damaged-document", error.message)]
     found = []
-    for item, placeholder in _IDS.get(name, {}).items():
+    for item, placeholder in IDS.get(name, {}).items():
         here = place.names[placeholder]
         if content.get(item) != here:
             detail = f"Its {item} is {content.get(item)!a:.200}, but this is the place of {here!a}."
             found.append(Damage("misplaced", detail))
-    for item in _TIMESTAMPS.get(name, ()):
+    for item in TIMES.get(name, ()):
         if not is_timestamp(content.get(item)):
             detail = f"Its {item} is {content.get(item)!a:.80}, which is no timestamp."
             found.append(Damage("bad-timestamp", detail))
@@ -88,7 +72,7 @@ def document_damage(place: Place, key: str, data: bytes) -> list[Damage]:
 
 def with_timestamps(place: Place, content: Mapping[str, Any], moment: str) -> dict[str, Any]:
     """Return a document's content with another of its timestamps, or `moment`, where one is no timestamp."""
-    names = _TIMESTAMPS.get(place.entry.name, ())
+    names = TIMES.get(place.entry.name, ())
     good = [content[name] for name in names if is_timestamp(content.get(name))]
     return {**content} | {name: [*good, moment][0] for name in names if not is_timestamp(content.get(name))}
 

@@ -441,7 +441,7 @@ class Documents:
                 raise damaged(place.metadata, f"the path {entry.path!r:.200} is that of no file.")
             if entry.compression not in ("", GZIP):
                 raise damaged(place.metadata, f"the compression {entry.compression!r:.40} is unknown.")
-            self._store.cross_check(place.metadata, stored, {"filename": filename}, ("uploaded_at",))
+            self._store.check_fields(place.metadata, stored, {"filename": filename}, ("uploaded_at",))
         except IntegrityError as error:
             if strict:
                 raise

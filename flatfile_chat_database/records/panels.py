@@ -218,18 +218,16 @@ class Panels:
     def _make(self, key: str, content: dict[str, Any], version: str) -> Panel:
         panel = codec.decode_as(Panel, content, key)
         panel.version = version
-        self._store.cross_check(key, content, self._id_at(key, "panel_id"), ("created_at",))
+        self._store.cross_check("panel", key, content)
         return panel
 
     def _make_snapshot(self, key: str, content: dict[str, Any], version: str) -> dict[str, Any]:
-        own_id = self._id_at(key, "persona_id")
-        self._store.cross_check(key, content, own_id)
-        return own_id | content
+        self._store.cross_check("panel_persona", key, content)
+        return self._id_at(key, "persona_id") | content
 
     def _make_insight(self, key: str, content: dict[str, Any], version: str) -> dict[str, Any]:
-        own_id = self._id_at(key, "insight_id")
-        self._store.cross_check(key, content, own_id, ("created_at",))
-        return own_id | content
+        self._store.cross_check("insight", key, content)
+        return self._id_at(key, "insight_id") | content
 
     def _id_at(self, key: str, name: str) -> dict[str, str]:
         """Return the id that a document at this key has in it."""

@@ -85,5 +85,5 @@ class Personas:
     def _make(self, key: str, content: dict[str, Any], version: str) -> dict[str, Any]:
         place = self._store.layout.parse(key)
         ids = {"id": place.names["persona_id"]} if place is not None else {}
-        self._store.cross_check(key, content, ids)
+        self._store.cross_check("persona", key, content)
         return ids | content

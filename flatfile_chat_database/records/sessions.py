@@ -184,8 +184,7 @@ class Sessions:
         def make(key: str, content: dict[str, Any], version: str) -> Session:
             session = codec.decode_as(Session, content, key)
             session.version = version
-            ids = {"id": places[key], "user_id": user_id}
-            self._store.cross_check(key, content, ids, ("created_at", "updated_at"))
+            self._store.cross_check("session", key, content, {"session_id": places[key], "user_id": user_id})
             return session
 
         return make

@@ -8,7 +8,7 @@ import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
 from datetime import UTC, datetime
 from functools import lru_cache
-from typing import Any, TypeVar
+from typing import Any, Final, TypeVar
 
 from .. import codec
 from ..backends.base import ABSENT, Change, Put, Require, StorageBackend, check_version, not_found, version_of
@@ -34,6 +34,27 @@ Make = Callable[[str, dict[str, Any], str], T]
 
 FORMAT_VERSION = 1
 """Of what is on disk. A store of a newer version is refused, one of an older version is read."""
+
+IDS: Final[Mapping[str, Mapping[str, str]]] = {
+    "user": {"user_id": "user_id"},
+    "session": {"id": "session_id", "user_id": "user_id"},
+    "panel": {"id": "panel_id"},
+    "persona": {"id": "persona_id"},
+    "global_persona": {"id": "persona_id"},
+    "panel_persona": {"id": "persona_id"},
+    "insight": {"id": "insight_id"},
+}
+"""The ids that documents repeat, by entry: the field, and the placeholder in the key."""
+
+TIMES: Final[Mapping[str, tuple[str, ...]]] = {
+    "user": ("created_at", "updated_at"),
+    "session": ("created_at", "updated_at"),
+    "panel": ("created_at",),
+    "insight": ("created_at",),
+    "context": ("timestamp",),
+    "context_snapshot": ("timestamp",),
+}
+"""The fields that hold timestamps, by entry."""
 
 LONG_AGO = datetime.min.replace(tzinfo=UTC)
 """Before every stored time."""
@@ -232,6 +253,24 @@ class Store:
         return count
 
     def cross_check(
+        self, entry: str, key: str, content: Mapping[str, Any], names: Mapping[str, str] | None = None
+    ) -> None:
+        """Check a document of an entry by `IDS` and `TIMES`, if the configuration says so.
+
+        `names` are the ids in its key, for a caller who knows them.
+
+        Raises:
+            IntegrityError: It says that it belongs elsewhere, or holds no timestamp where one should be.
+        """
+        if not self.config.validate_json_on_read:
+            return
+        if names is None:
+            place = self.layout.parse(key)
+            names = {} if place is None else place.names
+        ids = {field: names[name] for field, name in IDS.get(entry, {}).items() if name in names}
+        self.check_fields(key, content, ids, TIMES.get(entry, ()))
+
+    def check_fields(
         self, key: str, content: Mapping[str, Any], ids: Mapping[str, str], times: Iterable[str] = ()
     ) -> None:
         """Check a document's ids against its place, and that its timestamps are some, if the configuration says so.

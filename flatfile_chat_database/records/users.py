@@ -74,6 +74,5 @@ class Users:
     def _make(self, key: str, content: dict[str, Any], version: str) -> User:
         user = codec.decode_as(User, content, key)
         user.version = version
-        place = self._store.layout.parse(key)
-        self._store.cross_check(key, content, place.names if place else {}, ("created_at", "updated_at"))
+        self._store.cross_check("user", key, content)
         return user

@@ -287,6 +287,7 @@ class StorageMachine(RuleBasedStateMachine):
         self._both(lambda s: s.session_exists(*place))
         self._both(lambda s: s.count_messages(*place))
         self._both(lambda s: s.get_context(*place))
+        self._both(lambda s: s.context_exists(*place))
         self._both(lambda s: s.list_documents(*place))
 
     # --- messages of sessions and panels -------------------------------------------------------------------
@@ -433,6 +434,7 @@ class StorageMachine(RuleBasedStateMachine):
         self._both(lambda s: s.count_panel_insights(panel_id))
         for insight in self._both(lambda s: s.list_panel_insights(panel_id, limit)) or ():
             self._both(lambda s, name=insight["id"]: s.get_panel_insight(panel_id, name))  # type: ignore[misc]
+            self._both(lambda s, name=insight["id"]: s.panel_insight_exists(panel_id, name))  # type: ignore[misc]
 
     @rule(persona_id=_rarely(_PERSONAS, _ILLEGAL), data=_ANY_JSON, user_id=st.one_of(st.none(), _USERS))
     def save_persona(self, persona_id: str, data: dict[str, Any], user_id: str | None) -> None:
