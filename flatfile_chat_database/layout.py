@@ -263,6 +263,10 @@ class Layout:
         text = self._patterns[name].child(child)
         return None if name == "user" and text in self._refused else text
 
+    def leaf(self, name: str) -> str:
+        """Return the last segment of an entry's keys, which must be the same in all of them."""
+        return self.entries[name].pattern.rpartition("/")[2]
+
     def keys_below(self, name: str, folder: str, children: Iterable[str]) -> dict[str, str]:
         """Return keys of entry `name` by its last id, for those children of its `parent` folder that stand for one.
 

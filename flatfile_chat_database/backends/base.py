@@ -388,6 +388,17 @@ class StorageBackend(ABC):
         pages = [await self.read_log(key, -1) for key in keys]
         return [page[-1] if page else None for page in pages]
 
+    async def read_folders(self, folder: str, document: str, log: str) -> list[tuple[str, bytes | None, bytes | None]]:
+        """Return for each child that `list_folders` returns: the child, its document and the newest record of its log.
+
+        They are what `read_many` and `newest_records` return for the keys `document` and `log` in that child.
+        """
+        children = await self.list_folders(folder)
+        places = [f"{folder}/{child}" if folder else child for child in children]
+        documents = await self.read_many([f"{place}/{document}" for place in places])
+        records = await self.newest_records([f"{place}/{log}" for place in places])
+        return list(zip(children, documents, records, strict=True))
+
     # --- blobs ---------------------------------------------------------------------------------------
 
     async def write_blob(self, key: str, chunks: AsyncIterator[bytes]) -> bool:

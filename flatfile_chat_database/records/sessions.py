@@ -123,14 +123,15 @@ class Sessions:
         limit, offset = self._store.page(limit, offset, self._store.config.session_list_default_limit)
         layout, backend = self._store.layout, await self._store.reading()
         folder = layout.parent("session", user_id=user_id)
-        children = await backend.list_folders(folder)
-        keys = layout.keys_below("session", folder, children)
+        found = await backend.read_folders(folder, layout.leaf("session"), layout.leaf("messages"))
+        keys = layout.keys_below("session", folder, [child for child, _, _ in found])
         make = self._make(user_id, {key: session_id for session_id, key in keys.items()})
-        documents = await backend.read_many(list(keys.values()))
-        lines = await backend.newest_records(list(layout.keys_below("messages", folder, children).values()))
         rows = []
-        for session_id, data, line in zip(keys, documents, lines, strict=True):
-            seen = None if data is None else self._look(keys[session_id], data, line, make, strict=strict)
+        for child, data, line in found:
+            session_id = layout.parse_child("session", child)
+            if session_id is None or data is None:
+                continue
+            seen = self._look(keys[session_id], data, line, make, strict=strict)
             if seen is not None:
                 rows.append((seen.updated, session_id, seen))
         rows.sort(key=lambda row: row[:2], reverse=True)

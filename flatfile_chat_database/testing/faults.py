@@ -28,7 +28,7 @@ CHANGING = (
     "sync_folder",
 )
 """The calls that change the medium; a sweep fails each in turn."""
-READING = ("open_to_read", "open_to_append", "read", "status", "status_of", "list_folder")
+READING = ("open_to_read", "open_to_append", "read", "status", "status_of", "stamp", "list_folder")
 
 
 class FaultyFiles(Files):

@@ -8,7 +8,7 @@ import tracemalloc
 
 import pytest
 
-from ..backends.base import Append, Capability, Change, Edit, StorageBackend, Truncate
+from ..backends.base import Append, Capability, Change, Edit, Put, StorageBackend, Truncate
 from ..errors import IntegrityError, ValidationError
 from .case import LOG, BackendCase, all_of, bare, ids, leaves_damage, line, lines
 from .sentences import says
@@ -333,6 +333,25 @@ class LogCases(BackendCase):
         expected = [newest[1], newest[0], None, None, None, newest[0]]
         assert await store.newest_records(["a/3", "a/1", "a/2", "a/4", "a/5", "a/1"]) == expected
         assert await store.newest_records([]) == []
+
+    @says(
+        "StorageBackend.read_folders",
+        "Return for each child that `list_folders` returns: the child, its document and the newest record of its log.",
+        "They are what `read_many` and `newest_records` return for the keys `document` and `log` in that child.",
+    )
+    async def test_folders_come_with_their_document_and_their_newest_record(self) -> None:
+        store = await self.open()
+        await store.commit([Put("a/1/d.json", b"1"), Append("a/1/l.jsonl", (line("m0"), line("m1")))])
+        await store.commit([Put("a/2/d.json", b"2")])
+        await store.commit([Append("a/3/l.jsonl", (line("m3"),)), Put("a/stray", b"no folder")])
+        for folder, start in (("a", "a/"), ("", "")):
+            children = await store.list_folders(folder)
+            documents = await store.read_many([f"{start}{child}/d.json" for child in children])
+            records = await store.newest_records([f"{start}{child}/l.jsonl" for child in children])
+            found = await store.read_folders(folder, "d.json", "l.jsonl")
+            assert found == list(zip(children, documents, records, strict=True))
+        assert [child for child, _, _ in await store.read_folders("a", "d.json", "l.jsonl")] == ["1", "2", "3"]
+        assert await store.read_folders("absent", "d.json", "l.jsonl") == []
 
     @leaves_damage
     @says(

@@ -182,11 +182,11 @@ class FlatfileBackend(StorageBackend):
         for key in keys:
             check_key(key)
 
-        def read(key: str) -> bytes | None:
-            with mapped(key):
-                return self._documents.get(self._tree.path(key), lambda: self._engine.read(key))
+        return await self._in_thread(lambda: [self._read_kept(key) for key in keys])
 
-        return await self._in_thread(lambda: [read(key) for key in keys])
+    def _read_kept(self, key: str) -> bytes | None:
+        with mapped(key):
+            return self._documents.get(self._tree.path(key), lambda: self._engine.read(key))
 
     async def list_children(self, folder: str) -> list[str]:
         if folder:
@@ -274,21 +274,41 @@ class FlatfileBackend(StorageBackend):
         for key in keys:
             check_key(key)
 
-        def read(key: str) -> bytes | None:
+        return await self._in_thread(lambda: [self._newest_kept(key) for key in keys])
+
+    def _newest_kept(self, key: str) -> bytes | None:
+        def read() -> bytes | None:
             with self._open_log(key) as log:
                 return next(iter(log.newest(1)), None)
 
-        def newest(key: str) -> bytes | None:
-            try:
-                with mapped(key):
-                    return self._newest.get(self._tree.path(key), lambda: read(key))
-            except UnavailableError as error:
-                if not isinstance(error.__cause__, IsADirectoryError):
-                    raise
-                logger.warning("%s is no file; it is passed over", key)
-                return None
+        try:
+            with mapped(key):
+                return self._newest.get(self._tree.path(key), read)
+        except UnavailableError as error:
+            if not isinstance(error.__cause__, IsADirectoryError):
+                raise
+            logger.warning("%s is no file; it is passed over", key)
+            return None
 
-        return await self._in_thread(lambda: [newest(key) for key in keys])
+    async def read_folders(self, folder: str, document: str, log: str) -> list[tuple[str, bytes | None, bytes | None]]:
+        if folder:
+            check_key(folder)
+        check_key(f"{document}/{log}")
+
+        def read() -> list[tuple[str, bytes | None, bytes | None]]:
+            with mapped(folder):
+                children = self._tree.folders(folder)
+            start = f"{folder}/" if folder else ""
+            return [
+                (
+                    child,
+                    self._read_kept(f"{start}{child}/{document}"),
+                    self._newest_kept(f"{start}{child}/{log}"),
+                )
+                for child in children
+            ]
+
+        return await self._in_thread(read)
 
     def _open_log(self, key: str, *, strict: bool = False) -> LogReader:
         return LogReader(

@@ -233,14 +233,15 @@ class Engine:
         if self._syncers is None and len(syncs) > 1:
             self._syncers = ThreadPoolExecutor(_SYNCERS, thread_name_prefix="chatdb-sync")
         waiting = []
-        for sync in syncs:
+        # A share for each thread, not a task for each file: the threads would only fight for the interpreter.
+        for share in (syncs[first::_SYNCERS] for first in range(min(_SYNCERS, len(syncs)))):
             try:
                 if self._syncers is None or len(syncs) == 1:
-                    sync()
+                    _call_all(share)
                 else:
-                    waiting.append(self._syncers.submit(sync))
+                    waiting.append(self._syncers.submit(_call_all, share))
             except RuntimeError:  # the interpreter is ending, and starts no thread any more
-                sync()
+                _call_all(share)
         for done in waiting:
             done.result()
 
@@ -598,6 +599,11 @@ class Engine:
                     elif edit.line is not None:
                         new.append(edit.line)
                 yield b"".join(new)
+
+
+def _call_all(works: Sequence[Callable[[], None]]) -> None:
+    for work in works:
+        work()
 
 
 def _again(error: Exception) -> Exception:

@@ -115,6 +115,11 @@ class Files:
         """Return the status of a path itself, not of what a symbolic link points to."""
         return _status(os.lstat(path))
 
+    def stamp(self, path: str) -> tuple[int, int, int, int]:
+        """Return device, inode, size and time of change of a path itself: what tells whether a file is another now."""
+        result = os.lstat(path)
+        return result.st_dev, result.st_ino, result.st_size, result.st_mtime_ns
+
     def rename(self, source: str, target: str) -> None:
         """Give a file or folder another name, replacing a file of that name."""
         os.rename(source, target)

@@ -10,7 +10,7 @@ from __future__ import annotations
 import time
 from collections.abc import Callable
 
-from .files import Files, FileStatus
+from .files import Files
 
 _LARGEST_BYTES = 4096
 _TOTAL_BYTES = 32 << 20
@@ -24,23 +24,23 @@ class Memo:
 
     def __init__(self, files: Files) -> None:
         self._files = files
-        self._values: dict[str, tuple[FileStatus, bytes | None]] = {}
+        self._values: dict[str, tuple[tuple[int, int, int, int], bytes | None]] = {}
         self._size = 0
 
     def get(self, path: str, load: Callable[[], bytes | None]) -> bytes | None:
         """Return what `load` reads from the file at `path`, or read then and unchanged since."""
         try:
-            status = self._files.status(path)
+            stamp = self._files.stamp(path)
         except FileNotFoundError:
             return load()
         known = self._values.get(path)
-        if known is not None and known[0] == status:
+        if known is not None and known[0] == stamp:
             return known[1]
         value = load()
-        if time.time_ns() - status.modified > _SETTLED_NANOSECONDS and len(value or b"") <= _LARGEST_BYTES:
+        if time.time_ns() - stamp[3] > _SETTLED_NANOSECONDS and len(value or b"") <= _LARGEST_BYTES:
             self._size += _ENTRY_BYTES + len(value or b"")
             if self._size > _TOTAL_BYTES:  # rare enough to begin anew, which needs no order of use
                 self._values.clear()
                 self._size = 0
-            self._values[path] = (status, value)
+            self._values[path] = (stamp, value)
         return value
