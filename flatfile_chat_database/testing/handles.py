@@ -40,6 +40,7 @@ AFTER_CLOSING: dict[str, Callable[[StorageBackend, str], Awaitable[object]]] = {
     "list_keys": lambda backend, key: backend.list_keys(""),
     "list_children": lambda backend, key: backend.list_children(""),
     "list_folders": lambda backend, key: backend.list_folders(""),
+    "read_folders": lambda backend, key: backend.read_folders("", "d", "l"),
     "commit": lambda backend, key: backend.commit([]),
     "verify": lambda backend, key: backend.verify(),
 }
