@@ -12,6 +12,7 @@ from __future__ import annotations
 import argparse
 import asyncio
 import contextlib
+import io
 import random
 import re
 import sys
@@ -19,10 +20,12 @@ from collections.abc import Callable, Coroutine
 from typing import Any
 
 from flatfile_chat_database import (
+    ConfigurationError,
     Message,
     Session,
     SituationalContext,
     StorageConfig,
+    StorageError,
     StorageManager,
 )
 
@@ -316,10 +319,15 @@ def main() -> None:
     if sys.stdin.isatty():
         with contextlib.suppress(ImportError):
             import readline  # noqa: F401 - gives input() its line editing
+    elif isinstance(sys.stdin, io.TextIOWrapper):
+        sys.stdin.reconfigure(errors="replace")  # what is no UTF-8 is no reason to end a chat
 
     # `input` waits outside the event loop, on the main thread, where Ctrl-C reaches it; the runner keeps one loop.
     with asyncio.Runner() as runner:
-        storage = StorageManager(StorageConfig(storage_base_path=options.store))
+        try:
+            storage = StorageManager(StorageConfig(storage_base_path=options.store))
+        except ConfigurationError as error:
+            sys.exit(f"chat_app: {error}")
         chat = Chat(storage, options.user)
         try:
             runner.run(chat.resume())
@@ -334,6 +342,8 @@ def main() -> None:
                     runner.run(chat.hear(line))
         except KeyboardInterrupt:
             say("")
+        except StorageError as error:
+            sys.exit(f"chat_app: {options.store}: {error}")
         finally:
             runner.run(storage.close())
     say("Your chat is kept.")

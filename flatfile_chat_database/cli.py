@@ -378,7 +378,7 @@ async def ls(options: _Options, user: str | None, limit: int, offset: int) -> No
             options.print(record)
         return
     if not rows:
-        click.echo("No users." if user is None else "No sessions.", err=True)
+        click.echo("No users to list." if user is None else "No sessions to list.", err=True)
         return
     columns = shutil.get_terminal_size().columns if sys.stdout.isatty() else None
     first, *lines = table(head, rows, right=right, columns=columns)

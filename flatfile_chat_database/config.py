@@ -376,7 +376,7 @@ def _check_type(name: str, value: object, expected: Any) -> None:
 def _check_values(config: StorageConfig) -> None:
     """Check what the types do not say; names are checked because keys are built of them."""
     if not config.storage_base_path or "\0" in config.storage_base_path:
-        raise ConfigurationError("storage_base_path must be a path without NUL characters.")
+        raise ConfigurationError("storage_base_path must be a path: not empty, and without NUL characters.")
     for name in _field_names():
         value = getattr(config, name)
         if isinstance(value, int | float) and not isinstance(value, bool):

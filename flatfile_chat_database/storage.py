@@ -376,6 +376,8 @@ class StorageManager:
     ) -> str:
         """Save a file and return its path relative to the store. A file of the same name is replaced.
 
+        The replacement has another path, so that readers of the old one are not disturbed: keep the name, not the path.
+
         Args:
             user_id: The session's owner.
             session_id: Where it belongs.

@@ -254,7 +254,7 @@ def test_ls_as_json_has_every_field(filled: str) -> None:
 
 def test_ls_of_nothing_says_so_on_stderr(filled: str) -> None:
     result = chatdb(filled, "ls", "张三")
-    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "No sessions.\n")
+    assert (result.exit_code, result.stdout, result.stderr) == (0, "", "No sessions to list.\n")
 
 
 def test_ls_lists_more_than_the_default_limits(store: str) -> None:

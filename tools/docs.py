@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 
-from flatfile_chat_database import StorageConfig, StorageManager
+from flatfile_chat_database import StorageConfig, StorageManager, models
 from flatfile_chat_database.cli import cli
 from flatfile_chat_database.layout import Layout
 
@@ -30,10 +30,14 @@ LAYOUT_BEFORE = """\
 Paths are relative to the store's folder, with the default names; the configuration can change most of them when a store
 is made. Ids in `{braces}` are percent-encoded where a file name could not hold them as they are."""
 
+MODELS = """\
+Dataclasses, imported from `flatfile_chat_database`. `version` is not stored: it is what `expected_version` takes."""
+
 LAYOUT_AFTER = """\
 Documents are indented JSON, replaced whole. Logs are JSONL, one message a line with the fields `id`, `role`, `content`,
 `timestamp`, `attachments`, `metadata` and, in a thread, `parent_id`; lines are appended, and a log is rewritten only to
-change or remove a message.
+change or remove a message. A session's `updated_at` in `session.json` is when its title or metadata last changed; the
+library answers with the time of the newest message where that is later, and spares the file.
 
 `system/trash/{entry}/` holds deleted things under the paths they had, `system/quarantine/` bytes that were damaged,
 each `.bin` with a `.json` that says where it was. `system/lock` is the lock file and stays."""
@@ -100,7 +104,14 @@ def api_page() -> str:
         text = inspect.cleandoc(method.__doc__ or "")
         signature = re.sub(r"^\(self(, )?", "(", str(inspect.signature(method)))
         signature = re.sub(r"(: |-> )'([^']*)'", r"\1\2", signature)  # annotations that are kept as text
-        parts += [f"### `{name}`", _fenced(f"{name}{signature}", "python"), _paragraphs(text)]
+        start = "async " if inspect.iscoroutinefunction(method) else ""
+        parts += [f"### `{name}`", _fenced(f"{start}{name}{signature}", "python"), _paragraphs(text)]
+    parts += ["## What it takes and returns", MODELS]
+    for model in vars(models).values():
+        if dataclasses.is_dataclass(model) and isinstance(model, type) and model.__module__ == models.__name__:
+            fields = [f"{field.name}: {field.type}" for field in dataclasses.fields(model)]
+            text = inspect.cleandoc(model.__doc__ or "")
+            parts += [f"### `{model.__name__}`", text, _fenced("\n".join(fields), "python")]
     return _lines(*parts)
 
 
@@ -126,7 +137,10 @@ def _paragraphs(text: str) -> str:
 
 
 def _help(command: click.Command, name: str) -> str:
-    with click.Context(command, info_name=name, max_content_width=100, terminal_width=100) as context:
+    names = cli.context_settings.get("help_option_names")
+    with click.Context(
+        command, info_name=name, max_content_width=100, terminal_width=100, help_option_names=names
+    ) as context:
         return command.get_help(context)
 
 
