@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import logging
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
 from contextlib import aclosing
@@ -44,6 +45,10 @@ def session_log(user_id: str, session_id: str) -> LogName:
 def panel_log(panel_id: str) -> LogName:
     """Name the messages of a panel."""
     return LogName("panel_messages", "panel", {"panel_id": panel_id})
+
+
+_DECODED_AT_ONCE = 200
+"""More lines than this are decoded in a thread: on the event loop they would hold everybody up."""
 
 
 class Messages:
@@ -153,7 +158,7 @@ class Messages:
             start = max(0, await backend.count_log(key) + start)
             stop = start + limit
         lines = await backend.read_log(key, start, stop, strict=strict)
-        return self._decode_all(key, lines, strict=strict)
+        return await self._decode_all(key, lines, strict=strict)
 
     async def page(
         self, log: LogName, limit: int | None, before: str | None, after: str | None, *, strict: bool = False
@@ -176,7 +181,7 @@ class Messages:
         else:
             lines = await backend.read_log(key, -limit - 1, strict=strict)
             more, lines = len(lines) > limit, lines[max(0, len(lines) - limit) :]
-        return MessagePage(self._decode_all(key, lines, strict=strict), more)
+        return MessagePage(await self._decode_all(key, lines, strict=strict), more)
 
     async def stream(self, log: LogName, *, strict: bool = False) -> AsyncIterator[Message]:
         """Yield all messages, oldest first."""
@@ -184,7 +189,7 @@ class Messages:
         backend = await self._store.reading()
         async with aclosing(cast("AsyncGenerator[list[bytes]]", backend.stream_log(key, strict=strict))) as runs:
             async for lines in runs:
-                for message in self._decode_all(key, lines, strict=strict):
+                for message in await self._decode_all(key, lines, strict=strict):
                     yield message
 
     async def find(self, log: LogName, message_id: str) -> Message | None:
@@ -264,8 +269,13 @@ class Messages:
                 ) from error
         return message
 
-    def _decode_all(self, key: str, lines: Sequence[bytes], *, strict: bool) -> list[Message]:
+    async def _decode_all(self, key: str, lines: Sequence[bytes], *, strict: bool) -> list[Message]:
         """Return the messages of lines, one of each: positions and counts are of lines, so none is passed over."""
+        if len(lines) <= _DECODED_AT_ONCE:
+            return self._decode_here(key, lines, strict=strict)
+        return await asyncio.to_thread(self._decode_here, key, lines, strict=strict)
+
+    def _decode_here(self, key: str, lines: Sequence[bytes], *, strict: bool) -> list[Message]:
         messages = []
         for line in lines:
             try:
