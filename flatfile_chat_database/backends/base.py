@@ -57,6 +57,8 @@ class Capability(StrEnum):
     """The records of one Append are there all or none, also after the process was killed."""
     STREAMED_BLOBS = "streamed-blobs"
     """Blobs are read and written in chunks; memory does not grow with their size."""
+    EXTENTS = "extents"
+    """Logs can be read by byte offsets, and what changed since a moment can be told: what a derived index needs."""
 
 
 class _Any(Enum):
@@ -170,6 +172,30 @@ class RemoveTree(msgspec.Struct, frozen=True):
     """Remove everything below a folder. Outcome: the keys that were removed, sorted."""
 
     folder: str
+
+
+class Changes(msgspec.Struct, frozen=True):
+    """What changed in a store since a cursor."""
+
+    cursor: str
+    """Of now, to ask again with."""
+    keys: frozenset[str] | None
+    """Keys that may have changed; those of moved and removed folders too. None: it is not known, all may have."""
+
+
+class LogPart(msgspec.Struct, frozen=True):
+    """Whole lines of a log, by byte offsets."""
+
+    identity: str
+    """Of the bytes before: a log that only grew keeps it; one that was rewritten has another."""
+    start: int
+    """Offset of the first line."""
+    end: int
+    """Offset behind the newline of the last line."""
+    lines: list[tuple[int, bytes]]
+    """Offset and line, without its newline, of every line that is a record."""
+    more: bool
+    """Whether there are whole lines behind `end`."""
 
 
 Change = Require | Absent | Quota | Put | Delete | Append | Edit | Truncate | Move | RemoveTree
@@ -398,6 +424,51 @@ class StorageBackend(ABC):
         documents = await self.read_many([f"{place}/{document}" for place in places])
         records = await self.newest_records([f"{place}/{log}" for place in places])
         return list(zip(children, documents, records, strict=True))
+
+    # --- what a derived index needs (Capability.EXTENTS) ---------------------------------------------
+
+    async def changes(self, cursor: str | None) -> Changes:
+        """Return which keys may have changed since `cursor`, by whichever process, and the cursor of now.
+
+        Only changes that were made through a backend count, not edits by hand. A cursor that is None, or too old, or of
+        another store, gives no keys but None.
+        """
+        return Changes("", None)
+
+    async def stamps(self, keys: Sequence[str]) -> list[str | None]:
+        """Return for each key, in the order of `keys`, a text that is another one when its bytes are changed.
+
+        None stands for a key that is absent.
+        """
+        return [None if data is None else version_of(data) for data in await self.read_many(keys)]
+
+    async def read_log_part(self, key: str, identity: str | None, start: int) -> LogPart | None:
+        """Return the whole lines of a log from byte offset `start`, or None if it is absent.
+
+        If the log's identity is not `identity`, or it is shorter than `start`, the part begins at 0. A part is bounded
+        in size; `more` tells whether to go on from its `end`. Bad lines are passed over without a warning.
+        """
+        data = await self.read(key)
+        if data is None:
+            return None
+        found = version_of(data)  # no telling whether it only grew
+        start = start if found == identity and start <= len(data) else 0
+        end = data.rfind(b"\n") + 1
+        lines, offset = [], start
+        for line in data[start:end].split(b"\n")[:-1]:
+            if codec.line_id(line) is not None:
+                lines.append((offset, line))
+            offset += len(line) + 1
+        return LogPart(found, start, max(start, end), lines, more=False)
+
+    async def read_log_at(self, places: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
+        """Return the bytes of each place (key, offset, length), in order; None where there are not so many."""
+        datas = {key: await self.read(key) for key in {key for key, _, _ in places}}
+        found: list[bytes | None] = []
+        for key, offset, length in places:
+            piece = (datas[key] or b"")[offset : offset + length]
+            found.append(piece if len(piece) == length else None)
+        return found
 
     # --- blobs ---------------------------------------------------------------------------------------
 

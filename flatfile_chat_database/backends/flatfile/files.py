@@ -64,6 +64,10 @@ class Files:
         """Open an existing file for reading and for appending."""
         return _above_standard(os.open(path, os.O_RDWR | os.O_APPEND | os.O_NONBLOCK | _COMMON))
 
+    def open_to_change(self, path: str) -> int:
+        """Open an existing file for reading and for writing at offsets."""
+        return _above_standard(os.open(path, os.O_RDWR | os.O_NONBLOCK | _COMMON))
+
     def create(self, path: str) -> int:
         """Create a private file that must not exist."""
         return _above_standard(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _COMMON, PRIVATE_FILE))
@@ -87,6 +91,20 @@ class Files:
         self.count("bytes_written", count)
         return count
 
+    def write_at(self, descriptor: int, data: bytes | memoryview, offset: int) -> int:
+        """Write at an offset (files not open for appending); return how many bytes were taken."""
+        count = os.pwrite(descriptor, data, offset)
+        self.count("bytes_written", count)
+        return count
+
+    def reserve(self, descriptor: int, offset: int, size: int) -> None:
+        """Make room on the medium for `size` bytes from `offset`; what was not there reads as NULs."""
+        os.posix_fallocate(descriptor, offset, size)
+
+    def drop_cache(self, descriptor: int) -> None:
+        """Forget what the system keeps of a file in memory and is on disk, so that reading tells what is on disk."""
+        os.posix_fadvise(descriptor, 0, 0, os.POSIX_FADV_DONTNEED)
+
     def truncate(self, descriptor: int, size: int) -> None:
         os.ftruncate(descriptor, size)
 
@@ -102,6 +120,14 @@ class Files:
         """Take the exclusive advisory lock of an open file; return False if another holds it."""
         try:
             fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        except BlockingIOError:
+            return False
+        return True
+
+    def try_share(self, descriptor: int) -> bool:
+        """Take the shared advisory lock of an open file instead of any it has; return False if that is exclusive."""
+        try:
+            fcntl.flock(descriptor, fcntl.LOCK_SH | fcntl.LOCK_NB)
         except BlockingIOError:
             return False
         return True
