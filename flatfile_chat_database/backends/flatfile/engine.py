@@ -33,7 +33,7 @@ from .history import History
 from .journal import Batch, Journal, Past, Segment, Step, keys_of
 from .lock import Mark, Presence, StoreLock
 from .openlogs import OpenLogs
-from .oserrors import mapped
+from .oserrors import mapped, unavailable
 from .plan import EngineChange, Extend, Job, Later, Mend, Mixed, Place, Plan, exists, key_of, read, steps_of
 from .replay import Replay
 from .syncs import Syncs
@@ -197,6 +197,8 @@ class Engine:
                 if job.is_structural:
                     self._commit(plan)
                     plan = self._plan()
+                    if self._broken is not None:
+                        raise self._refusal()
                     self._run_structural(job)
                     continue
                 try:
@@ -265,10 +267,14 @@ class Engine:
         done = 0
         try:
             for step, data in zip(steps, parts, strict=True):
-                with mapped(step.key):
+                if step.op == "append":
+                    self._logs.append(step.key, data)
+                else:
                     self._apply(step, data)
                 done += 1
         except Exception as error:
+            if isinstance(error, OSError):
+                error = unavailable(error, steps[done].key)
             self._stop_before(segment)
             for job in plan.jobs_of({step.key for step in steps[done:]}):
                 job.outcomes, job.error = None, self._later(error)
@@ -605,10 +611,8 @@ class Engine:
     # --- doing steps ---------------------------------------------------------------------------------
 
     def _apply(self, step: Step, data: bytes) -> None:
-        """Do a step for the first time, right after it was planned."""
+        """Do a step that is no append for the first time, right after it was planned."""
         match step.op:
-            case "append":
-                self._logs.append(step.key, data)
             case "put":
                 self._put(step.key, data)
             case "install":
@@ -731,16 +735,16 @@ class Engine:
         return self._layout.journal
 
     def has_unfinished(self) -> bool:
-        """Tell whether there is something in the journal that has not been done; a writer at work looks so, too."""
-        mark = self.lock.peek()
-        segment = None if mark is None else self._journal.find(mark.segment)
-        if mark is None or segment is None:
-            return False
-        try:
-            segment.end = mark.applied
-            return segment.has_more()
-        finally:
-            segment.close()
+        """Tell whether there is something in the journal that has not been done, and nobody is at work on it."""
+        with self.lock.glance() as mark:
+            segment = None if mark is None else self._journal.find(mark.segment)
+            if mark is None or segment is None:
+                return False
+            try:
+                segment.end = mark.applied
+                return segment.has_more()
+            finally:
+                segment.close()
 
     # --- a damaged journal ---------------------------------------------------------------------------
 
