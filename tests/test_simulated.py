@@ -10,7 +10,8 @@ from typing import Any
 import pytest
 
 from flatfile_chat_database.backends.flatfile.files import Files, FileStatus
-from flatfile_chat_database.testing.simulated import Disk, Killed, Left, Renamed, Synced, Write, paths_of
+from flatfile_chat_database.testing.disk import Disk, Left, Renamed, Synced, Write
+from flatfile_chat_database.testing.simulated import Killed, SimulatedFiles
 
 NAMES = ["a", "b", "c", "a/a", "a/b", "b/a", "b/c", "a/a/a", "a/a/b", "b/a/c", "x" * 300]
 STEPS = 150
@@ -20,10 +21,13 @@ class Twins:
     """The same calls on a real folder and on a simulated one; descriptors go by the number of their opening."""
 
     def __init__(self, folder: Path) -> None:
-        disk = Disk()
-        disk.make_folders(str(folder))
+        self.disk = Disk()
+        self.disk.make_folders(str(folder))
         self.folder = str(folder)
-        self.systems = [(Files(), Files()), (disk.process(), disk.process())]
+        self.systems: list[tuple[Files, Files]] = [
+            (Files(), Files()),
+            (SimulatedFiles(self.disk), SimulatedFiles(self.disk)),
+        ]
         self.opened: list[tuple[int, tuple[int, int]]] = []
 
     def both(self, process: int, call: Callable[[Files, int], Any]) -> Any:
@@ -70,6 +74,11 @@ def step(dice: random.Random, twins: Twins) -> tuple[str, Any]:
         "open_to_change": lambda files, _: Descriptor(files.open_to_change(path)),
         "create": lambda files, _: Descriptor(files.create(path)),
         "open_lock": lambda files, _: Descriptor(files.open_lock(path)),
+        **(
+            {"create_to_append": lambda files, _: Descriptor(files.create_to_append(path))}
+            if hasattr(Files, "create_to_append")
+            else {}
+        ),
         "status": lambda files, _: files.status(path),
         "rename": lambda files, _: files.rename(path, other),
         "remove": lambda files, _: files.remove(path),
@@ -116,8 +125,8 @@ def test_random_calls_have_the_same_results_and_errors_as_on_the_real_file_syste
             name, _ = step(dice, twins)
             seen.add(name)
         real = {path.relative_to(tmp_path).as_posix(): path for path in tmp_path.rglob("*")}
-        simulated = {path: node for path, node in paths_of(twins.systems[1][0].disk.nodes).items()}  # type: ignore[attr-defined]
-        inside = {path[len(str(tmp_path)) + 1 :]: node for path, node in simulated.items() if str(tmp_path) + "/" in path}
+        disk, start = twins.disk, f"{tmp_path}/"
+        inside = {path[len(start) :]: node for path, node in disk.paths().items() if path.startswith(start)}
         assert inside.keys() == real.keys()
         for name, path in real.items():
             assert inside[name].kind == ("folder" if path.is_dir() else "file")
@@ -130,7 +139,7 @@ def test_random_calls_have_the_same_results_and_errors_as_on_the_real_file_syste
 
 def test_a_killed_process_leaves_its_bytes_and_lets_go_of_its_lock() -> None:
     disk = Disk()
-    one, other = disk.process(), disk.process()
+    one, other = SimulatedFiles(disk), SimulatedFiles(disk)
     written = one.open_lock("/lock")
     assert one.try_lock(written)
     one.write(written, b"half a l")
@@ -145,7 +154,7 @@ def test_a_killed_process_leaves_its_bytes_and_lets_go_of_its_lock() -> None:
 
 def test_the_log_says_what_was_changed_and_what_was_synced() -> None:
     disk = Disk()
-    files = disk.process()
+    files = SimulatedFiles(disk)
     descriptor = files.create("/a")
     files.write(descriptor, b"one")
     files.sync(descriptor)
@@ -158,7 +167,7 @@ def test_the_log_says_what_was_changed_and_what_was_synced() -> None:
 
 def test_what_a_failed_sync_lost_is_read_from_the_cache_until_that_is_dropped() -> None:
     disk = Disk()
-    files = disk.process()
+    files = SimulatedFiles(disk)
     descriptor = files.create("/a")
     files.write(descriptor, b"one\n")
     files.sync(descriptor)

@@ -21,7 +21,7 @@ import random
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
-from .simulated import (
+from .disk import (
     ROOT,
     Choice,
     Dropped,
@@ -93,7 +93,7 @@ def states(
         first: The first crash point, as a number of events.
         last: The last crash point; the end by default.
     """
-    lost = lost_by_failed_syncs(list(trace.log))
+    lost = lost_by_failed_syncs(trace.log)
     end = len(trace.log) if last is None else last
     covered = False  # by the states of the point behind it, which has one more effect that may be missing
     for point in range(end, first - 1, -1):
@@ -110,7 +110,7 @@ def states(
 
 def count_states(trace: Trace) -> int:
     """Return how many combinations there are at all crash points, the same states counted again at each."""
-    lost = lost_by_failed_syncs(list(trace.log))
+    lost = lost_by_failed_syncs(trace.log)
     return sum(_independent(trace, point, lost).size for point in range(len(trace.log) + 1))
 
 
@@ -279,7 +279,9 @@ def _ordered(trace: Trace, point: int, lost: set[int]) -> _Choosing:
     for node, indexes in data.items():
         until = sum(index < synced_until.get(node, 0) for index in indexes)
         # The last one that is there may end at a page; behind it the size may or may not be the new one.
-        beginnings.append([(indexes, count, torn) for count in range(until, len(indexes) + 1) for torn in (False, True)])
+        beginnings.append(
+            [(indexes, count, torn) for count in range(until, len(indexes) + 1) for torn in (False, True)]
+        )
     combinations: list[Sequence[Choice]] = []
     for names in range(names_until, len(effects) + 1):
         if names < len(effects) and isinstance(effects[names], Write | Made):

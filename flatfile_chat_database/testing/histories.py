@@ -16,8 +16,21 @@ from typing import Literal
 import msgspec
 
 from .. import codec
-from ..backends.base import ABSENT, ANY, Absent, Append, Change, Delete, Edit, Move, Put, RemoveTree, Require, Truncate
-from ..backends.base import version_of
+from ..backends.base import (
+    ABSENT,
+    ANY,
+    Absent,
+    Append,
+    Change,
+    Delete,
+    Edit,
+    Move,
+    Put,
+    RemoveTree,
+    Require,
+    Truncate,
+    version_of,
+)
 
 Contents = dict[str, bytes]
 """What a store holds, by key."""
@@ -190,14 +203,12 @@ def _apply(contents: Contents, step: Step) -> None:
             if new:
                 contents[key] = contents.get(key, b"") + b"".join(new)
         case Edit(key, record_id, _, line):
-            kept = [
-                (line if codec.line_id(old) == record_id else old + b"\n") or b"" for old in _lines(contents, key)
-            ]
+            kept = [(line if codec.line_id(old) == record_id else old + b"\n") or b"" for old in _lines(contents, key)]
             contents[key] = b"".join(kept)
         case Truncate(key, count):
             if key in contents and count != 0:
-                lines = _lines(contents, key)
-                contents[key] = b"".join(line + b"\n" for line in lines[: max(0, len(lines) - (count or len(lines)))])
+                old = _lines(contents, key)
+                contents[key] = b"".join(one + b"\n" for one in old[: max(0, len(old) - (count or len(old)))])
         case Move(source, target):
             for key in [key for key in contents if _is_at_or_below(key, source)]:
                 contents[target + key[len(source) :]] = contents.pop(key)

@@ -1,4 +1,4 @@
-"""Stores that lose power: operations are recorded on a simulated disk, and every state that may be left is opened again.
+"""Stores that lose power: operations are recorded on a simulated disk, every state that may be left is opened again.
 
     trial = Trial(open_flatfile(StorageConfig()))
     one = trial.start()
@@ -11,197 +11,20 @@ acknowledged in the quarantine, and which must be able to go on writing.
 
 from __future__ import annotations
 
-import asyncio
-import contextlib
 import itertools
-import sys
-import uuid
-from collections.abc import Callable, Coroutine, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
-from typing import Any, Protocol, TypeVar
 
-from .. import codec, models
-from ..backends.base import Append, Change, Outcome, Put
-from ..backends.flatfile.backend import FlatfileBackend
-from ..backends.flatfile.engine import EngineChange, Job
-from ..config import StorageConfig
+from .. import codec
+from ..backends.base import Append, Change, Put
 from ..errors import DurabilityError, StorageError
-from ..layout import Layout
 from .crashes import State, Trace, digest_of, states
+from .disk import Disk, Nodes
 from .histories import Answer, Asked, Blob, Close, Contents, History, Operation
-from .simulated import Disk, Killed, Nodes, SimulatedFiles
+from .inline import OpenStore, Store, repeatable
+from .simulated import Killed, SimulatedFiles
 
-T = TypeVar("T")
-
-ROOT_FOLDER = "/data/store"
 _PARENT = "/data"
-
-
-# --- stores under test ---------------------------------------------------------------------------------
-
-
-class Store(Protocol):
-    """An open store, used by one process."""
-
-    def commit(self, changes: Sequence[Change]) -> list[Outcome]:
-        """Make changes as one."""
-
-    def write_blob(self, key: str, data: bytes) -> None:
-        """Write a blob."""
-
-    def contents(self) -> Contents:
-        """Return all keys that a user sees, with their bytes."""
-
-    def quarantine(self) -> list[bytes]:
-        """Return what was set aside."""
-
-    def problems(self) -> list[str]:
-        """Look at the whole store, finish and repair what an earlier process left, and return what is wrong still."""
-
-    def close(self) -> None:
-        """Finish and let go."""
-
-
-OpenStore = Callable[[SimulatedFiles], Store]
-
-
-class _InlineBackend(FlatfileBackend):
-    """A flat-file backend that does all work at once, in the caller's thread."""
-
-    async def _in_thread(self, work: Callable[[], T]) -> T:
-        return work()
-
-    def _later(self, work: Callable[[], None]) -> asyncio.Future[None]:
-        return _LOOP.run_in_executor(None, work)
-
-    async def _commit(self, changes: Sequence[EngineChange]) -> list[Outcome]:
-        return self.commit_now(changes)
-
-    def commit_now(self, changes: Sequence[EngineChange]) -> list[Outcome]:
-        """Make changes as one without the writer's thread."""
-        job = Job(changes)
-        self._engine.run([job])
-        if job.error is not None:
-            raise job.error
-        return job.outcomes or []
-
-    def close_now(self) -> None:
-        """Finish and let go."""
-        self._engine.close()
-
-
-class _InlineLoop(asyncio.AbstractEventLoop):
-    """An event loop on which everything has happened already: work is done at once, and time passes at once."""
-
-    def get_debug(self) -> bool:
-        return False
-
-    def create_future(self) -> asyncio.Future[Any]:
-        return asyncio.Future(loop=self)
-
-    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:  # type: ignore[override]
-        done: asyncio.Future[T] = asyncio.Future(loop=self)
-        try:
-            done.set_result(func(*args))
-        except Exception as error:
-            done.set_exception(error)
-        return done
-
-    def call_soon(self, callback: Callable[..., object], *args: Any, context: Any = None) -> asyncio.Handle:
-        callback(*args)
-        return asyncio.Handle(callback, args, self)
-
-    def call_later(
-        self, delay: float, callback: Callable[..., object], *args: Any, context: Any = None
-    ) -> asyncio.TimerHandle:
-        callback(*args)
-        return asyncio.TimerHandle(0.0, callback, args, self)
-
-    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
-        return None
-
-
-_LOOP = _InlineLoop()
-
-
-def finish(work: Coroutine[Any, Any, T]) -> T:
-    """Return what a coroutine returns, all of whose work is done inline."""
-    asyncio._set_running_loop(_LOOP)
-    try:
-        work.send(None)
-    except StopIteration as end:
-        result: T = end.value
-        return result
-    finally:
-        asyncio._set_running_loop(None)
-    raise RuntimeError("It waits for something that nobody does.")
-
-
-class FlatfileStore:
-    """The flat-file backend, without threads and without an event loop."""
-
-    def __init__(self, config: StorageConfig, files: SimulatedFiles, backend: type[_InlineBackend]) -> None:
-        self._layout = Layout(config)
-        self._backend = backend(config, ROOT_FOLDER, files=files)
-        finish(self._backend.open())
-
-    def commit(self, changes: Sequence[Change]) -> list[Outcome]:
-        return finish(self._backend.commit(changes))
-
-    def write_blob(self, key: str, data: bytes) -> None:
-        async def chunks() -> Any:
-            yield data
-
-        finish(self._backend.write_blob(key, chunks()))
-
-    def contents(self) -> Contents:
-        found = self._all()
-        aside = self._layout.folder("quarantine", item="x")
-        return {key: data for key, data in found.items() if not key.startswith(f"{aside}/")}
-
-    def quarantine(self) -> list[bytes]:
-        aside = self._layout.folder("quarantine", item="x")
-        return [data for key, data in self._all().items() if key.startswith(f"{aside}/") and key.endswith(".bin")]
-
-    def _all(self) -> Contents:
-        keys = finish(self._backend.list_keys(""))
-        datas = finish(self._backend.read_many(keys))
-        return {key: data for key, data in zip(keys, datas, strict=True) if data is not None}
-
-    def problems(self) -> list[str]:
-        found = finish(self._backend.verify(fix=True))
-        return [f"{one.kind} {one.key}: {one.detail}" for one in found if not one.harmless and not one.fixed]
-
-    def close(self) -> None:
-        self._backend.close_now()
-
-
-def open_flatfile(config: StorageConfig, backend: type[_InlineBackend] = _InlineBackend) -> OpenStore:
-    """Return what opens a flat-file store on simulated files."""
-    return lambda files: FlatfileStore(config, files, backend)
-
-
-@contextlib.contextmanager
-def numbered_ids(first: int = 0) -> Iterator[None]:
-    """Let the package take its unique ids (names of temporary files) from a counter, so that runs can be compared."""
-    numbers = itertools.count(first)
-
-    def numbered() -> str:
-        return str(uuid.UUID(int=next(numbers)))
-
-    patched = [
-        module
-        for name, module in sorted(sys.modules.items())
-        if name.startswith("flatfile_chat_database.backends") and getattr(module, "new_id", None) is models.new_id
-    ]
-    original = models.new_id
-    for module in patched:
-        module.new_id = numbered  # type: ignore[attr-defined]
-    try:
-        yield
-    finally:
-        for module in patched:
-            module.new_id = original  # type: ignore[attr-defined]
 
 
 # --- recording -----------------------------------------------------------------------------------------
@@ -211,7 +34,7 @@ class Process:
     """A process that has the store open, or opens it with its next operation."""
 
     def __init__(self, trial: Trial) -> None:
-        self.files = trial.disk.process()
+        self.files = trial.files(trial.disk)
         self._trial = trial
         self._store: Store | None = None
 
@@ -294,9 +117,14 @@ class Trial:
         nodes: Nodes | None = None,
         before: Sequence[Contents] = ({},),
         whole_commits: bool = True,
+        files: type[SimulatedFiles] = SimulatedFiles,
     ) -> None:
-        """Begin with a disk (an empty one by default) whose store has one of the contents `before`."""
+        """Begin with a disk (an empty one by default) whose store has one of the contents `before`.
+
+        `files` are the system calls of its processes, which a test may spoil.
+        """
         self.open_store = open_store
+        self.files = files
         self.disk = Disk(nodes)
         if nodes is None:
             self.disk.make_folders(_PARENT)
@@ -363,6 +191,7 @@ class Laboratory:
         nested: int = 0,
         loses: bool = False,
         stop: bool = False,
+        files: type[SimulatedFiles] = SimulatedFiles,
     ) -> None:
         """Prepare for checks.
 
@@ -375,6 +204,7 @@ class Laboratory:
             nested: Every which state is opened on that further level.
             loses: Whether acknowledged operations may be lost since the last close, as at the level `normal`.
             stop: End a check with the first violation.
+            files: The system calls of who opens a state.
         """
         self._open_store = open_store
         self._most = most
@@ -384,6 +214,7 @@ class Laboratory:
         self._nested = nested
         self._loses = loses
         self._stop = stop
+        self._files = files
         self._observed: dict[bytes, Observation | str] = {}
         self._opened = 0
         self.report = Report()
@@ -437,8 +268,8 @@ class Laboratory:
         return found
 
     def _open(self, nodes: Nodes) -> Observation | str:
-        files = Disk(nodes).process()
-        with numbered_ids(1 << 64):
+        files = self._files(Disk(nodes))
+        with repeatable(1 << 64):
             try:
                 store = self._open_store(files)
                 store.commit([])
@@ -483,9 +314,10 @@ class Laboratory:
             nodes=state.nodes,
             before=history.allowed(state.point),
             whole_commits=history.whole_commits,
+            files=self._files,
         )
         process = trial.start()
-        with numbered_ids(1 << 64):
+        with repeatable(1 << 64):
             again = [asked for asked in history.asked if asked.may_have_happened(state.point)][-1:]
             process.do(Operation("open", ()))
             process.store.commit([])

@@ -3,7 +3,20 @@
 from __future__ import annotations
 
 from .. import codec
-from ..backends.base import ABSENT, Absent, Append, Change, Delete, Edit, Move, Put, Quota, RemoveTree, Require, Truncate
+from ..backends.base import (
+    ABSENT,
+    Absent,
+    Append,
+    Change,
+    Delete,
+    Edit,
+    Move,
+    Put,
+    Quota,
+    RemoveTree,
+    Require,
+    Truncate,
+)
 from ..config import StorageConfig
 from ..layout import Layout
 from ..models import Message

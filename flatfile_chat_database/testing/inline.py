@@ -1,0 +1,210 @@
+"""The flat-file backend without threads and without an event loop: the same calls in the same order in every run.
+
+with repeatable():
+    store = open_flatfile(StorageConfig())(SimulatedFiles(Disk()))
+    store.commit([...])
+"""
+
+from __future__ import annotations
+
+import asyncio
+import contextlib
+import itertools
+import sys
+import uuid
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
+from typing import Any, Protocol, TypeVar, cast
+
+from .. import models
+from ..backends.base import Change, Outcome
+from ..backends.flatfile.backend import FlatfileBackend
+from ..backends.flatfile.engine import EngineChange, Job
+from ..config import StorageConfig
+from ..layout import Layout
+from .histories import Contents
+from .simulated import SimulatedFiles
+
+T = TypeVar("T")
+
+ROOT_FOLDER = "/data/store"
+"""Where the store is on a simulated disk."""
+
+
+# --- an event loop on which nothing waits ---------------------------------------------------------------
+
+
+class _InlineLoop:
+    """An event loop on which everything has happened already: work is done at once, and time passes at once."""
+
+    def get_debug(self) -> bool:
+        return False
+
+    def create_future(self) -> asyncio.Future[Any]:
+        return asyncio.Future(loop=_LOOP)
+
+    def run_in_executor(self, executor: Any, func: Callable[..., T], *args: Any) -> asyncio.Future[T]:
+        done: asyncio.Future[T] = asyncio.Future(loop=_LOOP)
+        try:
+            done.set_result(func(*args))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+    def call_soon(self, callback: Callable[..., object], *args: Any, context: Any = None) -> asyncio.Handle:
+        callback(*args)
+        return asyncio.Handle(callback, args, _LOOP)
+
+    def call_later(
+        self, delay: float, callback: Callable[..., object], *args: Any, context: Any = None
+    ) -> asyncio.TimerHandle:
+        callback(*args)
+        return asyncio.TimerHandle(0.0, callback, args, _LOOP)
+
+    def _timer_handle_cancelled(self, handle: asyncio.TimerHandle) -> None:
+        return None
+
+
+_LOOP = cast(asyncio.AbstractEventLoop, _InlineLoop())
+
+
+def finish(work: Coroutine[Any, Any, T]) -> T:
+    """Return what a coroutine returns, all of whose work is done inline."""
+    asyncio._set_running_loop(_LOOP)
+    try:
+        work.send(None)
+    except StopIteration as end:
+        result: T = end.value
+        return result
+    finally:
+        asyncio._set_running_loop(None)
+    raise RuntimeError("It waits for something that nobody does.")
+
+
+class _InlineExecutor:
+    """In place of a pool of threads: work is done when it is submitted."""
+
+    def __init__(self, *_: object, **__: object) -> None:
+        return None
+
+    def submit(self, work: Callable[..., T], *arguments: Any) -> Future[T]:
+        done: Future[T] = Future()
+        try:
+            done.set_result(work(*arguments))
+        except Exception as error:
+            done.set_exception(error)
+        return done
+
+    def shutdown(self, *_: object, **__: object) -> None:
+        return None
+
+
+@contextlib.contextmanager
+def repeatable(first: int = 0) -> Iterator[None]:
+    """Let the backends start no threads, and take their unique ids (names of temporary files) from a counter."""
+    numbers = itertools.count(first)
+
+    def numbered() -> str:
+        return str(uuid.UUID(int=next(numbers)))
+
+    replaced: list[tuple[Any, str, object]] = []
+    replacements: tuple[tuple[object, object], ...] = ((models.new_id, numbered), (ThreadPoolExecutor, _InlineExecutor))
+    for name, module in sorted(sys.modules.items()):
+        if name.startswith("flatfile_chat_database.backends"):
+            for original, new in replacements:
+                for attribute, value in list(vars(module).items()):
+                    if value is original:
+                        replaced.append((module, attribute, original))
+                        setattr(module, attribute, new)
+    try:
+        yield
+    finally:
+        for module, attribute, original in replaced:
+            setattr(module, attribute, original)
+
+
+# --- stores under test ---------------------------------------------------------------------------------
+
+
+class Store(Protocol):
+    """An open store, used by one process."""
+
+    def commit(self, changes: Sequence[Change]) -> list[Outcome]:
+        """Make changes as one."""
+
+    def write_blob(self, key: str, data: bytes) -> None:
+        """Write a blob."""
+
+    def contents(self) -> Contents:
+        """Return all keys that a user sees, with their bytes."""
+
+    def quarantine(self) -> list[bytes]:
+        """Return what was set aside."""
+
+    def problems(self) -> list[str]:
+        """Look at the whole store, finish and repair what an earlier process left, and return what is wrong still."""
+
+    def close(self) -> None:
+        """Finish and let go."""
+
+
+OpenStore = Callable[[SimulatedFiles], Store]
+
+
+class InlineBackend(FlatfileBackend):
+    """A flat-file backend that writes in the caller's thread."""
+
+    async def _commit(self, changes: Sequence[EngineChange]) -> list[Outcome]:
+        job = Job(changes)
+        self._engine.run([job])
+        if job.error is not None:
+            raise job.error
+        return job.outcomes or []
+
+    def close_now(self) -> None:
+        """Finish and let go."""
+        self._engine.close()
+
+
+class FlatfileStore:
+    """The flat-file backend, without threads and without an event loop."""
+
+    def __init__(self, config: StorageConfig, files: SimulatedFiles, backend: type[InlineBackend]) -> None:
+        self._layout = Layout(config)
+        self._backend = backend(config, ROOT_FOLDER, files=files)
+        finish(self._backend.open())
+
+    def commit(self, changes: Sequence[Change]) -> list[Outcome]:
+        return finish(self._backend.commit(changes))
+
+    def write_blob(self, key: str, data: bytes) -> None:
+        async def chunks() -> AsyncIterator[bytes]:
+            yield data
+
+        finish(self._backend.write_blob(key, chunks()))
+
+    def contents(self) -> Contents:
+        found = self._all()
+        aside = self._layout.folder("quarantine", item="x")
+        return {key: data for key, data in found.items() if not key.startswith(f"{aside}/")}
+
+    def quarantine(self) -> list[bytes]:
+        aside = self._layout.folder("quarantine", item="x")
+        return [data for key, data in self._all().items() if key.startswith(f"{aside}/") and key.endswith(".bin")]
+
+    def _all(self) -> Contents:
+        keys = finish(self._backend.list_keys(""))
+        datas = finish(self._backend.read_many(keys))
+        return {key: data for key, data in zip(keys, datas, strict=True) if data is not None}
+
+    def problems(self) -> list[str]:
+        found = finish(self._backend.verify(fix=True))
+        return [f"{one.kind} {one.key}: {one.detail}" for one in found if not one.harmless and not one.fixed]
+
+    def close(self) -> None:
+        self._backend.close_now()
+
+
+def open_flatfile(config: StorageConfig, backend: type[InlineBackend] = InlineBackend) -> OpenStore:
+    """Return what opens a flat-file store on simulated files."""
+    return lambda files: FlatfileStore(config, files, backend)
