@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import functools
 import itertools
 import sys
 import uuid
@@ -101,26 +102,58 @@ class _InlineExecutor:
 
 @contextlib.contextmanager
 def repeatable(first: int = 0) -> Iterator[None]:
-    """Let the backends start no threads, and take their unique ids (names of temporary files) from a counter."""
+    """Let the backends start no threads, and take their unique ids (names of temporary files) from a counter.
+
+    Making the map again for every store would take longer than all that is done with most stores, so they share it.
+    """
     numbers = itertools.count(first)
-
-    def numbered() -> str:
-        return str(uuid.UUID(int=next(numbers)))
-
-    replaced: list[tuple[Any, str, object]] = []
-    replacements: tuple[tuple[object, object], ...] = ((models.new_id, numbered), (ThreadPoolExecutor, _InlineExecutor))
-    for name, module in sorted(sys.modules.items()):
-        if name.startswith("flatfile_chat_database.backends"):
-            for original, new in replacements:
-                for attribute, value in list(vars(module).items()):
-                    if value is original:
-                        replaced.append((module, attribute, original))
-                        setattr(module, attribute, new)
+    new: dict[str, object] = {
+        "new_id": lambda: str(uuid.UUID(int=next(numbers))),
+        "ThreadPoolExecutor": _InlineExecutor,
+        "Layout": _layout,
+    }
+    for module, name, _ in _replaceable():
+        setattr(module, name, new[name])
     try:
         yield
     finally:
-        for module, attribute, original in replaced:
-            setattr(module, attribute, original)
+        for module, name, original in _replaceable():
+            setattr(module, name, original)
+
+
+@functools.cache
+def _replaceable() -> list[tuple[Any, str, object]]:
+    """Return where the modules of the flat-file backend name what would differ between runs, and what they name."""
+    originals: dict[str, object] = {"new_id": models.new_id, "ThreadPoolExecutor": ThreadPoolExecutor, "Layout": Layout}
+    return [
+        (module, attribute, value)
+        for name, module in sorted(sys.modules.items())
+        if name.startswith(__package__.rpartition(".")[0] + ".backends")
+        for attribute, value in vars(module).items()
+        if originals.get(attribute) is value and value is not None
+    ]
+
+
+def _layout(config: StorageConfig) -> Layout:
+    return _layout_of(_Same(config))
+
+
+class _Same:
+    """A configuration as a key: the same only as itself."""
+
+    def __init__(self, config: StorageConfig) -> None:
+        self.config = config
+
+    def __eq__(self, other: object) -> bool:
+        return isinstance(other, _Same) and other.config is self.config
+
+    def __hash__(self) -> int:
+        return id(self.config)
+
+
+@functools.lru_cache(maxsize=64)
+def _layout_of(same: _Same) -> Layout:
+    return Layout(same.config)
 
 
 # --- stores under test ---------------------------------------------------------------------------------
@@ -170,7 +203,7 @@ class FlatfileStore:
     """The flat-file backend, without threads and without an event loop."""
 
     def __init__(self, config: StorageConfig, files: SimulatedFiles, backend: type[InlineBackend]) -> None:
-        self._layout = Layout(config)
+        self._layout = _layout(config)
         self._backend = backend(config, ROOT_FOLDER, files=files)
         finish(self._backend.open())
 
