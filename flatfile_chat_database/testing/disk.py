@@ -275,9 +275,11 @@ def lost_by_failed_syncs(log: Sequence[Event]) -> set[int]:
     for index, event in enumerate(log):
         if isinstance(event, Synced):
             reached = {other for other in pending if event.node in touches(_effect(log[other]))}
-            pending -= reached
+            # Of names nothing is lost: they pass through the file system's own journal, which stops it if it fails.
             if event.failed:
-                lost |= reached
+                lost |= {other for other in reached if isinstance(log[other], Write | Resized)}
+                reached &= lost
+            pending -= reached
         elif not isinstance(event, Dropped):
             pending.add(index)
     return lost

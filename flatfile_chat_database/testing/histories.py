@@ -152,11 +152,8 @@ class History:
         return possible
 
     def _parts(self, contents: Contents, operation: Operation) -> list[Contents]:
-        """Return what an operation that was at work may have left in part: its blob, or changes of it."""
+        """Return what an operation that was at work may have left in part, if it may."""
         found = []
-        blobs = [step for step in operation.steps if isinstance(step, Blob)]
-        if blobs and len(operation.steps) > len(blobs):
-            found.append(apply(contents, blobs) or contents)
         if not self.whole_commits and apply(contents, operation.steps) is not None:
             for count in range(1, len(operation.steps)):
                 for steps in itertools.combinations(operation.steps, count):
@@ -193,8 +190,10 @@ def _hold(contents: Contents, step: Step) -> bool:
 
 def _apply(contents: Contents, step: Step) -> None:
     match step:
-        case Put(key, data) | Blob(key, data):
+        case Put(key, data):
             contents[key] = data
+        case Blob(key, data):
+            contents.setdefault(key, data)
         case Delete(key):
             contents.pop(key, None)
         case Append(key, lines):

@@ -66,9 +66,11 @@ def alone(bench: Bench, operations: Sequence[Operation]) -> Iterator[Found]:
     with repeatable():
         trial = bench.trial()
         process = trial.start()
-        for operation in operations:
+        begun = 0
+        for number, operation in enumerate(operations):
+            begun = len(trial.disk.log) if number else 0
             process.do(operation)
-    yield _name(operations), trial, trial.history.asked[-1].begun if len(operations) > 1 else 0
+    yield _name(operations), trial, begun
 
 
 def alternating(bench: Bench, operations: Sequence[Operation]) -> Iterator[Found]:
@@ -90,7 +92,7 @@ def after_a_death(
             trial = bench.trial()
             one, other = trial.start(), trial.start()
             if present:
-                other.do(Operation("open", ()))
+                other.open()
             for operation in first[:-1]:
                 one.do(operation)
             begun = len(trial.disk.log)
@@ -108,7 +110,7 @@ def at_each_call(bench: Bench, one: Sequence[Operation], other: Sequence[Operati
         with repeatable():
             trial = bench.trial()
             first, second = trial.start(), trial.start()
-            second.do(Operation("open", ()))
+            second.open()
             for operation in one[:-1]:
                 first.do(operation)
             begun = len(trial.disk.log)
