@@ -33,7 +33,8 @@ T = TypeVar("T")
 KINDS: Final = {
     # What the flat-file backend finds on its medium.
     "torn-tail": "half a line at the end of a log",
-    "unfinished-batch": "messages of a batch that a process which died had begun to write",
+    "unfinished-batch": "something in the journal that a process which died had not done to the files",
+    "damaged-journal": "a journal that cannot be done again, so that the store cannot be used",
     "temporary-file": "a file that an unfinished write left behind",
     "wrong-kind": "a folder where a file should be, a file where a folder should be, or neither",
     "wrong-name": "a file whose name cannot be a key",
@@ -142,7 +143,7 @@ async def check(backend: StorageBackend, *, fix: bool = False) -> Report:
     """
     await backend.open()
     run = _Check(backend, fix=fix)
-    if await run.store_file():
+    if await run.can_be_used() and await run.store_file():
         await run.everything()
     return run.report
 
@@ -170,6 +171,12 @@ class _Check:
         self._reported: set[str] = set()  # keys that cannot be what they should be, so that nobody reads them
 
     # --- the store as a whole ------------------------------------------------------------------------
+
+    async def can_be_used(self) -> bool:
+        """Look at what hinders the store from being used; return whether nothing does any more."""
+        found = await self._backend.obstacles(fix=self._fix)
+        self.report.problems += found
+        return all(problem.fixed for problem in found)
 
     async def store_file(self) -> bool:
         """Look at the store's own file; return whether the rest can be understood."""

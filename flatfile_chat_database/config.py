@@ -28,6 +28,8 @@ ENVIRONMENT_PREFIX = "CHATDB_"
 MAX_MESSAGE_SIZE_BYTES = 16 * 1024 * 1024
 """No configuration can allow more, so that a reader knows which line of a log is too long to be a message."""
 
+DURABILITIES = ("full", "normal", "os")
+
 _SEGMENT = re.compile(r"[A-Za-z0-9_][A-Za-z0-9._-]{0,98}[A-Za-z0-9_-]|[A-Za-z0-9_]")
 _PREFIX = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 _STAMP = re.compile(r"[a-z0-9_-]{1,60}")
@@ -120,6 +122,15 @@ class StorageConfig:
     """Bytes read at a time from a log."""
     max_open_files: int = 256
     """File descriptors that stay open between calls."""
+
+    # --- Durability ----------------------------------------------------------------------------------
+    durability: str = "full"
+    """When a write returns: `full`, once it is on disk; `normal`, at once, and a power cut may take the last second;
+    `os`, at once, and the system writes it to disk when it likes. At every level a process that dies takes nothing."""
+    journal_max_bytes: int = 67_108_864
+    """The journal is folded into the files when it has grown to this size, or the store is closed."""
+    journal_max_age_seconds: float = 60.0
+    """The journal of a store at rest is folded into the files after this time."""
 
     # --- Behavior settings ---------------------------------------------------------------------------
     atomic_write_temp_suffix: str = ".tmp"
@@ -385,6 +396,11 @@ def _check_values(config: StorageConfig) -> None:
                 raise ConfigurationError(f"{name} must be at least {least}, not {value}.")
         elif name.endswith(("_directory_name", "_subdirectory_name", "_filename")):
             _check_segment(name, value)
+    if config.durability not in DURABILITIES:
+        raise ConfigurationError(
+            f"durability must be one of {', '.join(DURABILITIES)}, not {config.durability[:80]!r}.",
+            hint=f"Did you mean {_nearest(config.durability, DURABILITIES)!r}?",
+        )
     if config.max_message_size_bytes > MAX_MESSAGE_SIZE_BYTES:
         raise ConfigurationError(
             f"max_message_size_bytes must be at most {MAX_MESSAGE_SIZE_BYTES}, not {config.max_message_size_bytes}.",

@@ -313,12 +313,47 @@ class Layout:
     def _is_document_segment(self, segment: str) -> bool:
         return segment[0] not in ".%-" and self.is_free_document_segment(segment)
 
-    # --- the flat-file backend's own file ------------------------------------------------------------
+    # --- the flat-file backend's own files, which are no keys ----------------------------------------
 
     @property
     def lock(self) -> str:
-        """The path of the lock file, which is no key."""
+        """The path of the lock file."""
         return f"{self.system}/lock"
+
+    @property
+    def presence(self) -> str:
+        """The path of the file that every open store holds a shared lock on."""
+        return f"{self.system}/open"
+
+    @property
+    def checkpoint_lock(self) -> str:
+        """The path of the file that whoever checkpoints holds a lock on."""
+        return f"{self.system}/checkpoint"
+
+    @property
+    def journal(self) -> str:
+        """The folder of the journal."""
+        return f"{self.system}/journal"
+
+    @property
+    def journal_history(self) -> str:
+        """The path of the list of what the segments held that are gone."""
+        return f"{self.journal}/history.jsonl"
+
+    def segment(self, number: int) -> str:
+        """Return the path of a segment of the journal."""
+        return f"{self.journal}/{number:08d}.jsonl"
+
+    def segment_number(self, name: str) -> int | None:
+        """Return the number of a file in the folder of the journal; None if it is no segment."""
+        match = re.fullmatch(r"(\d{8,})\.jsonl", name)
+        return None if match is None else int(match[1])
+
+    def is_own(self, path: str) -> bool:
+        """Tell whether a path is one of the backend's own."""
+        return path in (self.lock, self.presence, self.checkpoint_lock, self.journal) or path.startswith(
+            f"{self.journal}/"
+        )
 
     # --- trash ---------------------------------------------------------------------------------------
 

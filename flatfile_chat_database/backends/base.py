@@ -20,7 +20,7 @@ import importlib
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Callable, Collection, Sequence
 from enum import Enum, StrEnum
 from typing import Final, cast
 
@@ -503,6 +503,13 @@ class StorageBackend(ABC):
         await self.commit([Put(note, codec.encode_document({"key": key, "reason": reason})), Move(key, target)])
         return target
 
+    async def obstacles(self, *, fix: bool = False) -> list[Problem]:
+        """Return what hinders an open store from being read and written; repair it with `fix`.
+
+        While there is any that is not fixed, every method that reads or writes raises IntegrityError.
+        """
+        return []
+
     async def verify(self, *, fix: bool = False) -> list[Problem]:
         """Return what does not fit below the map: leftovers, half lines, foreign files; repair it with `fix`.
 
@@ -581,9 +588,10 @@ def not_found(what: str, key: str) -> NotFoundError:
     return NotFoundError(f"{what} does not exist.", key=key)
 
 
-def check_quota(quota: Quota, folders: Iterable[str]) -> None:
-    """Raise StorageLimitExceeded if a folder with these folders in it is full."""
-    count = sum(folder not in quota.ignoring for folder in folders)
+def check_quota(quota: Quota, folders: Collection[str], coming: Collection[str] = ()) -> None:
+    """Raise StorageLimitExceeded if a folder with these folders in it, and those to come, is full."""
+    count = len(folders) + sum(name not in folders for name in coming)
+    count -= sum(name in folders or name in coming for name in quota.ignoring)
     if count >= quota.maximum:
         raise StorageLimitExceeded(limit_name=quota.limit_name, limit=quota.maximum, value=count + 1, key=quota.folder)
 

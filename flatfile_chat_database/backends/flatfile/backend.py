@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import os
 import threading
 from collections.abc import AsyncIterator, Callable, Sequence
@@ -12,11 +13,12 @@ from typing import TypeVar
 
 from ... import codec
 from ...config import StorageConfig
-from ...errors import ClosedError, StorageError, UnavailableError, ValidationError
+from ...errors import ClosedError, IntegrityError, StorageError, UnavailableError, ValidationError
 from ...models import Problem
 from ..base import (
     Capability,
     Change,
+    Changes,
     Delete,
     Outcome,
     Put,
@@ -58,11 +60,14 @@ class FlatfileBackend(StorageBackend):
         self.root = os.path.normpath(place if os.path.isabs(place) else os.path.join(os.getcwd(), place))
         self._engine = Engine(config, self.root, self._files)
         self._tree = self._engine.tree
-        self._writer = Writer(self._engine.run, self._engine.close)
+        self._writer = Writer(self._engine.run, self._engine.idle, self._engine.close)
         self._documents = Memo(self._files)
         self._newest = Memo(self._files)
         self._readers: ThreadPoolExecutor | None = None
         self._state = threading.Lock()
+        self._opening = threading.Lock()
+        self._recovered = False
+        self._obstacle: IntegrityError | None = None
         self._process: int | None = None
         self._closed = False
         self._closing: asyncio.Future[None] | None = None
@@ -81,7 +86,20 @@ class FlatfileBackend(StorageBackend):
                 self._process = os.getpid()
                 self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="chatdb-reader")
                 forks.remember(self)
-        self._check_open()
+        if not self._recovered:
+            await asyncio.get_running_loop().run_in_executor(self._threads(), self._recover)
+
+    def _recover(self) -> None:
+        """Do again what a dead process left in the journal; what cannot be done is said by every other method."""
+        with self._opening:
+            if self._recovered:
+                return
+            try:
+                with mapped(self._engine.journal_key):
+                    self._engine.open()
+            except IntegrityError as error:
+                self._obstacle = error
+            self._recovered = True
 
     async def close(self) -> None:
         with self._state:
@@ -104,6 +122,13 @@ class FlatfileBackend(StorageBackend):
         return {**self._files.counters, "open_files": self._engine.open_files}
 
     def _check_open(self) -> ThreadPoolExecutor:
+        """Return the reading threads of a store that can be used."""
+        threads = self._threads()
+        if self._obstacle is not None:
+            raise copy.copy(self._obstacle)
+        return threads
+
+    def _threads(self) -> ThreadPoolExecutor:
         if self._closed:
             raise ClosedError("The store is closed.", hint="Open a new StorageManager.")
         if self._process != os.getpid():
@@ -119,6 +144,7 @@ class FlatfileBackend(StorageBackend):
     def let_go_after_fork(self) -> None:
         """In a forked child: the threads are gone, and the parent's lock must not live on here."""
         self._state = threading.Lock()
+        self._opening = threading.Lock()
         self._engine.let_go()
 
     async def _in_thread(self, work: Callable[[], T]) -> T:
@@ -317,7 +343,6 @@ class FlatfileBackend(StorageBackend):
             key,
             block=self.config.jsonl_read_buffer_size,
             strict=strict,
-            limit=lambda: self._engine.batches.limit(key),
         )
 
     # --- blobs ---------------------------------------------------------------------------------------
@@ -326,7 +351,7 @@ class FlatfileBackend(StorageBackend):
         check_key(key)
         if await self.exists(key):
             return False
-        blob = BlobWriter(self._files, self._engine.temporary(key))
+        blob = BlobWriter(self._files, self._tree.temporary(key))
 
         def step(work: Callable[[], None]) -> None:
             with mapped(key):
@@ -370,6 +395,27 @@ class FlatfileBackend(StorageBackend):
 
     # --- maintenance ---------------------------------------------------------------------------------
 
+    async def changes(self, cursor: str | None) -> Changes:
+        def look() -> Changes:
+            with mapped(self._engine.journal_key):
+                return self._engine.history.changes(cursor)
+
+        return await self._in_thread(look)
+
+    async def obstacles(self, *, fix: bool = False) -> list[Problem]:
+        if self._obstacle is None:
+            return []
+
+        def look() -> list[Problem]:
+            with mapped(self._engine.journal_key):
+                found = self._engine.damage()
+                fixed = fix and self._engine.salvage()
+                if fixed:
+                    self._obstacle = None
+                return [Problem("damaged-journal", key, detail, fixed=fixed) for key, detail in found]
+
+        return await asyncio.get_running_loop().run_in_executor(self._threads(), look)
+
     async def verify(self, *, fix: bool = False) -> list[Problem]:
         def look() -> tuple[list[Problem], list[str], bool]:
             with mapped():
@@ -381,7 +427,7 @@ class FlatfileBackend(StorageBackend):
                             torn.append(key)
                     except OSError as error:
                         problems.append(Problem("unreadable", key, f"The log cannot be read: {error.strerror}."))
-                return problems, torn, self._engine.batches.noted()
+                return problems, torn, self._engine.has_unfinished()
 
         problems, torn, unfinished = await self._in_thread(look)
         if torn or unfinished:
@@ -392,8 +438,8 @@ class FlatfileBackend(StorageBackend):
         if unfinished:
             if fix:
                 await self._commit([])  # taking the lock does it
-            detail = "A process died while it wrote a batch of messages; the next write takes the batch back."
-            problems.append(Problem("unfinished-batch", self._engine.lock.key, detail, fixed=fix))
+            detail = "A process died before it had done what it wrote to the journal; the next write does it."
+            problems.append(Problem("unfinished-batch", self._engine.journal_key, detail, fixed=fix))
         for key in torn:
             if fix:
                 await self._commit([Mend(key)])

@@ -1,104 +1,51 @@
 """Making changes durable on files, one batch at a time, under the store's lock.
 
-A document is replaced by the full sequence: write a temporary neighbour, sync it, rename it, sync the folder. A new log
-is made the same way; an existing one takes one `write` of whole lines and a sync. Names of new folders are synced up to
-the root. Syncs of logs and folders are shared by the whole batch, and nobody is answered before all of them are done.
+The life of a batch: what a dead process left unfinished is finished; conditions are checked and steps listed
+(`plan.py`); the steps are written to the journal and flushed, which is the commit; they are done to the files, not
+flushed; the mark in the lock file moves behind them; everybody is answered. Nothing is visible before it is durable,
+and no file changes before the journal can do the change again.
 
-What a dead process left behind is mended before the log it concerns is touched: half a line at its end is set aside,
-and a batch of lines that was not finished is taken back (its beginning is noted in the lock file while it is written).
+When the journal has grown, it is folded into the files (`checkpoint.py`). Whoever finds journal and nobody else at
+work does all of it again (`replay.py`), whatever the files look like.
 
-The engine is synchronous and belongs to one thread; `writer.py` runs it. Only `exists` and `read`, which keep no state,
-are for every thread.
+The engine is synchronous and belongs to one thread; `writer.py` runs it. Only what stands under "for every
+thread" and `history` are for others.
 """
 
 from __future__ import annotations
 
 import contextlib
 import copy
+import errno
 import logging
-from collections.abc import Callable, Iterable, Iterator, Sequence
-from concurrent.futures import ThreadPoolExecutor
-from dataclasses import dataclass
+import time
+from collections.abc import Iterable, Iterator, Sequence
 
 from ... import codec
 from ...config import StorageConfig
-from ...errors import DurabilityError, StorageError, StorageLimitExceeded, UnavailableError, ValidationError
+from ...errors import DurabilityError, IntegrityError, StorageError
 from ...layout import Layout
-from ...models import new_id
-from ..base import (
-    ANY,
-    Absent,
-    Append,
-    Change,
-    Delete,
-    Edit,
-    Move,
-    Outcome,
-    Put,
-    Quota,
-    RemoveTree,
-    Require,
-    Truncate,
-    check_edit,
-    check_maximum,
-    check_quota,
-    check_version,
-    exists_already,
-    kept_and_dropped,
-    new_lines,
-    not_found,
-    quarantine_keys,
-    version_of,
-)
-from .batches import Batch, Batches
+from ..base import Move, Outcome, RemoveTree, quarantine_keys
+from .checkpoint import Checkpoint
 from .files import Files
 from .folders import Folders
-from .lock import StoreLock
-from .logs import LogReader
-from .openlogs import OpenLog, OpenLogs
+from .history import History
+from .journal import Batch, Journal, Past, Segment, Step, keys_of
+from .lock import Mark, Presence, StoreLock
+from .openlogs import OpenLogs
 from .oserrors import mapped
-from .tree import Item, Tree
+from .plan import EngineChange, Extend, Job, Later, Mend, Mixed, Place, Plan, exists, key_of, read, steps_of
+from .replay import Replay
+from .syncs import Syncs
+from .tree import Tree
+
+__all__ = ["Engine", "EngineChange", "Extend", "Job", "Mend", "Place"]
 
 logger = logging.getLogger("flatfile_chat_database")
 
-_COPY_BYTES = 1 << 20
-_SYNCERS = 16
-"""On ext4, 100 files took 24 ms one after the other, 7 ms from 8 threads and 5 ms from 16 (see docs/decisions)."""
-
-
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Internal change: give a finished temporary file its name, or remove it if that is taken. Outcome: which."""
-
-    temporary: str
-    key: str
-
-
-@dataclass(frozen=True, slots=True)
-class Extend:
-    """Internal change: append bytes that are whole lines, whatever they say."""
-
-    key: str
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Mend:
-    """Internal change: set aside half a line at the end of a log. Outcome: whether there was one."""
-
-    key: str
-
-
-EngineChange = Change | Place | Extend | Mend
-
-
-@dataclass(slots=True)
-class Job:
-    """The changes of one commit, and what came of them."""
-
-    changes: Sequence[EngineChange]
-    outcomes: list[Outcome] | None = None
-    error: Exception | None = None
+_LARGEST_BATCH_BYTES = 8 << 20
+_FLUSH_SECONDS = 0.5
+"""At the level `normal`: how long what was answered waits for its flush, at most; the disk may take as long again."""
 
 
 class Engine:
@@ -112,23 +59,112 @@ class Engine:
         self.tree = Tree(files, root, self._layout, config.atomic_write_temp_suffix)
         self._folders = Folders(files, self.tree, clean_up=config.auto_cleanup_empty_directories)
         self._logs = OpenLogs(files, self.tree, self._folders, maximum=config.max_open_files)
+        self._syncs = Syncs(files, self.tree, wanted=config.durability != "os")
+        self._journal = Journal(files, self.tree, self._folders, self._layout, self._syncs)
+        timeout = config.lock_timeout_seconds
         self.lock = StoreLock(
             files,
             self._folders,
             root,
             self._layout.lock,
-            timeout_seconds=config.lock_timeout_seconds,
+            timeout_seconds=timeout,
             allow_network=config.allow_network_file_system,
         )
-        self.batches = Batches(files, self.tree, self._layout, self.lock)
-        self._syncers: ThreadPoolExecutor | None = None
+        self._presence = Presence(files, self._folders, root, self._layout.presence, timeout_seconds=timeout)
+        self._checkpoint = Checkpoint(
+            files, self._folders, root, self._layout, self._journal, self._syncs, timeout_seconds=timeout
+        )
+        self.history = History(self._journal, self.lock)
+        self._mark: Mark | None = None
+        self._unflushed_since: float | None = None
+        self._oldest: float | None = None  # when the segment took its first batch
         self._broken: str | None = None
-        self._changed = False  # whether the job at work has changed anything that others can see
 
     @property
     def open_files(self) -> int:
         """The number of descriptors that are kept between jobs."""
-        return len(self._logs) + self.lock.is_open
+        return len(self._logs) + self.lock.is_open + self._presence.is_open + (self._journal.current is not None)
+
+    # --- opening and closing -------------------------------------------------------------------------
+
+    def open(self) -> None:
+        """Do again what the journal says if nobody is at work on the store; do nothing if there is no journal.
+
+        Raises:
+            IntegrityError: The journal is damaged, or of another format.
+        """
+        if not self._journal.numbers():
+            return
+        try:
+            self.lock.take()
+            try:
+                if self._presence.join():
+                    self._recover()
+            finally:
+                self._presence.leave()
+                self.lock.release()
+        except OSError as error:
+            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
+                raise
+            # Whoever cannot write cannot mend either. What is not in the files yet is in the journal.
+            logger.warning(
+                "%s: the last changes may be missing, for the journal cannot be done again here (%s); "
+                "open the store once where it can be written",
+                self._layout.journal,
+                error.strerror or error,
+            )
+
+    def close(self) -> None:
+        """Fold the journal into the files if nobody else is at work; let go of everything."""
+        try:
+            self._checkpoint.wait()
+            if self._broken is None and self._presence.joined:
+                self._close()
+        except (OSError, StorageError) as error:
+            logger.warning("%s: it stays for the next to open the store (%s)", self._layout.journal, error)
+        finally:
+            self.let_go()
+            self._syncs.close()
+
+    def _close(self) -> None:
+        self.lock.take()
+        try:
+            self._look_around()
+            self._flush()
+            if self._presence.is_alone():
+                self._fold()
+        finally:
+            self.lock.release()
+
+    def let_go(self) -> None:
+        """Close all descriptors and touch nothing else: a forked child has locks of threads that it does not have."""
+        self._logs.forget_below("")
+        self._set_segment(None)
+        self._presence.leave()
+        self._checkpoint.let_go()
+        self.lock.close()
+
+    def idle(self) -> float | None:
+        """Do what is due while there are no jobs; return in how many seconds to come again, None for never."""
+        if self._broken is not None:
+            return None
+        now = time.monotonic()
+        if self._unflushed_since is not None:
+            left = self._unflushed_since + _FLUSH_SECONDS - now
+            if left > 0:
+                return left
+            try:
+                self._flush()
+            except OSError as error:
+                self._break(error)
+                return None
+        if self._oldest is None:
+            return None
+        left = self._oldest + self._config.journal_max_age_seconds - now
+        if left > 0:
+            return left
+        self._start_checkpoint()
+        return self._config.journal_max_age_seconds
 
     # --- running jobs --------------------------------------------------------------------------------
 
@@ -141,25 +177,154 @@ class Engine:
                 if self._broken is not None:
                     raise self._refusal()
                 self.lock.take()
-                self._take_back_unfinished()
+                self._prepare()
         except Exception as error:
             for job in jobs:
                 job.error = _again(error)
         else:
-            for job in jobs:
-                try:
-                    if self._logs.is_full:
-                        self._settle()
-                    if self._broken is not None:
-                        raise self._refusal()
-                    job.outcomes = self._run_job(job.changes)
-                except Exception as error:
-                    job.error = error
-            if not self._sync():
-                for job in jobs:
-                    job.error = job.error or self._outcome_unknown()
+            self._run(jobs)
+            self._logs.evict()
+            self._checkpoint_if_due()
         finally:
             self.lock.release()
+
+    def _run(self, jobs: Sequence[Job]) -> None:
+        plan = self._plan()
+        for job in jobs:
+            try:
+                if self._broken is not None:
+                    raise self._refusal()
+                if job.is_structural:
+                    self._commit(plan)
+                    plan = self._plan()
+                    self._run_structural(job)
+                    continue
+                try:
+                    plan.add(job)
+                except (Later, Mixed):
+                    self._commit(plan)
+                    plan = self._plan()
+                    if self._broken is not None:
+                        raise self._refusal() from None
+                    self._run_alone(job, plan)
+                if plan.size > _LARGEST_BATCH_BYTES:
+                    self._commit(plan)
+                    plan = self._plan()
+            except Exception as error:
+                job.error = error
+        self._commit(plan)
+
+    def _run_alone(self, job: Job, plan: Plan) -> None:
+        """Plan a job with nothing before it; if it changes a file in two ways, do one change after the other."""
+        try:
+            plan.add(job)
+        except (Later, Mixed):
+            plan.check(job)
+            self._run_changes(job)
+
+    def _run_changes(self, job: Job) -> None:
+        """Do the changes of a job, whose conditions hold, one by one."""
+        outcomes: list[Outcome] = []
+        for number, change in enumerate(job.changes):
+            part = Job([change])
+            if part.is_structural:
+                self._run_structural(part, checked=True)
+            else:
+                plan = self._plan()
+                plan.add(part, checked=True)
+                self._commit(plan)
+            if part.error is not None:
+                raise part.error if number == 0 else _in_part(part.error)
+            outcomes += part.outcomes or []
+        job.outcomes = outcomes
+
+    def _plan(self) -> Plan:
+        return Plan(
+            self._files,
+            self.tree,
+            self._folders,
+            self._logs,
+            block=self._config.jsonl_read_buffer_size,
+            stage=self._stage,
+            mend=self._mend,
+        )
+
+    def _commit(self, plan: Plan) -> None:
+        """Write a plan to the journal, flush it, and do it. Whatever happens, every job of it has an answer."""
+        if not plan.drafts:
+            return
+        steps, parts = steps_of(plan.drafts)
+        try:
+            with mapped(self._layout.journal):
+                segment = self._write(steps, b"".join(parts))
+        except Exception as error:
+            plan.discard()
+            for job in plan.jobs:
+                job.outcomes, job.error = None, _again(error)
+            return
+        done = 0
+        try:
+            for step, data in zip(steps, parts, strict=True):
+                with mapped(step.key):
+                    self._apply(step, data)
+                done += 1
+        except Exception as error:
+            self._stop_before(segment)
+            for job in plan.jobs_of({step.key for step in steps[done:]}):
+                job.outcomes, job.error = None, self._later(error)
+        else:
+            self._move_mark(segment)
+
+    def _stop_before(self, segment: Segment) -> None:
+        """Leave what is committed to whoever writes next: the mark stays before it, so it is done first."""
+        self._logs.forget_below("")
+        segment.end = segment.start if self._mark is None else self._mark.applied
+
+    def _write(self, steps: Sequence[Step], payload: bytes) -> Segment:
+        """Commit steps: when this returns they are in the journal, and durable if that is wanted."""
+        segment = self._journal.current
+        if segment is None:
+            segment = self._journal.create()
+            self._set_segment(segment)
+            self._move_mark(segment)
+        size = segment.write(steps, payload)
+        if self._config.durability == "full":
+            try:
+                self._syncs.file(segment.descriptor)
+            except OSError as error:
+                self._break(error)
+                raise self._outcome_unknown() from error
+            segment.synced = segment.end + size
+        elif self._unflushed_since is None:
+            self._unflushed_since = time.monotonic()
+        if self._oldest is None:
+            self._oldest = time.monotonic()
+        segment.end += size
+        return segment
+
+    def _move_mark(self, segment: Segment) -> None:
+        self._mark = Mark(segment.id, segment.end)
+        self.lock.write_mark(self._mark)
+
+    def _flush(self) -> None:
+        """Make durable what was answered before it was."""
+        if self._unflushed_since is not None and self._journal.current is not None:
+            end = self._journal.current.end
+            self._syncs.file(self._journal.current.descriptor)
+            self._journal.current.synced = end
+        self._unflushed_since = None
+
+    # --- errors --------------------------------------------------------------------------------------
+
+    def _break(self, error: Exception) -> None:
+        """Take no further job: it is not known any more what is durable.
+
+        One-shot: after a failed sync the system may call the pages clean, so a second try would prove nothing.
+        """
+        self._broken = getattr(error, "strerror", None) or str(error)
+        self._logs.forget_below("")
+        self._set_segment(None)
+        self._presence.leave()  # so that whoever opens the store now looks at what is really on disk
 
     def _refusal(self) -> DurabilityError:
         return DurabilityError(
@@ -167,235 +332,313 @@ class Engine:
             hint="Reopen the store and look which messages are there.",
         )
 
-    def _run_job(self, changes: Sequence[EngineChange]) -> list[Outcome]:
-        """Check all, write all new bytes beside their places, then put them there."""
-        staged: dict[int, str] = {}
-        outcomes: list[Outcome] = []
-        self._changed = False
-        try:
-            for change in changes:
-                with mapped(_key_of(change)):
-                    self._check(change)
-            # Staging ends at the first change that may take the folder of a later one away, and what was written there.
-            ahead = next((i for i, change in enumerate(changes) if isinstance(change, Move | RemoveTree)), len(changes))
-            for index, change in enumerate(changes[:ahead]):
-                self._stage(index, change, staged)
-            for index, change in enumerate(changes):
-                if index >= ahead:
-                    self._stage(index, change, staged)
-                with mapped(_key_of(change)):
-                    outcomes.append(self._apply(change, staged.get(index)))
-                staged.pop(index, None)
-        except UnavailableError as error:
-            if not self._changed:
-                raise
-            raise DurabilityError(
-                f"The change may have been made in part. {error.message}",
-                key=error.key,
-                hint="Look whether it is there, and run `chatdb check`.",
-            ) from error
-        finally:
-            for temporary in staged.values():
-                with contextlib.suppress(OSError):
-                    self._files.remove(temporary)
-        return outcomes
-
-    def close(self) -> None:
-        """Let go of all descriptors and threads."""
-        self.let_go()
-        if self._syncers is not None:
-            self._syncers.shutdown(wait=False)
-
-    def let_go(self) -> None:
-        """Close all descriptors and touch nothing else: a forked child has locks of threads that it does not have."""
-        self._logs.forget_below("")
-        self.lock.close()
-
-    def _sync(self) -> bool:
-        """Make durable what the jobs so far have changed; return whether that worked.
-
-        One-shot: after a failed sync the system may call the pages clean, so a second try would prove nothing. The
-        engine is broken then and takes no further job.
-        """
-        if self._broken is not None:
-            return False
-        try:
-            self._together([*self._logs.take_unsynced(), *self._folders.take_unsynced()])
-            self._logs.evict()
-            self.batches.end()
-        except Exception as error:
-            self._break(error)
-            return False
-        return True
-
-    def _together(self, syncs: Sequence[Callable[[], None]]) -> None:
-        """Sync files at the same time: one commit of the file system's journal then serves many of them."""
-        if self._syncers is None and len(syncs) > 1:
-            self._syncers = ThreadPoolExecutor(_SYNCERS, thread_name_prefix="chatdb-sync")
-        waiting = []
-        # A share for each thread, not a task for each file: the threads would only fight for the interpreter.
-        for share in (syncs[first::_SYNCERS] for first in range(min(_SYNCERS, len(syncs)))):
-            try:
-                if self._syncers is None or len(syncs) == 1:
-                    _call_all(share)
-                else:
-                    waiting.append(self._syncers.submit(_call_all, share))
-            except RuntimeError:  # the interpreter is ending, and starts no thread any more
-                _call_all(share)
-        for done in waiting:
-            done.result()
-
-    def _break(self, error: Exception) -> None:
-        """Take no further job: it is not known any more what is durable."""
-        self._broken = getattr(error, "strerror", None) or str(error)
-        self._logs.forget_below("")
-
-    def _settle(self) -> None:
-        """Make all appends so far durable, before their files change in another way or are closed."""
-        if (self._logs.has_unsynced or self.batches.open) and not self._sync():
-            raise self._outcome_unknown()
-
     def _outcome_unknown(self) -> DurabilityError:
         return DurabilityError(
             f"{DurabilityError.__doc__} ({self._broken})", hint="Reopen the store and look whether it is there."
         )
 
-    def _take_back_unfinished(self) -> None:
-        """Undo the batches that a process which died had begun; none of them was acknowledged."""
-        for batch in self.batches.unfinished():
-            log = self._logs.look(batch.key)
-            if log is not None:
-                self._cut(batch.key, log, batch.size, "a batch of messages whose writer died before its end")
-        if self.batches.open and not self._sync():
-            raise self._outcome_unknown()
+    def _later(self, error: Exception) -> DurabilityError:
+        text = error.message if isinstance(error, StorageError) else str(error)
+        return DurabilityError(
+            f"The change is in the journal, but not in its place yet. {text}",
+            key=getattr(error, "key", None),
+            hint="It is done before the next write, once the medium allows it.",
+        )
 
-    # --- checking conditions -------------------------------------------------------------------------
+    # --- before a batch ------------------------------------------------------------------------------
 
-    def _check(self, change: EngineChange) -> None:
-        match change:
-            case Require(key, what):
-                if not self.exists(key):
-                    raise not_found(what, key)
-            case Quota(folder):
-                try:
-                    check_quota(change, self._folders.inside(folder))
-                except StorageLimitExceeded:  # count again, without the folders that a failed creation left empty
-                    names = self.tree.folders(folder)
-                    check_quota(change, [name for name in names if self.tree.keys(f"{folder}/{name}/".lstrip("/"))])
-            case Put(key, _, expected):
-                if expected is not ANY:
-                    check_version(key, self.read(key), expected)
-            case Append(key):
-                log = self._logs.look(key)
-                added = new_lines(change, lambda record_id: self._logs.find(log, record_id))
-                check_maximum(change, log.count if log is not None else 0, added)
-            case Edit(key, record_id):
-                self._mend(key)
-                check_edit(change, self._strict_find(key, record_id))
-            case Truncate(key, count):
-                self._mend(key)
-                self._dropped(key, count)
-            case Move(source, target):
-                with contextlib.suppress(FileNotFoundError):
-                    self._files.status(self.tree.path(source))  # unreadable is not absent
-                self._check_absent(target)
-            case Absent(key):
-                self._check_absent(key)
-            case Extend(key, data):
-                if not data.endswith(b"\n"):
-                    raise ValidationError("What is appended must end in a newline.", key=key)
-            case Delete() | RemoveTree() | Place() | Mend():
-                pass
+    def _prepare(self) -> None:
+        """Be present, and see that all that is in the journal has been done."""
+        if not self._presence.joined:
+            try:
+                if self._presence.join():
+                    self._recover()
+                    self._presence.share()
+            except BaseException:
+                self._presence.leave()
+                raise
+            self._mark = None
+        self._look_around()
 
-    def _check_absent(self, key: str) -> None:
-        with contextlib.suppress(NotADirectoryError):  # nothing is below a file
-            if self.exists(key) or self.tree.holds_files(key):
-                raise exists_already(key)
+    def _look_around(self) -> None:
+        """Take in what other processes wrote, and finish what a dead one did not."""
+        mark = self.lock.read_mark()
+        if mark is None or mark != self._mark:
+            self._adopt(mark)
+        segment = self._journal.current
+        if segment is not None and segment.has_more():
+            self._finish(segment)
 
-    def exists(self, key: str) -> bool:
-        """Return whether there is a file at `key`."""
+    def _adopt(self, mark: Mark | None) -> None:
+        """Go on where the last writer stopped."""
+        current = self._journal.current
+        if mark is not None and current is not None and current.id == mark.segment:
+            current.end = mark.applied
+        else:
+            segment = None if mark is None else self._journal.find(mark.segment)
+            numbers = self._journal.numbers() if segment is None else []
+            if segment is None and numbers:
+                segment = self._journal.open(numbers[-1])  # the mark is lost, so all of it may have to be done
+            elif segment is not None and mark is not None:
+                segment.end = mark.applied
+            self._set_segment(segment)
+        self._mark = mark
+
+    def _set_segment(self, segment: Segment | None) -> None:
+        if self._journal.current is not None:
+            self._journal.current.close()
+        self._journal.current = segment
+        self._unflushed_since = None
+        self._oldest = None
+
+    def _finish(self, segment: Segment) -> None:
+        """Do what a process committed and did not finish, or began to commit.
+
+        Its flush may have failed, and only the dead were told; so what it wrote is written anew to a segment that is
+        durable before any of it is done. What this process has flushed by itself need not be.
+        """
+        batches = list(segment.batches(segment.end))
+        if not batches:
+            segment.cut()
+            return
+        if segment.synced < batches[-1].end:
+            fresh = self._journal.create(batches)
+            end, fresh.end = fresh.end, fresh.start
+            self._set_segment(fresh)
+            self._move_mark(fresh)
+        else:
+            fresh, end = segment, batches[-1].end
+        replay = self._replay(batches)
+        replay.run()
+        fresh.end = end
+        self._move_mark(fresh)
+        self._oldest = time.monotonic()
+        if replay.is_structural:
+            self._fold(replay.keys)
+
+    def _recover(self) -> None:
+        """Do all of the journal again: nobody else is at work, and who was may have lost power."""
+        numbers = self._journal.numbers()
+        self._set_segment(None)
+        if not numbers:
+            return
+        batches: list[Batch] = []
+        pasts: list[Past] = []
+        for number in numbers:
+            segment = self._journal.open(number)
+            try:
+                self._files.drop_cache(segment.descriptor)
+                some = list(segment.batches(segment.start))
+                batches += some
+                pasts.append(_past(segment, some))
+            finally:
+                segment.close()
+        self._do_again(numbers, batches, pasts)
+
+    def _do_again(self, numbers: Sequence[int], batches: Sequence[Batch], pasts: Sequence[Past]) -> None:
+        """Do batches again, make that durable, and remove the segments that they came from."""
+        fresh = self._journal.create(batches)
         try:
-            return self._files.status(self.tree.path(key)).kind == "file"
-        except FileNotFoundError:
-            return False
-
-    def read(self, key: str) -> bytes | None:
-        """Return a file's bytes, or None if it is absent or a folder."""
-        try:
-            descriptor = self._files.open_to_read(self.tree.path(key))
-        except FileNotFoundError:
-            return None
-        try:
-            status = self._files.status_of(descriptor)
-            if status.kind == "folder":
-                return None
-            if status.kind != "file":
-                raise UnavailableError(f"{key} is neither a file nor a folder.", key=key)
-            pieces: list[bytes] = []
-            size = 0
-            while piece := self._files.read(descriptor, max(status.size - size, 0) + 1, size):
-                pieces.append(piece)
-                size += len(piece)
-            return b"".join(pieces)
+            replay = self._replay(batches)
+            replay.run()
+            replay.cut_tails()
+            self._syncs.files(replay.keys)
+            self._journal.remember([*pasts, _past(fresh, batches)])
+            self._move_mark(fresh)
+            self._journal.remove([*numbers, fresh.number])
         finally:
-            self._files.close(descriptor)
+            fresh.close()
+        self._files.count("recoveries")
 
-    # --- changing ------------------------------------------------------------------------------------
+    def _replay(self, batches: Iterable[Batch]) -> Replay:
+        self._logs.forget_below("")
+        replay = Replay(self._files, self.tree, self._folders, self._set_aside, self._put)
+        for batch in batches:
+            replay.add(batch)
+        return replay
 
-    def _stage(self, index: int, change: EngineChange, staged: dict[int, str]) -> None:
-        """Write the new bytes of a change to a durable temporary file and note its path under `index`."""
-        with mapped(_key_of(change)):
-            match change:
-                case Put(key, data):
-                    staged[index] = self._write_temporary(key, [data])
-                case Append(key, lines) if lines and not self.exists(key):
-                    staged[index] = self._write_temporary(key, new_lines(change, lambda _: None))
-                case Extend(key, data) if not self.exists(key):
-                    staged[index] = self._write_temporary(key, [data])
-                case Edit(key):
-                    staged[index] = self._write_temporary(key, self._edited(change))
-                case Truncate(key, count):
-                    size, dropped = self._dropped(key, count)
-                    if dropped:
-                        staged[index] = self._write_temporary(key, self._beginning(key, size))
+    # --- folding the journal into the files ----------------------------------------------------------
 
-    def _apply(self, change: EngineChange, staged: str | None) -> Outcome:
-        if not isinstance(change, Append | Extend | Require | Quota | Absent):
-            self._settle()
+    def _checkpoint_if_due(self) -> None:
+        segment = self._journal.current
+        if segment is None or self._broken is not None:
+            return
+        if segment.end >= self._config.journal_max_bytes:
+            self._start_checkpoint_locked()
+
+    def _start_checkpoint(self) -> None:
+        """Begin to fold the journal, while there is nothing else to do."""
+        try:
+            self.lock.take()
+            try:
+                self._look_around()
+                self._start_checkpoint_locked()
+            finally:
+                self.lock.release()
+        except (OSError, StorageError) as error:
+            logger.warning("%s: it cannot be folded into the files now (%s)", self._layout.journal, error)
+
+    def _start_checkpoint_locked(self) -> None:
+        """Go on in a new segment, and fold the old ones into the files in another thread, if nobody does so."""
+        try:
+            if not self._checkpoint.try_take():
+                return
+            try:
+                old = self._roll()
+            except BaseException:
+                self._checkpoint.release()
+                raise
+            self._checkpoint.start(old)
+        except (OSError, StorageError) as error:
+            logger.warning("%s: it cannot be folded into the files now (%s)", self._layout.journal, error)
+
+    def _roll(self) -> list[int]:
+        """Begin a new segment; return the numbers of the older ones."""
+        old = self._journal.numbers()
+        self._flush()  # what comes next must not be durable before what came before it
+        if len(old) > 1:
+            # Somebody began to fold and did not end, perhaps for a sync that failed: what looks done may be on no disk.
+            self._redo(old)
+        segment = self._journal.create()
+        self._set_segment(segment)
+        self._move_mark(segment)
+        return old
+
+    def _redo(self, numbers: Sequence[int]) -> None:
+        batches: list[Batch] = []
+        for number in numbers:
+            segment = self._journal.open(number)
+            try:
+                batches += segment.batches(segment.start)
+            finally:
+                segment.close()
+        self._replay(batches).run()
+
+    def _fold(self, moved: Iterable[str] = ()) -> None:
+        """Fold all of the journal into the files now, and leave none; `moved` are folders to make durable as well."""
+        self._checkpoint.take()
+        try:
+            old = self._journal.numbers()
+            if old:
+                if len(old) > 1:
+                    self._redo(old)
+                self._checkpoint.fold(old, moved)
+            self._set_segment(None)
+        finally:
+            self._checkpoint.release()
+
+    # --- jobs that move and remove folders -------------------------------------------------------------
+
+    def _run_structural(self, job: Job, *, checked: bool = False) -> None:
+        """Do a job that is alone in the journal, so that no older step is ever done to what it leaves.
+
+        All that is in the journal is folded into the files first, and its own steps are afterwards.
+        """
+        plan = self._plan()
+        if not checked:
+            plan.check(job)
+        if not _is_simple(job):
+            self._run_changes(job)
+            return
+        structural: list[Step] = []
+        rest = Job([change for change in job.changes if not isinstance(change, Move | RemoveTree)])
+        found: dict[int, Outcome] = {}
+        for index, change in enumerate(job.changes):
+            with mapped(key_of(change)):
+                step, outcome = self._structural_step(change)
+            found[index] = outcome
+            if step is not None:
+                structural.append(step)
+        try:
+            plan.add(rest, checked=True)
+        except Mixed:
+            self._run_changes(job)
+            return
+        others = iter(rest.outcomes or [])
+        outcomes = [
+            found[index] if isinstance(change, Move | RemoveTree) else next(others)
+            for index, change in enumerate(job.changes)
+        ]
+        if structural or plan.drafts:
+            steps, parts = steps_of(plan.drafts)
+            payload = b"".join(parts)
+            try:
+                with mapped(self._layout.journal):
+                    self._fold()
+                    segment = self._write([*structural, *steps], payload)
+                    if self._config.durability == "normal":
+                        self._flush()
+            except BaseException:
+                plan.discard()
+                raise
+            try:
+                with mapped(key_of(job.changes[-1])):
+                    replay = self._replay([Batch(0, 0, 0, [*structural, *steps], payload)])
+                    replay.run()
+                    self._move_mark(segment)
+                    self._fold(replay.keys)
+            except Exception as error:
+                self._stop_before(segment)
+                raise self._later(error) from error
+        job.outcomes = outcomes
+
+    def _structural_step(self, change: EngineChange) -> tuple[Step | None, Outcome]:
+        """Return the step of a Move or RemoveTree, None if there is nothing to do, and its outcome."""
         match change:
-            case Put(key, data) if staged is not None:
-                self._install(staged, key)
-                return version_of(data)
-            case Append() | Extend():
-                return self._append(change, staged)
-            case Edit(key) if staged is not None:
-                self._install(staged, key)
-            case Delete(key):
-                return self._delete(key)
-            case Truncate(key, count):
-                dropped = self._dropped(key, count)[1]
-                if staged is not None:
-                    self._install(staged, key)
-                return dropped
             case Move(source, target):
-                return self._move(source, target)
+                try:
+                    self._files.status(self.tree.path(source))
+                except FileNotFoundError:
+                    return None, False
+                return Step("move", target, source=source), True
             case RemoveTree(folder):
-                return self._remove_tree(folder)
-            case Place(temporary, key):
-                return self._place(temporary, key)
-            case Mend(key):
-                return self._mend(key)
-        return None
+                try:
+                    if self._files.status(self.tree.path(folder)).kind != "folder":
+                        return None, []
+                except FileNotFoundError:
+                    return None, []
+                doomed = self.tree.temporary(folder)[len(self._root) + 1 :]
+                return Step("remove", folder, source=doomed), list(self.tree.keys(f"{folder}/"))
+            case _:
+                return None, None
 
-    def temporary(self, key: str) -> str:
-        """Return a new path for unfinished bytes beside `key`."""
-        folder = key.rpartition("/")[0]
-        return f"{self.tree.path(folder)}/.{new_id()}{self._config.atomic_write_temp_suffix}"
+    # --- doing steps ---------------------------------------------------------------------------------
 
-    def _write_temporary(self, key: str, pieces: Iterable[bytes]) -> str:
+    def _apply(self, step: Step, data: bytes) -> None:
+        """Do a step for the first time, right after it was planned."""
+        match step.op:
+            case "append":
+                self._logs.append(step.key, data)
+            case "put":
+                self._put(step.key, data)
+            case "install":
+                self._logs.forget(step.key)
+                self._folders.make(step.key.rpartition("/")[0])
+                self._files.rename(self.tree.path(step.source), self.tree.path(step.key))
+            case "delete":
+                self._logs.forget(step.key)
+                with contextlib.suppress(FileNotFoundError):
+                    self._files.remove(self.tree.path(step.key))
+                self._folders.emptied(step.key)
+
+    def _put(self, key: str, data: bytes) -> None:
+        """Replace a document: whoever reads it sees the old one or the new one."""
+        self._logs.forget(key)
+        path = self.tree.temporary(key)
+        # At the level `normal` the journal may be lost, and then the old document must not be lost with it.
+        self._write_temporary(key, path, [data], sync=self._config.durability == "normal")
+        self._files.rename(path, self.tree.path(key))
+
+    def _stage(self, key: str, pieces: Iterable[bytes]) -> str:
+        """Write a finished file beside a key, durable with its name; return its path."""
+        path = self.tree.temporary(key)
+        self._write_temporary(key, path, pieces, sync=True)
+        self._syncs.folders_of([key])
+        return path
+
+    def _write_temporary(self, key: str, path: str, pieces: Iterable[bytes], *, sync: bool) -> None:
         folder = key.rpartition("/")[0]
         self._folders.make(folder)
-        path = self.temporary(key)
         try:
             descriptor = self._files.create(path)
         except FileNotFoundError:  # another process cleaned the empty folder away
@@ -405,119 +648,34 @@ class Engine:
         try:
             try:
                 for piece in pieces:
-                    self._write_all(descriptor, piece)
-                self._files.sync(descriptor)
+                    rest = memoryview(piece)
+                    while rest:
+                        rest = rest[self._files.write(descriptor, rest) :]
+                if sync:
+                    self._syncs.file(descriptor)
             finally:
                 self._files.close(descriptor)
         except BaseException:
             with contextlib.suppress(OSError):
                 self._files.remove(path)
             raise
-        return path
 
-    def _write_all(self, descriptor: int, data: bytes) -> None:
-        rest = memoryview(data)
-        while rest:  # a full disk, a limit or a signal takes a part; the next write says which
-            rest = rest[self._files.write(descriptor, rest) :]
+    def _set_aside(self, key: str, pieces: Iterable[bytes], reason: str, offset: int) -> None:
+        """Keep bytes in the quarantine, durable, with a note of where they were."""
+        note_key, bytes_key = quarantine_keys(self._config)
+        self._install(bytes_key, pieces)
+        note = {"key": key, "reason": reason, "offset": offset, "size": self._size(bytes_key)}
+        self._install(note_key, iter([codec.encode_document(note)]))
+        logger.warning("%s: %s; set aside as %s", key, reason, bytes_key)
 
-    def _install(self, temporary: str, key: str) -> None:
-        self._logs.forget(key)
-        self._files.rename(temporary, self.tree.path(key))
-        self._changed = True
-        self._folders.changed(key.rpartition("/")[0])
+    def _install(self, key: str, pieces: Iterable[bytes]) -> None:
+        path = self.tree.temporary(key)
+        self._write_temporary(key, path, pieces, sync=True)
+        self._files.rename(path, self.tree.path(key))
+        self._syncs.folders_of([key])
 
-    def _place(self, temporary: str, key: str) -> bool:
-        if self.exists(key):
-            self._files.remove(temporary)
-            return False
-        self._folders.make(key.rpartition("/")[0])
-        self._install(temporary, key)
-        return True
-
-    def _delete(self, key: str) -> bool:
-        if not self.exists(key):
-            return False
-        self._logs.forget(key)
-        self._files.remove(self.tree.path(key))
-        self._changed = True
-        self._folders.changed(key.rpartition("/")[0])
-        self._folders.emptied(key)
-        return True
-
-    def _move(self, source: str, target: str) -> bool:
-        try:
-            self._files.status(self.tree.path(source))
-        except FileNotFoundError:
-            return False
-        self._folders.make(target.rpartition("/")[0])
-        with contextlib.suppress(FileNotFoundError):
-            if self._files.status(self.tree.path(target)).kind == "folder":
-                self.tree.remove(Item(target, "folder"))  # empty folders and leftovers only; see _check
-        self._logs.forget_below(source)
-        self._folders.forget(source)
-        self._files.rename(self.tree.path(source), self.tree.path(target))
-        self._changed = True
-        self._folders.changed(source.rpartition("/")[0])
-        self._folders.changed(target.rpartition("/")[0])
-        self._folders.emptied(source)
-        return True
-
-    def _remove_tree(self, folder: str) -> list[str]:
-        keys = self.tree.keys(f"{folder}/")
-        try:
-            if self._files.status(self.tree.path(folder)).kind != "folder":
-                return []
-        except FileNotFoundError:
-            return []
-        # Renamed first, so that a process that dies here leaves no half of it behind under its name.
-        doomed = self.temporary(folder)
-        self._logs.forget_below(folder)
-        self._folders.forget(folder)
-        self._files.rename(self.tree.path(folder), doomed)
-        self._changed = True
-        try:
-            self._files.sync_folder(self.tree.path(folder.rpartition("/")[0]))
-        except OSError as error:
-            self._break(error)
-            raise
-        self.tree.remove(Item(doomed[len(self._root) + 1 :], "folder"))
-        self._folders.changed(folder.rpartition("/")[0])
-        self._folders.emptied(folder)
-        return keys
-
-    # --- logs ----------------------------------------------------------------------------------------
-
-    def _append(self, change: Append | Extend, staged: str | None) -> Outcome:
-        key = change.key
-        if staged is not None:
-            self._install(staged, key)
-            return len(new_lines(change, lambda _: None)) if isinstance(change, Append) else True
-        self._mend(key)
-        log = self._logs.look(key)
-        if isinstance(change, Extend):
-            lines = [change.data]
-        else:
-            lines = new_lines(change, lambda record_id: self._logs.find(log, record_id))
-        if log is not None and lines:
-            size = log.status.size
-            self._folders.make(key.rpartition("/")[0])
-            data = b"".join(lines)
-            if len(lines) > 1 or isinstance(change, Extend):
-                self.batches.begin(Batch(key, log.status.inode, size, len(data)))
-            try:
-                self._write_all(log.descriptor, data)
-            except OSError as error:
-                try:
-                    self._files.truncate(log.descriptor, size)
-                except OSError:
-                    self._break(error)  # a part of the lines stays; the note of a batch stays too
-                    raise self._outcome_unknown() from error
-                raise
-            if isinstance(change, Extend):
-                self._logs.changed(key, log)
-            else:
-                self._logs.appended(key, log, lines)
-        return True if isinstance(change, Extend) else len(lines)
+    def _size(self, key: str) -> int:
+        return self._files.status(self.tree.path(key)).size
 
     def _mend(self, key: str) -> bool:
         """Set aside half a line at the end of a log, so that what is appended stands alone.
@@ -525,97 +683,137 @@ class Engine:
         A whole message that only lacks its newline, as an editor leaves it, gets one.
         """
         log = self._logs.look(key)
-        if log is None or log.learned == log.status.size:
+        half, size = log.half, log.size
+        if half == 0:
             return False
-        size = log.status.size - log.learned
-        tail = self._files.read(log.descriptor, size, log.learned) if size <= codec.MAX_LINE_BYTES else b""
+        tail = b""
+        if half <= codec.MAX_LINE_BYTES:
+            descriptor = self._files.open_to_read(self.tree.path(key))
+            try:
+                tail = self._files.read(descriptor, half, size - half)
+            finally:
+                self._files.close(descriptor)
         if codec.line_id(tail) is not None:
-            self._write_all(log.descriptor, b"\n")
-            self._logs.changed(key, log)
+            segment = self._write([Step("append", key, 1, size)], b"\n")
+            self._logs.append(key, b"\n")
+            self._move_mark(segment)
         else:
-            self._cut(key, log, log.learned, "half a line at the end of the log")
+            self._cut(key, size - half, size)
+        self._logs.forget(key)
         return True
 
-    def _cut(self, key: str, log: OpenLog, size: int, reason: str) -> None:
-        """Cut a log to `size` bytes, after the rest is kept in the quarantine with a note of where it was."""
-        note_key, bytes_key = quarantine_keys(self._config)
-        note = {"key": key, "reason": reason, "offset": size, "size": log.status.size - size}
-        rest = (
-            self._files.read(log.descriptor, min(_COPY_BYTES, log.status.size - offset), offset)
-            for offset in range(size, log.status.size, _COPY_BYTES)
-        )
-        for target, pieces in ((note_key, iter([codec.encode_document(note)])), (bytes_key, rest)):
-            temporary = self._write_temporary(target, pieces)
-            self._files.rename(temporary, self.tree.path(target))
-        self._files.sync_folder(self.tree.path(target.rpartition("/")[0]))
-        logger.warning("%s: %s at byte %d is set aside as %s", key, reason, size, bytes_key)
-        self._files.truncate(log.descriptor, size)
-        self._logs.forget(key)
-        again = self._logs.look(key)
-        if again is not None:
-            self._logs.changed(key, again)
-
-    def _beginning(self, key: str, size: int) -> Iterator[bytes]:
-        """Yield the first `size` bytes of a log."""
-        descriptor = self._files.open_to_read(self.tree.path(key))
+    def _cut(self, key: str, start: int, size: int) -> None:
+        descriptor = self._files.open_to_change(self.tree.path(key))
         try:
-            for offset in range(0, size, _COPY_BYTES):
-                yield self._files.read(descriptor, min(_COPY_BYTES, size - offset), offset)
+            pieces: Iterator[bytes] = (
+                self._files.read(descriptor, min(1 << 20, size - offset), offset)
+                for offset in range(start, size, 1 << 20)
+            )
+            self._set_aside(key, pieces, "half a line at the end of the log", start)
+            self._files.truncate(descriptor, start)
+            self._syncs.file(descriptor)  # or a power cut would bring it back under what is appended now
         finally:
             self._files.close(descriptor)
 
-    def _dropped(self, key: str, count: int | None) -> tuple[int, list[bytes]]:
-        """Return the size that a log has after a Truncate, and the records that go."""
-        if count == 0 or not self.exists(key):
-            return 0, []
-        if count is None:
-            kept, dropped = kept_and_dropped(key, self.read(key) or b"", None)
-            return len(kept), dropped
-        with self._reader(key) as reader:
-            found = reader.backward(count)
-        return (found[-1][0] if found else 0), [line for _, line in reversed(found)]
+    # --- for every thread ----------------------------------------------------------------------------
 
-    def _reader(self, key: str) -> LogReader:
-        return LogReader(self._files, self.tree.path(key), key, block=self._config.jsonl_read_buffer_size, strict=True)
+    def exists(self, key: str) -> bool:
+        """Return whether there is a file at `key`."""
+        return exists(self._files, self.tree, key)
 
-    def _strict_find(self, key: str, record_id: str) -> bytes | None:
-        """Return a record's line after reading every line of the log, none of which may be damaged."""
-        found = None
-        with self._reader(key) as reader:
-            for run in reader.runs():
-                for line in run:
-                    if found is None and codec.line_id(line) == record_id:
-                        found = line
+    def read(self, key: str) -> bytes | None:
+        """Return a file's bytes, or None if it is absent or a folder."""
+        return read(self._files, self.tree, key)
+
+    @property
+    def journal_key(self) -> str:
+        """The folder of the journal."""
+        return self._layout.journal
+
+    def has_unfinished(self) -> bool:
+        """Tell whether there is something in the journal that has not been done; a writer at work looks so, too."""
+        mark = self.lock.peek()
+        segment = None if mark is None else self._journal.find(mark.segment)
+        if mark is None or segment is None:
+            return False
+        try:
+            segment.end = mark.applied
+            return segment.has_more()
+        finally:
+            segment.close()
+
+    # --- a damaged journal ---------------------------------------------------------------------------
+
+    def damage(self) -> list[tuple[str, str]]:
+        """Return what hinders the journal from being done again: the file, and what is wrong with it."""
+        found = []
+        for number in self._journal.numbers():
+            try:
+                segment = self._journal.open(number)
+                try:
+                    for _ in segment.batches(segment.start):
+                        pass
+                finally:
+                    segment.close()
+            except FileNotFoundError:  # folded meanwhile
+                continue
+            except IntegrityError as error:
+                found.append((self._layout.segment(number), error.message))
         return found
 
-    def _edited(self, edit: Edit) -> Iterator[bytes]:
-        """Yield the log's new bytes; the check has read all of it strictly."""
-        with self._reader(edit.key) as reader:
-            for run in reader.runs():
-                new: list[bytes] = []
-                for line in run:
-                    if codec.line_id(line) != edit.record_id:
-                        new.append(line + b"\n")
-                    elif edit.line is not None:
-                        new.append(edit.line)
-                yield b"".join(new)
+    def salvage(self) -> bool:
+        """Do again what can be read of a damaged journal, and set it aside; return whether nobody was in the way."""
+        self.lock.take()
+        try:
+            if not self._presence.join():
+                return False
+            numbers = self._journal.numbers()
+            batches: list[Batch] = []
+            for number in numbers:
+                key = self._layout.segment(number)
+                self._set_aside(key, [self.read(key) or b""], "a segment of a damaged journal", 0)
+                with contextlib.suppress(IntegrityError):
+                    segment = self._journal.open(number)
+                    try:
+                        batches += segment.salvage()
+                    finally:
+                        segment.close()
+            self._do_again(numbers, batches, [])
+            return True
+        finally:
+            self._presence.leave()
+            self.lock.release()
 
 
-def _call_all(works: Sequence[Callable[[], None]]) -> None:
-    for work in works:
-        work()
+def _is_simple(job: Job) -> bool:
+    """Tell whether the folders that a job moves or removes are none of each other's, and no other change is in them."""
+    places: list[str] = []
+    keys: list[str] = []
+    for change in job.changes:
+        match change:
+            case Move(source, target):
+                places += [source, target]
+            case RemoveTree(folder):
+                places.append(folder)
+            case _:
+                keys.append(key_of(change))
+    pairs = [(one, other) for one in places for other in [*places, *keys] if one is not other]
+    return not any(other == one or other.startswith(f"{one}/") for one, other in pairs)
+
+
+def _past(segment: Segment, batches: Sequence[Batch]) -> Past:
+    """Return what is to be known of a segment with these batches once it is gone."""
+    keys = {key for batch in batches for key in keys_of(batch.steps)}
+    return Past(segment.id, max([segment.end, *(batch.end for batch in batches)]), sorted(keys))
+
+
+def _in_part(error: Exception) -> Exception:
+    """Return the error of a later change of a job: those before it are done."""
+    if isinstance(error, DurabilityError) or not isinstance(error, StorageError):
+        return error
+    return DurabilityError(f"The change was made in part. {error.message}", key=error.key, hint="Run `chatdb check`.")
 
 
 def _again(error: Exception) -> Exception:
     """Return an error of its own for each of several callers, for a traceback grows with each raise."""
     return copy.copy(error) if isinstance(error, StorageError) else error
-
-
-def _key_of(change: EngineChange) -> str:
-    match change:
-        case Move(source):
-            return source
-        case Quota(folder) | RemoveTree(folder):
-            return folder
-        case _:
-            return change.key

@@ -72,9 +72,13 @@ class Files:
         """Create a private file that must not exist."""
         return _above_standard(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | _COMMON, PRIVATE_FILE))
 
+    def create_to_append(self, path: str) -> int:
+        """Create a private file that must not exist, for reading and for appending."""
+        return _above_standard(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | os.O_EXCL | _COMMON, PRIVATE_FILE))
+
     def open_lock(self, path: str) -> int:
-        """Open the private lock file for reading and appending, creating it if it is absent."""
-        return _above_standard(os.open(path, os.O_RDWR | os.O_APPEND | os.O_CREAT | _COMMON, PRIVATE_FILE))
+        """Open a private lock file for reading and writing, creating it if it is absent."""
+        return _above_standard(os.open(path, os.O_RDWR | os.O_CREAT | _COMMON, PRIVATE_FILE))
 
     def close(self, descriptor: int) -> None:
         os.close(descriptor)
@@ -144,6 +148,11 @@ class Files:
     def stamp(self, path: str) -> tuple[int, int, int, int]:
         """Return device, inode, size and time of change of a path itself: what tells whether a file is another now."""
         result = os.lstat(path)
+        return result.st_dev, result.st_ino, result.st_size, result.st_mtime_ns
+
+    def stamp_of(self, descriptor: int) -> tuple[int, int, int, int]:
+        """Return the same of an open file."""
+        result = os.fstat(descriptor)
         return result.st_dev, result.st_ino, result.st_size, result.st_mtime_ns
 
     def rename(self, source: str, target: str) -> None:

@@ -1,11 +1,12 @@
-"""The folders of a store while it is written: made when needed, durable up to the root, removed when empty."""
+"""The folders of a store while it is written: made when needed, removed when empty.
+
+The names of what is in the store become durable at the next checkpoint; that of the store itself at once.
+"""
 
 from __future__ import annotations
 
 import contextlib
 import errno
-from collections.abc import Callable
-from functools import partial
 
 from .files import Files, FileStatus
 from .tree import Tree
@@ -15,7 +16,7 @@ _COUNTED = 100
 
 
 class Folders:
-    """Folders that the writer has seen, and those whose names are not durable yet."""
+    """Folders that the writer has seen."""
 
     def __init__(self, files: Files, tree: Tree, *, clean_up: bool) -> None:
         """Remove folders that a removal leaves empty if `clean_up` says so."""
@@ -23,11 +24,10 @@ class Folders:
         self._tree = tree
         self._clean_up = clean_up
         self._known: set[str] = set()
-        self._inside: dict[str, tuple[FileStatus, list[str]]] = {}
-        self._unsynced: set[str] = set()
+        self._inside: dict[str, tuple[FileStatus, set[str]]] = {}
 
     def make(self, folder: str) -> None:
-        """Make a folder and its parents; see that their names become durable, whoever made them."""
+        """Make a folder and its parents."""
         if folder in self._known:
             return
         if folder:
@@ -46,8 +46,8 @@ class Folders:
             else:
                 if beside is not None:
                     status = self._files.status(self._tree.path(parent))
-                    self._inside[parent] = (status, [*beside, folder.rpartition("/")[2]])
-            self._unsynced.add(parent)
+                    beside.add(folder.rpartition("/")[2])
+                    self._inside[parent] = (status, beside)
         else:
             self._make_root()
         if len(self._known) >= _REMEMBERED:
@@ -69,11 +69,10 @@ class Folders:
         for folder in reversed(missing):
             with contextlib.suppress(FileExistsError):
                 self._files.make_folder(folder)
-            self._files.sync_folder(folder.rpartition("/")[0] or "/")
-
-    def changed(self, folder: str) -> None:
-        """Remember that names in a folder changed and are to be synced."""
-        self._unsynced.add(folder)
+        # One that is there may have been made by a process that died before its name was durable.
+        for folder in missing or [self._tree.path("")]:
+            with contextlib.suppress(PermissionError):
+                self._files.sync_folder(folder.rpartition("/")[0] or "/")
 
     def emptied(self, key: str) -> None:
         """Remove the folders that the removal of `key` left empty, if that is wanted."""
@@ -87,7 +86,6 @@ class Folders:
                 return
             self._known.discard(folder)
             folder = folder.rpartition("/")[0]
-            self._unsynced.add(folder)
 
     def forget(self, folder: str | None = None) -> None:
         """Forget a folder that has gone and what was below it, or every folder."""
@@ -97,30 +95,21 @@ class Folders:
             if folder is not None and known != folder and not known.startswith(f"{folder}/")
         }
 
-    def take_unsynced(self) -> list[Callable[[], None]]:
-        """Return what makes durable the names that changed since the last call."""
-        unsynced, self._unsynced = self._unsynced, set()
-        return [partial(self._sync, folder) for folder in sorted(unsynced)]
-
-    def _sync(self, folder: str) -> None:
-        with contextlib.suppress(FileNotFoundError):  # removed later in the same batch
-            self._files.sync_folder(self._tree.path(folder))
-
-    def inside(self, folder: str) -> list[str]:
+    def inside(self, folder: str) -> set[str]:
         """Return the folders in a folder; remembered until it changes, for a quota counts them often."""
         names = self._inside_if_unchanged(folder)
         if names is None:
             try:
                 status = self._files.status(self._tree.path(folder))
             except FileNotFoundError:
-                return []
-            names = self._tree.folders(folder)
+                return set()
+            names = set(self._tree.folders(folder))
             if len(self._inside) >= _COUNTED:
                 del self._inside[next(iter(self._inside))]
             self._inside[folder] = (status, names)
         return names
 
-    def _inside_if_unchanged(self, folder: str) -> list[str] | None:
+    def _inside_if_unchanged(self, folder: str) -> set[str] | None:
         if folder not in self._inside:
             return None
         status, names = self._inside[folder]

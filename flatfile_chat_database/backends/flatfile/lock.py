@@ -1,12 +1,18 @@
-"""The store's lock file: who holds its lock may write. What it may hold besides is a note; see `batches.py`.
+"""The lock files of a store. The kernel lets go of a lock when its holder dies; no file is removed or stolen.
 
-The file is made at the first write and never removed or stolen; the kernel lets go of the lock when its holder dies.
+- `StoreLock`: who holds it may write. Its file holds the mark: up to where the journal has been done to the files.
+- `Presence`: every store that may write shares it, so whoever can have it alone is alone.
+- `CheckpointLock`: who holds it folds the journal into the files.
 """
 
 from __future__ import annotations
 
 import random
 import time
+import zlib
+from collections.abc import Callable
+
+import msgspec
 
 from ...errors import ConfigurationError, UnavailableError
 from .files import Files
@@ -19,31 +25,44 @@ NETWORK_FILE_SYSTEMS = frozenset(
         *("fuse.juicefs", "fuse.davfs2", "fuse.ceph-fuse", "fuse.goofys", "fuse.blobfuse2"),
     )
 )
-_NOTES_BYTES = 1 << 20
-_FIRST_PAUSE_SECONDS = 0.0002
-_LONGEST_PAUSE_SECONDS = 0.005
+_MARK_BYTES = 256
+_FIRST_PAUSE_SECONDS = 0.0001
+_LONGEST_PAUSE_SECONDS = 0.002
 
 
-class StoreLock:
-    """The exclusive, advisory lock on a store, between threads, handles and processes of one host."""
+class Mark(msgspec.Struct, frozen=True):
+    """Up to where the journal has been done to the files."""
 
-    def __init__(
-        self, files: Files, folders: Folders, root: str, key: str, *, timeout_seconds: float, allow_network: bool
-    ) -> None:
+    segment: str
+    applied: int
+
+    def encode(self) -> bytes:
+        """Return it as the lock file has it: with a checksum, for anybody may have written to that file."""
+        text = f"{self.segment} {self.applied}".encode()
+        return b"%s %08x\n" % (text, zlib.crc32(text))
+
+    @classmethod
+    def decode(cls, data: bytes) -> Mark | None:
+        """Return the mark in the bytes of a lock file, or None if there is none."""
+        text, _, crc = data.partition(b"\n")[0].rpartition(b" ")
+        if not text or crc != b"%08x" % zlib.crc32(text):
+            return None
+        segment, _, applied = text.decode(errors="replace").partition(" ")
+        return cls(segment, int(applied)) if applied.isdecimal() else None
+
+
+class LockFile:
+    """A file that is locked as a whole, between threads, handles and processes of one host."""
+
+    def __init__(self, files: Files, folders: Folders, root: str, key: str, *, timeout_seconds: float) -> None:
         """Lock the file `key` of the store in the folder `root`."""
         self._files = files
         self._folders = folders
-        self._root = root
-        self._key = key
         self._path = f"{root}/{key}"
         self._timeout = timeout_seconds
-        self._allow_network = allow_network
         self._descriptor: int | None = None
-
-    @property
-    def key(self) -> str:
-        """Where the lock file is, relative to the store."""
-        return self._key
+        self._identity: tuple[int, int] | None = None
+        self.key = key
 
     @property
     def is_open(self) -> bool:
@@ -55,32 +74,40 @@ class StoreLock:
 
         Raises:
             UnavailableError: Somebody else has held it for the whole timeout.
-            ConfigurationError: The store is on a network file system.
         """
-        deadline = time.monotonic() + self._timeout
-        pause = _FIRST_PAUSE_SECONDS
+        self._wait(self.try_take)
+
+    def try_take(self) -> bool:
+        """Take the lock if nobody holds or shares it."""
+        return self._try(self._files.try_lock)
+
+    def _try(self, lock: Callable[[int], bool]) -> bool:
         while True:
             if self._descriptor is None:
-                self._refuse_network_file_system()
-                self._folders.make(self._key.rpartition("/")[0])
-                self._descriptor = self._files.open_lock(self._path)
-            if self._files.try_lock(self._descriptor):
-                if self._has_its_name():
-                    return
-                self.close()  # somebody replaced the file, and a lock on the old one excludes nobody
-                self._folders.forget()
-                continue
+                self._open()
+            descriptor = self._held()
+            if not lock(descriptor):
+                return False
+            if self._has_its_name():
+                return True
+            self.close()  # somebody replaced the file, and a lock on the old one excludes nobody
+            self._folders.forget()
+
+    def _wait(self, attempt: Callable[[], bool]) -> None:
+        deadline = time.monotonic() + self._timeout
+        pause = _FIRST_PAUSE_SECONDS
+        while not attempt():
             if time.monotonic() >= deadline:
                 raise UnavailableError(
                     f"Another process has held the lock of the store for {self._timeout} s.",
-                    key=self._key,
+                    key=self.key,
                     hint="Look which process has it (lsof), or raise lock_timeout_seconds.",
                 )
             time.sleep(pause * (0.5 + random.random()))
             pause = min(pause * 2, _LONGEST_PAUSE_SECONDS)
 
     def release(self) -> None:
-        """Let others write."""
+        """Let others have it."""
         if self._descriptor is not None:
             try:
                 self._files.unlock(self._descriptor)
@@ -93,57 +120,58 @@ class StoreLock:
         if descriptor is not None:
             self._files.close(descriptor)
 
-    # --- notes ---------------------------------------------------------------------------------------
-
-    def note(self, text: bytes) -> None:
-        """Write a line to the lock file durably; the file is as before if that fails."""
-        descriptor = self._held()
-        size = self._files.status_of(descriptor).size
-        try:
-            rest = memoryview(text)
-            while rest:
-                rest = rest[self._files.write(descriptor, rest) :]
-            self._files.sync(descriptor)
-        except OSError:
-            self._files.truncate(descriptor, size)
-            raise
-
-    def clear_notes(self) -> None:
-        """Empty the lock file durably."""
-        descriptor = self._held()
-        self._files.truncate(descriptor, 0)
-        self._files.sync(descriptor)
-
-    def notes(self) -> bytes:
-        """Return what the lock file holds."""
-        return self._files.read(self._held(), _NOTES_BYTES, 0)
-
-    def peek(self) -> bytes:
-        """Return what the lock file holds without taking the lock."""
-        try:
-            if self._files.status(self._path).size == 0:
-                return b""
-            descriptor = self._files.open_to_read(self._path)
-        except FileNotFoundError:
-            return b""
-        try:
-            return self._files.read(descriptor, _NOTES_BYTES, 0)
-        finally:
-            self._files.close(descriptor)
-
-    # -------------------------------------------------------------------------------------------------
+    def _open(self) -> None:
+        self._folders.make(self.key.rpartition("/")[0])
+        self._descriptor = self._files.open_lock(self._path)
+        self._identity = self._files.stamp_of(self._descriptor)[:2]
 
     def _held(self) -> int:
         if self._descriptor is None:
-            raise UnavailableError("The store's lock is not held.", key=self._key)
+            raise UnavailableError("The store's lock is not held.", key=self.key)
         return self._descriptor
 
     def _has_its_name(self) -> bool:
         try:
-            named = self._files.status(self._path)
+            return self._files.stamp(self._path)[:2] == self._identity
         except FileNotFoundError:
             return False
-        return named.is_same_file(self._files.status_of(self._held()))
+
+
+class StoreLock(LockFile):
+    """The lock that every writer takes, and the mark in its file."""
+
+    def __init__(
+        self, files: Files, folders: Folders, root: str, key: str, *, timeout_seconds: float, allow_network: bool
+    ) -> None:
+        """Refuse a network file system, where locks cannot be trusted, unless `allow_network`."""
+        super().__init__(files, folders, root, key, timeout_seconds=timeout_seconds)
+        self._root = root
+        self._allow_network = allow_network
+
+    def read_mark(self) -> Mark | None:
+        """Return the mark; None if the file holds none. The lock must be held."""
+        return Mark.decode(self._files.read(self._held(), _MARK_BYTES, 0))
+
+    def write_mark(self, mark: Mark) -> None:
+        """Replace the mark. It is not flushed: after a power cut the whole journal is done again anyway."""
+        data = mark.encode()
+        if self._files.write_at(self._held(), data, 0) != len(data):
+            raise UnavailableError("The lock file could not be written whole.", key=self.key)
+
+    def peek(self) -> Mark | None:
+        """Return the mark without taking the lock; it may be about to move."""
+        try:
+            descriptor = self._files.open_to_read(self._path)
+        except FileNotFoundError:
+            return None
+        try:
+            return Mark.decode(self._files.read(descriptor, _MARK_BYTES, 0))
+        finally:
+            self._files.close(descriptor)
+
+    def _open(self) -> None:
+        self._refuse_network_file_system()
+        super()._open()
 
     def _refuse_network_file_system(self) -> None:
         if self._allow_network:
@@ -161,3 +189,37 @@ class StoreLock:
                 f"The store {self._root!r} is on a network file system ({kind}), whose locks cannot be trusted.",
                 hint="Use a local disk, or set allow_network_file_system if only one host writes.",
             )
+
+
+class Presence(LockFile):
+    """What every store that writes shares. Joined and left under the store's lock, so no two can both be first."""
+
+    joined = False
+
+    def join(self) -> bool:
+        """Be present; return whether nobody else was. Then it is held alone until `share`."""
+        alone = self.try_take()
+        if not alone:
+            self.share()
+        self.joined = True
+        return alone
+
+    def share(self) -> None:
+        """Let others be present too."""
+        self._wait(lambda: self._try(self._files.try_share))
+
+    def is_alone(self) -> bool:
+        """Tell whether nobody else is present; if so it is held alone until `share` or `leave`."""
+        alone = self.try_take()
+        if not alone:
+            self.share()  # a lock that could not be changed into another one is lost (flock(2))
+        return alone
+
+    def leave(self) -> None:
+        """Be present no more."""
+        self.joined = False
+        self.close()
+
+
+class CheckpointLock(LockFile):
+    """Whoever holds it is the one that folds the journal into the files."""

@@ -8,7 +8,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 
 from ...layout import Layout, Shape
-from ...models import Problem
+from ...models import Problem, new_id
 from ..base import check_key
 from .files import PRIVATE_FILE, PRIVATE_FOLDER, FileKind, Files
 
@@ -32,11 +32,16 @@ class Tree:
         self._files = files
         self._root = root
         self._layout = layout
+        self._suffix = temporary_suffix
         self._temporary = re.compile(r"\.[0-9a-f-]{36}" + re.escape(temporary_suffix))
 
     def path(self, key: str) -> str:
         """Return the path of a key; "" is the store's folder."""
         return f"{self._root}/{key}" if key else self._root
+
+    def temporary(self, key: str) -> str:
+        """Return a new path for unfinished bytes beside `key`."""
+        return f"{self.path(key.rpartition('/')[0])}/.{new_id()}{self._suffix}"
 
     def is_temporary(self, name: str) -> bool:
         """Tell whether a name is one that the engine gives to unfinished files and to folders being removed."""
@@ -149,10 +154,13 @@ class Tree:
     def logs(self) -> Iterator[str]:
         """Yield the keys of all logs in folders that can be listed."""
         for item in self.walk("", lambda *_: None):
-            if item.kind == "file":
-                place = self._layout.parse(item.path)
-                if place is not None and place.entry.shape is Shape.LOG:
-                    yield item.path
+            if item.kind == "file" and self.is_log(item.path):
+                yield item.path
+
+    def is_log(self, key: str) -> bool:
+        """Tell whether a key is that of a log."""
+        place = self._layout.parse(key)
+        return place is not None and place.entry.shape is Shape.LOG
 
     def _loose(self, item: Item, place: str, *, fix: bool) -> Iterator[Problem]:
         try:
@@ -176,7 +184,7 @@ class Tree:
 
     def _is_key(self, item: Item) -> bool:
         name = item.path.rpartition("/")[2]
-        return item.path != self._layout.lock and not self.is_temporary(name) and _is_segment(name)
+        return not self._layout.is_own(item.path) and not self.is_temporary(name) and _is_segment(name)
 
 
 def _is_segment(name: str) -> bool:

@@ -10,6 +10,7 @@ A job belongs to the writer once it is submitted: cancelling the caller cancels 
 from __future__ import annotations
 
 import asyncio
+import contextlib
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -27,9 +28,15 @@ _LARGEST_BATCH = 1024
 class Writer:
     """Hands jobs to a function in a thread of its own, which starts with the first job."""
 
-    def __init__(self, run: Callable[[Sequence[Job]], None], end: Callable[[], None]) -> None:
-        """Do jobs with `run`, which fills in what came of each and raises nothing; do `end` after the last."""
+    def __init__(
+        self, run: Callable[[Sequence[Job]], None], idle: Callable[[], float | None], end: Callable[[], None]
+    ) -> None:
+        """Do jobs with `run`, which fills in what came of each and raises nothing; do `end` after the last.
+
+        When there are none, do `idle`, and again after as many seconds as it says.
+        """
         self._run = run
+        self._idle = idle
         self._end = end
         self._queue: SimpleQueue[_Batch | None] = SimpleQueue()
         self._turns: dict[asyncio.AbstractEventLoop, list[_Waiting]] = {}
@@ -67,7 +74,10 @@ class Writer:
                 if self._thread is None:
                     # A daemon: what nobody waits for any more must not keep the interpreter from ending.
                     thread = threading.Thread(
-                        target=_work, args=(self._queue, self._run, self._end), name="chatdb-writer", daemon=True
+                        target=_work,
+                        args=(self._queue, self._run, self._idle, self._end),
+                        name="chatdb-writer",
+                        daemon=True,
                     )
                     thread.start()
                     self._thread = thread
@@ -78,9 +88,14 @@ class Writer:
             _resolve(waiting)
 
 
-def _work(queue: SimpleQueue[_Batch | None], run: Callable[[Sequence[Job]], None], end: Callable[[], None]) -> None:
+def _work(
+    queue: SimpleQueue[_Batch | None],
+    run: Callable[[Sequence[Job]], None],
+    idle: Callable[[], float | None],
+    end: Callable[[], None],
+) -> None:
     while True:
-        batch = queue.get()
+        batch = _next(queue, idle)
         batches: list[_Batch] = []
         size = 0
         ended = batch is None
@@ -103,6 +118,16 @@ def _work(queue: SimpleQueue[_Batch | None], run: Callable[[Sequence[Job]], None
         if ended:
             end()
             return
+
+
+def _next(queue: SimpleQueue[_Batch | None], idle: Callable[[], float | None]) -> _Batch | None:
+    """Wait for what is handed over, and do what is due meanwhile."""
+    while True:
+        with contextlib.suppress(Empty):
+            return queue.get_nowait()
+        seconds = idle()
+        with contextlib.suppress(Empty):
+            return queue.get(timeout=seconds)
 
 
 def _run_or_fail(run: Callable[[Sequence[Job]], None], jobs: Sequence[Job]) -> None:

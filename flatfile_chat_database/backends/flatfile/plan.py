@@ -1,0 +1,539 @@
+"""What the commits of a batch come to: their conditions checked, their steps listed, nothing of it done yet.
+
+A condition is checked against the files and against what the commits before it in the batch are going to do. Where that
+takes more than a look at which documents come and go, the batch has to be done first: `Later` says so.
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Collection, Iterator, Sequence
+from dataclasses import dataclass, field
+
+from ... import codec
+from ...errors import StorageLimitExceeded, UnavailableError, ValidationError
+from ..base import (
+    ANY,
+    Absent,
+    Append,
+    Change,
+    Delete,
+    Edit,
+    Move,
+    Outcome,
+    Put,
+    Quota,
+    RemoveTree,
+    Require,
+    Truncate,
+    check_edit,
+    check_maximum,
+    check_quota,
+    check_version,
+    exists_already,
+    kept_and_dropped,
+    new_lines,
+    not_found,
+    version_of,
+)
+from .files import Files
+from .folders import Folders
+from .journal import Op, Step
+from .logs import LogReader
+from .openlogs import OpenLog, OpenLogs
+from .oserrors import mapped
+from .tree import Tree
+
+_LARGEST_PUT = 1 << 20
+"""A larger document is written beside its place at once, not into the journal."""
+_COPY_BYTES = 1 << 20
+
+
+@dataclass(frozen=True, slots=True)
+class Place:
+    """Internal change: give a finished temporary file its name, or remove it if that is taken. Outcome: which."""
+
+    temporary: str
+    key: str
+
+
+@dataclass(frozen=True, slots=True)
+class Extend:
+    """Internal change: append bytes that are whole lines, whatever they say."""
+
+    key: str
+    data: bytes
+
+
+@dataclass(frozen=True, slots=True)
+class Mend:
+    """Internal change: set aside half a line at the end of a log. Outcome: whether there was one."""
+
+    key: str
+
+
+EngineChange = Change | Place | Extend | Mend
+
+
+@dataclass(slots=True)
+class Job:
+    """The changes of one commit, and what came of them."""
+
+    changes: Sequence[EngineChange]
+    outcomes: list[Outcome] | None = None
+    error: Exception | None = None
+
+    @property
+    def is_structural(self) -> bool:
+        """Whether it moves or removes folders, and so has to be alone in the journal."""
+        return any(isinstance(change, Move | RemoveTree) for change in self.changes)
+
+
+class Later(Exception):
+    """What is planned so far has to be done before this."""
+
+
+class Mixed(Exception):
+    """A job changes one file in two ways; each change has to be done by itself."""
+
+
+@dataclass(slots=True)
+class Draft:
+    """A step, and the bytes it writes."""
+
+    op: Op
+    key: str
+    pieces: list[bytes] = field(default_factory=list)
+    at: int = 0
+    source: str = ""
+    was: str | None = None
+    before: int = -1
+    staged: bool = False
+    """install: whether the finished file was made by the plan, and goes with it."""
+
+
+class Plan:
+    """The steps of a batch."""
+
+    def __init__(
+        self,
+        files: Files,
+        tree: Tree,
+        folders: Folders,
+        logs: OpenLogs,
+        *,
+        block: int,
+        stage: Callable[[str, Iterator[bytes]], str],
+        mend: Callable[[str], bool],
+    ) -> None:
+        """Write finished files beside their places with `stage`; mend ends of logs with `mend`.
+
+        `stage` returns the path of the file; `mend` is called when nothing is planned.
+        """
+        self._files = files
+        self._tree = tree
+        self._folders = folders
+        self._logs = logs
+        self._block = block
+        self._stage = stage
+        self._mend = mend
+        self.jobs: list[Job] = []
+        self.drafts: list[Draft] = []
+        self.owners: list[Job] = []
+        """Whose each draft is."""
+        self.size = 0
+        self._exists: dict[str, bool] = {}  # keys that the plan makes or removes
+        self._inside: dict[str, set[str]] = {}  # folders to come, by their parent
+        self._appended: set[str] = set()
+        self._removes = False
+
+    def check(self, job: Job) -> dict[int, list[bytes]]:
+        """Check a job's conditions; return what is to be appended by each of its changes, by index."""
+        lines: dict[int, list[bytes]] = {}
+        for index, change in enumerate(job.changes):
+            with mapped(key_of(change)):
+                self._check(index, change, lines)
+        return lines
+
+    def add(self, job: Job, *, checked: bool = False) -> None:
+        """Check a job's conditions, unless that is done, and list its steps; if it raises, nothing of it is planned.
+
+        Raises:
+            Later: The plan has to be done first.
+            Mixed: Each change of the job has to be done by itself.
+            StorageError: A condition does not hold, or the medium fails; nothing has changed.
+        """
+        first = len(self.drafts)
+        try:
+            lines = {} if checked else self.check(job)
+            outcomes = []
+            seen: set[str] = set()
+            for index, change in enumerate(job.changes):
+                with mapped(key_of(change)):
+                    outcomes.append(self._draft(change, lines.get(index), seen))
+                seen.add(key_of(change))
+        except BaseException:
+            self._withdraw(first)
+            raise
+        job.outcomes = outcomes
+        self.jobs.append(job)
+        self.owners += [job] * (len(self.drafts) - first)
+
+    def discard(self) -> None:
+        """Remove what was made beside its place, and forget what was to come: the plan is not done."""
+        for draft in self.drafts:
+            if draft.op == "append":
+                self._logs.forget(draft.key)
+            elif draft.staged:
+                with contextlib.suppress(OSError):
+                    self._files.remove(self._tree.path(draft.source))
+
+    def jobs_of(self, keys: Collection[str]) -> list[Job]:
+        """Return the jobs that have a step on one of the keys."""
+        jobs = {id(job): job for job, draft in zip(self.owners, self.drafts, strict=True) if draft.key in keys}
+        return list(jobs.values())
+
+    def _withdraw(self, first: int) -> None:
+        for draft in self.drafts[first:]:
+            self.size -= sum(map(len, draft.pieces))
+            if draft.op == "append":
+                self._forget(draft.key)
+            elif draft.staged:
+                with contextlib.suppress(OSError):
+                    self._files.remove(self._tree.path(draft.source))
+        del self.drafts[first:]
+        self._recount()
+
+    def _forget(self, key: str) -> None:
+        """Forget what is to come of a log, and plan the lines of earlier jobs again."""
+        self._logs.forget(key)
+        earlier = [draft for draft in self.drafts if draft.key == key and draft.op == "append"]
+        if earlier and self._appended and key in self._appended:
+            log = self._logs.look(key)
+            for draft in earlier:
+                self._logs.expect(log, draft.pieces, [codec.line_id(line) for line in draft.pieces])
+
+    def _recount(self) -> None:
+        self._exists.clear()
+        self._inside.clear()
+        self._appended.clear()
+        self._removes = False
+        for draft in self.drafts:
+            self._note(draft)
+
+    def _note(self, draft: Draft) -> None:
+        """Take in what a draft makes and removes."""
+        key = draft.key
+        if draft.op == "delete":
+            self._exists[key] = False
+            self._removes = True
+            return
+        if draft.op == "append":
+            if key in self._appended:
+                return
+            self._appended.add(key)
+        self._exists[key] = True
+        folder, _, _ = key.rpartition("/")
+        while folder:
+            parent, _, name = folder.rpartition("/")
+            beside = self._inside.setdefault(parent, set())
+            if name in beside:
+                break
+            beside.add(name)
+            folder = parent
+
+    # --- checking conditions -------------------------------------------------------------------------
+
+    def _check(self, index: int, change: EngineChange, lines: dict[int, list[bytes]]) -> None:
+        match change:
+            case Require(key, what):
+                if not self._is_there(key):
+                    raise not_found(what, key)
+            case Append(key):
+                if key in self._exists and key not in self._appended:
+                    raise Later
+                log = self._look(key)
+                added = lines[index] = new_lines(change, lambda record_id: self._logs.find(key, log, record_id))
+                check_maximum(change, log.count, added)
+            case Put(key, _, expected):
+                if key in self._exists:
+                    raise Later
+                if expected is not ANY:
+                    check_version(key, self.read(key), expected)
+            case Quota(folder):
+                self._check_quota(change, folder)
+            case Absent(key):
+                self._check_absent(key)
+            case Edit(key, record_id):
+                self._settle(key)
+                check_edit(change, self._strict_find(key, record_id))
+            case Truncate(key, count):
+                self._settle(key)
+                self._dropped(key, count)
+            case Move(source, target):
+                with contextlib.suppress(FileNotFoundError):
+                    self._files.status(self._tree.path(source))  # unreadable is not absent
+                self._check_absent(target)
+            case Extend(key, data):
+                if not data.endswith(b"\n"):
+                    raise ValidationError("What is appended must end in a newline.", key=key)
+                if key in self._exists and key not in self._appended:
+                    raise Later
+            case Delete(key) | Place(_, key) | Mend(key):
+                if key in self._exists:
+                    raise Later
+            case RemoveTree():
+                pass
+
+    def _is_there(self, key: str) -> bool:
+        known = self._exists.get(key)
+        return self.exists(key) if known is None else known
+
+    def _check_quota(self, quota: Quota, folder: str) -> None:
+        coming = self._inside.get(folder, set())
+        try:
+            check_quota(quota, self._folders.inside(folder), coming)
+        except StorageLimitExceeded:  # count again, without the folders that a failed creation left empty
+            names = self._tree.folders(folder)
+            check_quota(quota, [name for name in names if self._tree.keys(f"{folder}/{name}/".lstrip("/"))], coming)
+
+    def _check_absent(self, key: str) -> None:
+        if self._removes:
+            raise Later
+        parent, _, name = key.rpartition("/")
+        if name in self._inside.get(parent, ()) or self._exists.get(key):
+            raise exists_already(key)
+        with contextlib.suppress(NotADirectoryError):  # nothing is below a file
+            if self.exists(key) or self._tree.holds_files(key):
+                raise exists_already(key)
+
+    def _look(self, key: str) -> OpenLog:
+        """Return a log whose end is whole."""
+        log = self._logs.look(key)
+        if log.half:
+            self._settle(key)
+            log = self._logs.look(key)
+        return log
+
+    def _settle(self, key: str) -> None:
+        """See that a log is as it was planned to be, and mend its end, before it is looked at as a whole."""
+        if key in self._exists:
+            raise Later
+        if self._logs.look(key).half:
+            if self.drafts:
+                raise Later
+            self._mend(key)
+
+    # --- listing steps -------------------------------------------------------------------------------
+
+    def _draft(self, change: EngineChange, lines: list[bytes] | None, seen: set[str]) -> Outcome:
+        """List the steps of a change; `seen` are the keys that the job has changed before."""
+        match change:
+            case Append(key):
+                if lines is None or key in seen:
+                    log = self._look_again(key)
+                    lines = new_lines(change, lambda record_id: self._logs.find(key, log, record_id))
+                else:
+                    log = self._logs.look(key)
+                if lines:
+                    at = log.learned
+                    self._logs.expect(log, lines, [codec.written_id(line) for line in lines])
+                    self._plan(Draft("append", key, lines, at=at))
+                return len(lines)
+            case Put(key, data):
+                if key in seen:
+                    raise Mixed
+                self._put(key, data)
+                return version_of(data)
+            case Delete(key):
+                if key in seen:
+                    raise Mixed
+                size = self._size(key)
+                if size is not None:
+                    self._plan(Draft("delete", key, before=size))
+                return size is not None
+            case Edit(key):
+                if key in seen:
+                    raise Mixed
+                self._install(key, self._edited(change))
+            case Truncate(key, count):
+                if key in seen:
+                    raise Mixed
+                size, dropped = self._dropped(key, count)
+                if dropped:
+                    self._install(key, self._beginning(key, size))
+                return list(dropped)
+            case Place(temporary, key):
+                return self._place(temporary, key)
+            case Extend(key, data):
+                log = self._look_again(key)
+                at = log.learned
+                pieces = [line + b"\n" for line in data.split(b"\n")[:-1]]
+                self._logs.expect(log, pieces, [codec.line_id(line[:-1]) for line in pieces])
+                self._plan(Draft("append", key, pieces, at=at))
+                return True
+            case Mend(key):
+                half = self._logs.look(key).half > 0
+                self._settle(key)
+                return half
+        return None
+
+    def _plan(self, draft: Draft) -> None:
+        self.drafts.append(draft)
+        self.size += sum(map(len, draft.pieces))
+        self._note(draft)
+
+    def _look_again(self, key: str) -> OpenLog:
+        if key in self._exists and key not in self._appended:
+            raise Mixed
+        return self._look(key)
+
+    def _put(self, key: str, data: bytes) -> None:
+        if len(data) > _LARGEST_PUT:
+            self._install(key, iter([data]))
+            return
+        old = self.read(key)
+        self._plan(Draft("put", key, [data], was=None if old is None else version_of(old)))
+
+    def _install(self, key: str, pieces: Iterator[bytes]) -> None:
+        size = self._size(key)
+        self._plan_install(self._stage(key, pieces), key, size, staged=True)
+
+    def _plan_install(self, path: str, key: str, size: int | None, *, staged: bool) -> None:
+        length = self._files.status(path).size
+        source = path[len(self._tree.path("")) + 1 :]
+        before = -1 if size is None else size
+        self._plan(Draft("install", key, at=length, source=source, before=before, staged=staged))
+
+    def _place(self, temporary: str, key: str) -> bool:
+        if self._is_there(key):
+            self._files.remove(temporary)
+            return False
+        self._plan_install(temporary, key, None, staged=False)
+        return True
+
+    # --- files ---------------------------------------------------------------------------------------
+
+    def exists(self, key: str) -> bool:
+        """Return whether there is a file at `key`."""
+        return exists(self._files, self._tree, key)
+
+    def read(self, key: str) -> bytes | None:
+        """Return a file's bytes, or None if it is absent or a folder."""
+        return read(self._files, self._tree, key)
+
+    def _size(self, key: str) -> int | None:
+        try:
+            status = self._files.status(self._tree.path(key))
+        except FileNotFoundError:
+            return None
+        return status.size if status.kind == "file" else None
+
+    def _beginning(self, key: str, size: int) -> Iterator[bytes]:
+        """Yield the first `size` bytes of a log."""
+        descriptor = self._files.open_to_read(self._tree.path(key))
+        try:
+            for offset in range(0, size, _COPY_BYTES):
+                yield self._files.read(descriptor, min(_COPY_BYTES, size - offset), offset)
+        finally:
+            self._files.close(descriptor)
+
+    def _dropped(self, key: str, count: int | None) -> tuple[int, list[bytes]]:
+        """Return the size that a log has after a Truncate, and the records that go."""
+        if count == 0 or not self.exists(key):
+            return 0, []
+        if count is None:
+            kept, dropped = kept_and_dropped(key, self.read(key) or b"", None)
+            return len(kept), dropped
+        with self._reader(key) as reader:
+            found = reader.backward(count)
+        return (found[-1][0] if found else 0), [line for _, line in reversed(found)]
+
+    def _reader(self, key: str) -> LogReader:
+        return LogReader(self._files, self._tree.path(key), key, block=self._block, strict=True)
+
+    def _strict_find(self, key: str, record_id: str) -> bytes | None:
+        """Return a record's line after reading every line of the log, none of which may be damaged."""
+        found = None
+        with self._reader(key) as reader:
+            for run in reader.runs():
+                for line in run:
+                    if found is None and codec.line_id(line) == record_id:
+                        found = line
+        return found
+
+    def _edited(self, edit: Edit) -> Iterator[bytes]:
+        """Yield the log's new bytes; the check has read all of it strictly."""
+        with self._reader(edit.key) as reader:
+            for run in reader.runs():
+                new: list[bytes] = []
+                for line in run:
+                    if codec.line_id(line) != edit.record_id:
+                        new.append(line + b"\n")
+                    elif edit.line is not None:
+                        new.append(edit.line)
+                yield b"".join(new)
+
+
+def steps_of(drafts: Sequence[Draft]) -> tuple[list[Step], list[bytes]]:
+    """Return the steps of drafts, and the bytes of each; what is appended to one log becomes one step."""
+    merged: list[tuple[Draft, list[bytes]]] = []
+    appended: dict[str, list[bytes]] = {}
+    for draft in drafts:
+        pieces = appended.get(draft.key) if draft.op == "append" else None
+        if pieces is not None:
+            pieces += draft.pieces
+            continue
+        pieces = list(draft.pieces)
+        merged.append((draft, pieces))
+        if draft.op == "append":
+            appended[draft.key] = pieces
+        else:
+            appended.pop(draft.key, None)
+    steps, parts = [], []
+    for draft, pieces in merged:
+        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
+        steps.append(Step(draft.op, draft.key, len(data), draft.at, draft.source, draft.was, draft.before))
+        parts.append(data)
+    return steps, parts
+
+
+def key_of(change: EngineChange) -> str:
+    """Return the key that a change is about."""
+    match change:
+        case Move(source):
+            return source
+        case Quota(folder) | RemoveTree(folder):
+            return folder
+        case _:
+            return change.key
+
+
+def exists(files: Files, tree: Tree, key: str) -> bool:
+    """Return whether there is a file at `key`."""
+    try:
+        return files.status(tree.path(key)).kind == "file"
+    except FileNotFoundError:
+        return False
+
+
+def read(files: Files, tree: Tree, key: str) -> bytes | None:
+    """Return a file's bytes, or None if it is absent or a folder."""
+    try:
+        descriptor = files.open_to_read(tree.path(key))
+    except FileNotFoundError:
+        return None
+    try:
+        status = files.status_of(descriptor)
+        if status.kind == "folder":
+            return None
+        if status.kind != "file":
+            raise UnavailableError(f"{key} is neither a file nor a folder.", key=key)
+        pieces: list[bytes] = []
+        size = 0
+        while piece := files.read(descriptor, max(status.size - size, 0) + 1, size):
+            pieces.append(piece)
+            size += len(piece)
+        return b"".join(pieces)
+    finally:
+        files.close(descriptor)

@@ -1,0 +1,93 @@
+"""Making files and names durable, many at the same time.
+
+On ext4, syncing 100 files took 24 ms one after the other, 7 ms from 8 threads and 5 ms from 16, for one commit of the
+file system's own journal serves many of them (see docs/decisions).
+"""
+
+from __future__ import annotations
+
+import contextlib
+from collections.abc import Callable, Iterable, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from functools import partial
+
+from .files import Files
+from .tree import Tree
+
+_THREADS = 16
+
+
+class Syncs:
+    """Syncs, or none at all for a store whose durability is left to the system."""
+
+    def __init__(self, files: Files, tree: Tree, *, wanted: bool) -> None:
+        self._files = files
+        self._tree = tree
+        self._wanted = wanted
+        self._pool: ThreadPoolExecutor | None = None
+
+    def close(self) -> None:
+        if self._pool is not None:
+            self._pool.shutdown(wait=False)
+
+    def file(self, descriptor: int) -> None:
+        """Make an open file's bytes durable."""
+        if self._wanted:
+            self._files.sync(descriptor)
+
+    def folder(self, folder: str) -> None:
+        """Make the names in a folder durable; one that is gone has none."""
+        if self._wanted:
+            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+                self._files.sync_folder(self._tree.path(folder))
+
+    def folders_of(self, keys: Iterable[str]) -> None:
+        """Make the names of files durable, and those of their folders up to the root."""
+        folders = {""}
+        for key in keys:
+            folder = key.rpartition("/")[0]
+            while folder not in folders:
+                folders.add(folder)
+                folder = folder.rpartition("/")[0]
+        self._together([partial(self.folder, folder) for folder in sorted(folders)])
+
+    def files(self, keys: Iterable[str]) -> None:
+        """Make files durable by their keys, and then their names, up to the root; what is gone has nothing to sync."""
+        keys = sorted(keys)
+        self._together([partial(self._file_at, key) for key in keys])
+        self.folders_of(keys)
+
+    def _file_at(self, key: str) -> None:
+        if not self._wanted:
+            return
+        try:
+            descriptor = self._files.open_to_read(self._tree.path(key))
+        except (FileNotFoundError, NotADirectoryError):
+            return
+        try:
+            self._files.sync(descriptor)
+        finally:
+            self._files.close(descriptor)
+
+    def _together(self, works: Sequence[Callable[[], None]]) -> None:
+        if not self._wanted:
+            return
+        if self._pool is None and len(works) > 1:
+            self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="chatdb-sync")
+        waiting = []
+        # A share for each thread, not a task for each file: the threads would only fight for the interpreter.
+        for share in (works[first::_THREADS] for first in range(min(_THREADS, len(works)))):
+            try:
+                if self._pool is None or len(works) == 1:
+                    _call_all(share)
+                else:
+                    waiting.append(self._pool.submit(_call_all, share))
+            except RuntimeError:  # the interpreter is ending, and starts no thread any more
+                _call_all(share)
+        for done in waiting:
+            done.result()
+
+
+def _call_all(works: Sequence[Callable[[], None]]) -> None:
+    for work in works:
+        work()
