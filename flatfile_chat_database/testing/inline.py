@@ -12,6 +12,7 @@ import contextlib
 import functools
 import itertools
 import sys
+import threading
 import uuid
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
@@ -71,6 +72,7 @@ _LOOP = cast(asyncio.AbstractEventLoop, _InlineLoop())
 
 def finish(work: Coroutine[Any, Any, T]) -> T:
     """Return what a coroutine returns, all of whose work is done inline."""
+    outer = asyncio._get_running_loop()  # another process may work in the middle of one's work
     asyncio._set_running_loop(_LOOP)
     try:
         work.send(None)
@@ -78,7 +80,7 @@ def finish(work: Coroutine[Any, Any, T]) -> T:
         result: T = end.value
         return result
     finally:
-        asyncio._set_running_loop(None)
+        asyncio._set_running_loop(outer)
     raise RuntimeError("It waits for something that nobody does.")
 
 
@@ -100,10 +102,39 @@ class _InlineExecutor:
         return None
 
 
+class _InlineThread:
+    """In place of a thread: its work is done when it is started, or, if it is `late`, when somebody waits for it."""
+
+    def __init__(self, target: Callable[..., object], args: tuple[object, ...], *, late: bool, **_: object) -> None:
+        self._work: Callable[[], object] | None = lambda: target(*args)
+        self._late = late
+
+    def start(self) -> None:
+        if not self._late:
+            self.join()
+
+    def is_alive(self) -> bool:
+        return self._work is not None
+
+    def join(self) -> None:
+        work, self._work = self._work, None
+        if work is not None:
+            work()
+
+
+class _Threading:
+    """In place of the module."""
+
+    def __init__(self, *, late: bool) -> None:
+        self.Thread = functools.partial(_InlineThread, late=late)
+        self.Lock = threading.Lock
+
+
 @contextlib.contextmanager
-def repeatable(first: int = 0) -> Iterator[None]:
+def repeatable(first: int = 0, *, late: bool = False) -> Iterator[None]:
     """Let the backends start no threads, and take their unique ids (names of temporary files) from a counter.
 
+    What a thread would do is done at once, or, when it is a long work and `late`, only when somebody waits for it.
     Making the map again for every store would take longer than all that is done with most stores, so they share it.
     """
     numbers = itertools.count(first)
@@ -111,6 +142,7 @@ def repeatable(first: int = 0) -> Iterator[None]:
         "new_id": lambda: str(uuid.UUID(int=next(numbers))),
         "ThreadPoolExecutor": _InlineExecutor,
         "Layout": _layout,
+        "threading": _Threading(late=late),
     }
     for module, name, _ in _replaceable():
         setattr(module, name, new[name])
@@ -124,7 +156,12 @@ def repeatable(first: int = 0) -> Iterator[None]:
 @functools.cache
 def _replaceable() -> list[tuple[Any, str, object]]:
     """Return where the modules of the flat-file backend name what would differ between runs, and what they name."""
-    originals: dict[str, object] = {"new_id": models.new_id, "ThreadPoolExecutor": ThreadPoolExecutor, "Layout": Layout}
+    originals: dict[str, object] = {
+        "new_id": models.new_id,
+        "ThreadPoolExecutor": ThreadPoolExecutor,
+        "Layout": Layout,
+        "threading": threading,
+    }
     return [
         (module, attribute, value)
         for name, module in sorted(sys.modules.items())

@@ -169,8 +169,8 @@ class SimulatedFiles(Files):
         folder, name, found = self._parent(path)
         self._check_length(name, path)
         if found is None and name:
-            found = self.disk.make("file", PRIVATE_FILE, folder, name)
-        return self._describe(self._find_file(path), writing=True, appending=True)
+            self.disk.make("file", PRIVATE_FILE, folder, name)
+        return self._describe(self._find_file(path), writing=True)
 
     def close(self, descriptor: int) -> None:
         self._call("close")
