@@ -256,6 +256,8 @@ class Engine:
         steps, parts = steps_of(plan.drafts)
         try:
             with mapped(self._layout.journal):
+                # The bytes of a blob are durable, but a file without a name is found by nobody after a power cut.
+                self._syncs.folders_of(draft.source for draft in plan.drafts if draft.op == "install" and not draft.staged)
                 segment = self._write(steps, b"".join(parts))
         except Exception as error:
             plan.discard()
@@ -452,7 +454,7 @@ class Engine:
 
     def _replay(self, batches: Iterable[Batch]) -> Replay:
         self._logs.forget_below("")
-        replay = Replay(self._files, self.tree, self._folders, self._set_aside, self._put)
+        replay = Replay(self._files, self.tree, self._folders, self._syncs, self._set_aside, self._put)
         for batch in batches:
             replay.add(batch)
         return replay
