@@ -381,6 +381,7 @@ class Engine:
             numbers = self._journal.numbers() if segment is None else []
             if segment is None and numbers:
                 segment = self._journal.open(numbers[-1])  # the mark is lost, so all of it may have to be done
+                self._syncs.folders_of([segment.key])  # and its maker may have died before its name was durable
             elif segment is not None and mark is not None:
                 segment.end = mark.applied
             self._set_segment(segment)
