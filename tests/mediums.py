@@ -141,7 +141,7 @@ async def full(place: Path) -> None:
             acknowledged.append(message.id)
     except (UnavailableError, DurabilityError) as error:  # the journal took it, or did not
         assert "space" in str(error), str(error)
-    assert len(acknowledged) > 50
+    assert len(acknowledged) > 50, len(acknowledged)
 
     async def expect_acknowledged() -> None:
         messages = await storage.get_messages(USER, SESSION, 10_000, strict=True)

@@ -31,7 +31,7 @@ class Recovery:
 
     def replay(self, batches: Iterable[Batch]) -> Replay:
         """Return what does batches again."""
-        replay = Replay(self._files, self._tree, self._folders, self._wholes.set_aside, self._wholes.put)
+        replay = Replay(self._files, self._tree, self._folders, self._syncs, self._wholes.set_aside, self._wholes.put)
         for batch in batches:
             replay.add(batch)
         return replay

@@ -21,6 +21,7 @@ from .folders import Folders
 from .journal import Batch, Step
 from .logs import scan_lines
 from .plan import exists, read
+from .syncs import Syncs
 from .tree import Item, Tree
 
 _SCAN_BYTES = 1 << 20
@@ -109,12 +110,19 @@ class Replay:
     """Batches to be done again, in order."""
 
     def __init__(
-        self, files: Files, tree: Tree, folders: Folders, set_aside: SetAside, write: Callable[[str, bytes], None]
+        self,
+        files: Files,
+        tree: Tree,
+        folders: Folders,
+        syncs: Syncs,
+        set_aside: SetAside,
+        write: Callable[[str, bytes], None],
     ) -> None:
         """Keep what contradicts the journal with `set_aside`; replace documents with `write`."""
         self._files = files
         self._tree = tree
         self._folders = folders
+        self._syncs = syncs
         self._set_aside = set_aside
         self._write = write
         self._structural: list[Step] = []
@@ -166,6 +174,8 @@ class Replay:
         except FileNotFoundError:
             return
         self._folders.make(step.key.rpartition("/")[0])
+        # What is moved must not become durable in a folder that is not: it would be gone from both places.
+        self._syncs.folders_of([step.key])
         with contextlib.suppress(FileNotFoundError):
             if self._files.status(target).kind == "folder":
                 self._tree.remove(Item(step.key, "folder"))  # empty folders and leftovers only; it was looked at

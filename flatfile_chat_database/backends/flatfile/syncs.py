@@ -43,8 +43,9 @@ class Syncs:
 
     def folders_of(self, keys: Iterable[str]) -> None:
         """Make the names of files durable, and those of their folders up to the root."""
-        folders = {""}
+        folders: set[str] = set()
         for key in keys:
+            folders.add("")
             folder = key.rpartition("/")[0]
             while folder not in folders:
                 folders.add(folder)

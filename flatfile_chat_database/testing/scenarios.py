@@ -1,0 +1,161 @@
+"""How processes meet: alone, one after a dead one, two at once, and with a flush that fails.
+
+Each function yields trials to be checked, with the crash point from which on a trial is new.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator, Sequence
+from dataclasses import dataclass, replace
+
+from .disk import Nodes
+from .histories import Contents, Operation
+from .inline import OpenStore, repeatable
+from .simulated import SimulatedFiles
+from .trials import Process, Trial
+from .workloads import CLOSE, PREPARE
+
+_LONGEST = 10_000
+"""Calls of one operation; more would be an endless loop."""
+
+
+@dataclass(frozen=True, slots=True)
+class Bench:
+    """What trials begin with."""
+
+    open_store: OpenStore
+    nodes: Nodes | None = None
+    before: Sequence[Contents] = ({},)
+    whole_commits: bool = True
+    files: type[SimulatedFiles] = SimulatedFiles
+
+    def trial(self) -> Trial:
+        """Return a new trial."""
+        return Trial(
+            self.open_store,
+            nodes=self.nodes,
+            before=self.before,
+            whole_commits=self.whole_commits,
+            files=self.files,
+        )
+
+    def with_files(self, files: type[SimulatedFiles]) -> Bench:
+        """Return a bench like this one, with other system calls."""
+        return replace(self, files=files)
+
+    def prepared(self, *, closed: bool = True) -> Bench:
+        """Return a bench on which `PREPARE` was done, all on disk; the store was closed, or its process died."""
+        with repeatable(1 << 32):
+            trial = Trial(self.open_store, whole_commits=self.whole_commits)
+            process = trial.start()
+            for operation in PREPARE:
+                process.do(operation)
+            if closed:
+                process.do(CLOSE)
+            process.files.kill()
+        after = trial.history.allowed(len(trial.disk.log) + 1)
+        return replace(self, nodes=dict(trial.disk.nodes), before=after)
+
+
+Found = tuple[str, Trial, int]
+"""The name of a trial, the trial, and the first crash point that no other trial has."""
+
+
+def alone(bench: Bench, operations: Sequence[Operation]) -> Iterator[Found]:
+    """One process does operations in a row."""
+    with repeatable():
+        trial = bench.trial()
+        process = trial.start()
+        begun = 0
+        for number, operation in enumerate(operations):
+            begun = len(trial.disk.log) if number else 0
+            process.do(operation)
+    yield _name(operations), trial, begun
+
+
+def alternating(bench: Bench, operations: Sequence[Operation]) -> Iterator[Found]:
+    """Two processes take turns."""
+    with repeatable():
+        trial = bench.trial()
+        processes = trial.start(), trial.start()
+        for number, operation in enumerate(operations):
+            processes[number % 2].do(operation)
+    yield f"in turns: {_name(operations)}", trial, 0
+
+
+def after_a_death(
+    bench: Bench, first: Sequence[Operation], second: Sequence[Operation], *, present: bool = True
+) -> Iterator[Found]:
+    """A process is killed at each of the calls of its last operation; another one, `present` or new, goes on."""
+    for call in range(1, _LONGEST):
+        with repeatable():
+            trial = bench.trial()
+            one, other = trial.start(), trial.start()
+            if present:
+                other.open()
+            for operation in first[:-1]:
+                one.do(operation)
+            begun = len(trial.disk.log)
+            alive = _do_until(one, first[-1], call, one.files.kill)
+            if alive:
+                return
+            for operation in second:
+                other.do(operation)
+        yield f"{_name(first)}, killed at call {call}, then {_name(second)}", trial, begun
+
+
+def at_each_call(bench: Bench, one: Sequence[Operation], other: Sequence[Operation]) -> Iterator[Found]:
+    """While a process does its last operation another one does all of its own, before one of the calls."""
+    for call in range(1, _LONGEST):
+        with repeatable():
+            trial = bench.trial()
+            first, second = trial.start(), trial.start()
+            second.open()
+            for operation in one[:-1]:
+                first.do(operation)
+            begun = len(trial.disk.log)
+            missed = _do_until(first, one[-1], call, _all(second, other))
+            if missed:
+                return
+        yield f"{_name(one)}, and before call {call}: {_name(other)}", trial, begun
+
+
+def failing(bench: Bench, first: Sequence[Operation], second: Sequence[Operation]) -> Iterator[Found]:
+    """Each sync in turn fails; the process goes on as far as it may and ends, and another one does the rest."""
+    for number in range(1, _LONGEST):
+        with repeatable():
+            trial = bench.trial()
+            one, other = trial.start(), trial.start()
+            one.files.failing_syncs = frozenset([number])
+            for operation in first:
+                one.do(operation)
+            if one.files.syncs < number:
+                return
+            one.do(CLOSE)
+            one.files.kill()
+            for operation in second:
+                other.do(operation)
+        yield f"{_name(first)}, sync {number} fails, then {_name(second)}", trial, 0
+
+
+def _do_until(process: Process, operation: Operation, call: int, work: Callable[[], object]) -> bool:
+    """Do an operation, and some work before one of its calls; return whether it has not so many calls."""
+    missed = True
+
+    def happen() -> None:
+        nonlocal missed
+        missed = False
+        work()
+
+    process.at(call, happen)
+    process.do(operation)
+    process.files.before = None
+    return missed
+
+
+def _all(process: Process, operations: Sequence[Operation]) -> Callable[[], object]:
+    return lambda: [process.do(operation) for operation in operations]
+
+
+def _name(operations: Sequence[Operation]) -> str:
+    return ", ".join(operation.name for operation in operations)
