@@ -63,7 +63,8 @@ def _plain(value: object) -> object:
 
 
 _encoder = msgspec.json.Encoder(enc_hook=_plain)
-_line_decoder = msgspec.json.Decoder(_ReadLine)
+_decode_line = msgspec.json.Decoder(_ReadLine).decode
+_new = object.__new__
 _object_decoder = msgspec.json.Decoder(dict[str, Any])
 _DECODE_ERRORS = (ValueError, RecursionError)  # msgspec's DecodeError and UnicodeDecodeError are ValueErrors
 
@@ -226,23 +227,38 @@ def decode_message(line: bytes) -> Message:
     Raises:
         IntegrityError: The line is no message.
     """
+    message = line_message(line)
+    if message is not None:
+        return message
     try:
         if len(line) > MAX_LINE_BYTES:
             raise ValueError(f"it has {len(line)} bytes")
-        record = _line_decoder.decode(line)
+        _decode_line(line)
     except _DECODE_ERRORS as error:
         raise IntegrityError(f"A line is no message: {error}.") from error
+    raise IntegrityError("A line is no message: its id or role is empty.")
+
+
+def line_message(line: bytes) -> Message | None:
+    """Return the message of a line of a log, or None if the line is no message."""
+    if len(line) > MAX_LINE_BYTES:
+        return None
+    try:
+        record = _decode_line(line)
+    except _DECODE_ERRORS:
+        return None
     if not record.id or not record.role:
-        raise IntegrityError("A line is no message: its id or role is empty.")
-    return Message(
-        id=record.id,
-        role=record.role,
-        content=record.content,
-        timestamp=record.timestamp,
-        attachments=record.attachments,
-        metadata=record.metadata,
-        parent_id=record.parent_id,
-    )
+        return None
+    # Half the time of calling Message, and less than msgspec takes to fill a dataclass itself.
+    message: Message = _new(Message)
+    message.id = record.id
+    message.role = record.role
+    message.content = record.content
+    message.timestamp = record.timestamp
+    message.attachments = record.attachments
+    message.metadata = record.metadata
+    message.parent_id = record.parent_id
+    return message
 
 
 def line_id(line: bytes) -> str | None:
@@ -250,10 +266,15 @@ def line_id(line: bytes) -> str | None:
     if len(line) > MAX_LINE_BYTES:
         return None
     try:
-        record = _line_decoder.decode(line)
+        record = _decode_line(line)
     except _DECODE_ERRORS:
         return None
     return record.id if record.id and record.role else None
+
+
+def record_line(line: bytes) -> bytes | None:
+    """Return a line of a log itself, or None if it is no message."""
+    return None if line_id(line) is None else line
 
 
 def written_id(line: bytes) -> str:

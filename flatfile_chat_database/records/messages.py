@@ -2,9 +2,8 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping
 from contextlib import aclosing
 from dataclasses import fields
 from typing import Any, cast
@@ -14,7 +13,7 @@ import msgspec
 from .. import codec
 from ..backends.base import Append, Edit, Require, Truncate, not_found
 from ..errors import IntegrityError, NotFoundError, StorageLimitExceeded, ValidationError
-from ..models import Message, MessagePage, parse_timestamp
+from ..models import Message, MessagePage, check_timestamp
 from .store import Store
 
 logger = logging.getLogger("flatfile_chat_database")
@@ -45,10 +44,6 @@ def session_log(user_id: str, session_id: str) -> LogName:
 def panel_log(panel_id: str) -> LogName:
     """Name the messages of a panel."""
     return LogName("panel_messages", "panel", {"panel_id": panel_id})
-
-
-_DECODED_AT_ONCE = 200
-"""More lines than this are decoded in a thread: on the event loop they would hold everybody up."""
 
 
 class Messages:
@@ -157,8 +152,7 @@ class Messages:
         elif start < 0:
             start = max(0, await backend.count_log(key) + start)
             stop = start + limit
-        lines = await backend.read_log(key, start, stop, strict=strict)
-        return await self._decode_all(key, lines, strict=strict)
+        return await backend.read_log_as(key, self._decoder(key, strict=strict), start, stop, strict=strict)
 
     async def page(
         self, log: LogName, limit: int | None, before: str | None, after: str | None, *, strict: bool = False
@@ -168,28 +162,30 @@ class Messages:
         limit = self._limit(limit)
         if before is not None and after is not None:
             raise ValidationError("before and after cannot both be given.", hint="Ask for one page at a time.")
+        decode = self._decoder(key, strict=strict)
         backend = await self._store.reading()
         if after is not None:
             start = await self._position(log, after, "after") + 1
-            lines = await backend.read_log(key, start, start + limit + 1, strict=strict)
-            more, lines = len(lines) > limit, lines[:limit]
+            found = await backend.read_log_as(key, decode, start, start + limit + 1, strict=strict)
+            more, found = len(found) > limit, found[:limit]
         elif before is not None:
             stop = await self._position(log, before, "before")
             start = max(0, stop - limit)
             more = start > 0
-            lines = await backend.read_log(key, start, stop, strict=strict) if limit else []
+            found = await backend.read_log_as(key, decode, start, stop, strict=strict) if limit else []
         else:
-            lines = await backend.read_log(key, -limit - 1, strict=strict)
-            more, lines = len(lines) > limit, lines[max(0, len(lines) - limit) :]
-        return MessagePage(await self._decode_all(key, lines, strict=strict), more)
+            found = await backend.read_log_as(key, decode, -limit - 1, strict=strict)
+            more, found = len(found) > limit, found[max(0, len(found) - limit) :]
+        return MessagePage(found, more)
 
     async def stream(self, log: LogName, *, strict: bool = False) -> AsyncIterator[Message]:
         """Yield all messages, oldest first."""
         key = self._key(log)
         backend = await self._store.reading()
-        async with aclosing(cast("AsyncGenerator[list[bytes]]", backend.stream_log(key, strict=strict))) as runs:
-            async for lines in runs:
-                for message in await self._decode_all(key, lines, strict=strict):
+        stream = backend.stream_log_as(key, self._decoder(key, strict=strict), strict=strict)
+        async with aclosing(cast("AsyncGenerator[Iterable[Message]]", stream)) as runs:
+            async for run in runs:
+                for message in run:
                     yield message
 
     async def find(self, log: LogName, message_id: str) -> Message | None:
@@ -201,7 +197,7 @@ class Messages:
         key = self._key(log)
         codec.check_message_id(message_id, "message_id")
         found = await (await self._store.reading()).find_record(key, message_id)
-        return None if found is None else self._decode(key, found[1])
+        return None if found is None else self._decoder(key, strict=True)(found[1])
 
     async def count(self, log: LogName) -> int:
         """Return the number of messages."""
@@ -256,33 +252,24 @@ class Messages:
             )
         return line
 
-    def _decode(self, key: str, line: bytes) -> Message:
-        message = codec.decode_message(line)
-        if self._config.validate_json_on_read:
-            try:
-                parse_timestamp(message.timestamp)
-            except ValidationError as error:
-                raise IntegrityError(
-                    f"The message {message.id!r} in {key} is damaged: {error.message}",
-                    key=key,
-                    hint="Run `chatdb check` to see all damage.",
-                ) from error
-        return message
+    def _decoder(self, key: str, *, strict: bool) -> Callable[[bytes], Message | None]:
+        """Return what makes messages of a log's lines.
 
-    async def _decode_all(self, key: str, lines: Sequence[bytes], *, strict: bool) -> list[Message]:
-        """Return the messages of lines, one of each: positions and counts are of lines, so none is passed over."""
-        if len(lines) <= _DECODED_AT_ONCE:
-            return self._decode_here(key, lines, strict=strict)
-        return await asyncio.to_thread(self._decode_here, key, lines, strict=strict)
+        One of which only the timestamp cannot be read is a message all the same: it has a position, and counts.
+        """
+        if not self._config.validate_json_on_read:
+            return codec.line_message
 
-    def _decode_here(self, key: str, lines: Sequence[bytes], *, strict: bool) -> list[Message]:
-        messages = []
-        for line in lines:
-            try:
-                messages.append(self._decode(key, line))
-            except IntegrityError as error:
-                if strict:
-                    raise
-                logger.warning("%s", error.message)
-                messages.append(codec.decode_message(line))
-        return messages
+        def decode(line: bytes) -> Message | None:
+            message = codec.line_message(line)
+            if message is not None:
+                try:
+                    check_timestamp(message.timestamp)
+                except ValidationError as error:
+                    damage = f"The message {message.id!r} in {key} is damaged: {error.message}"
+                    if strict:
+                        raise IntegrityError(damage, key=key, hint="Run `chatdb check` to see all damage.") from error
+                    logger.warning("%s", damage)
+            return message
+
+        return decode
