@@ -24,6 +24,7 @@ from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from enum import Enum, StrEnum
+from functools import lru_cache
 from typing import Final, TypeVar, cast
 
 import msgspec
@@ -553,6 +554,7 @@ class StorageBackend(ABC):
 # --- rules that every backend shares -------------------------------------------------------------------
 
 
+@lru_cache(maxsize=16384)
 def check_key(key: str) -> str:
     """Return `key` if it is one; see the module's docstring.
 
@@ -575,14 +577,14 @@ def check_change(change: Change) -> None:
     keys: tuple[str, ...]
     lines: tuple[bytes, ...] = ()
     match change:
+        case Append(key, lines):
+            keys = (key,)
         case Move(source, target):
             keys = source, target
         case Quota(folder):
             keys = (folder,) if folder else ()
         case RemoveTree(folder):
             keys = (folder,)
-        case Append(key):
-            keys, lines = (key,), change.lines
         case Edit(key):
             keys, lines = (key,), (change.line,) if change.line is not None else ()
         case _:

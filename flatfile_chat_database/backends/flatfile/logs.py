@@ -20,7 +20,7 @@ T = TypeVar("T")
 _LARGEST_BLOCK = 1 << 20
 _LARGEST_STREAMED = 1 << 18
 """A caller decodes one block of a stream at a time, between turns of its event loop."""
-_LIKELY_LINE = 512
+_LIKELY_LINE = 400
 """Bytes; longer lines cost one more read."""
 _LARGE_LINE = 1 << 15
 
@@ -133,8 +133,13 @@ class LogReader:
             record = decode(line)
             if record is not None:
                 yield record
-            elif line.strip():
-                report_bad_line(self.key, offset + index + sum(map(len, lines[:index])), strict=self.strict)
+            else:
+                self._report(offset, lines, index)
+
+    def _report(self, offset: int, lines: list[bytes], index: int) -> None:
+        """Report one of the lines from `offset` on, which is no record, unless it is blank."""
+        if lines[index].strip():
+            report_bad_line(self.key, offset + index + sum(map(len, lines[:index])), strict=self.strict)
 
     def runs(self) -> Iterator[list[bytes]]:
         """Yield the records oldest first, as many at a time as a block holds."""
@@ -154,36 +159,45 @@ class LogReader:
 
     def newest(self, count: int, decode: Callable[[bytes], T | None]) -> list[T]:
         """Return the last `count` records, oldest first, without reading what stands before them."""
-        return [record for _, record in self._backward(count, decode)][::-1]
+        newest_first: list[T] = []
+        for offset, _, lines in self._blocks_backward(count):
+            if lines is None:
+                report_bad_line(self.key, offset, strict=self.strict)
+            while lines and len(newest_first) < count:
+                some = lines[len(newest_first) - count :]
+                del lines[len(newest_first) - count :]
+                records = list(map(decode, some))
+                if None in records:
+                    begin = offset + len(lines) + sum(map(len, lines))
+                    for index in (index for index, record in enumerate(records) if record is None):
+                        self._report(begin, some, index)
+                newest_first += [record for record in reversed(records) if record is not None]
+            if len(newest_first) == count:
+                break
+        return newest_first[::-1]
 
     def backward(self, count: int) -> list[tuple[int, bytes]]:
         """Return the lines of the last `count` records with their offsets, newest first."""
-        return self._backward(count, codec.record_line)
-
-    def _backward(self, count: int, decode: Callable[[bytes], T | None]) -> list[tuple[int, T]]:
-        found: list[tuple[int, T]] = []
-        if count <= 0:
-            return found
-        for start, offset, lines in self._blocks_backward(max(self.block, min(count * _LIKELY_LINE, _LARGEST_BLOCK))):
+        found: list[tuple[int, bytes]] = []
+        for offset, end, lines in self._blocks_backward(count):
             if lines is None:
-                report_bad_line(self.key, start, strict=self.strict)
-                continue
-            for line in reversed(lines):
-                offset -= len(line) + 1
-                record = decode(line)
-                if record is not None:
-                    found.append((offset, record))
+                report_bad_line(self.key, offset, strict=self.strict)
+            for line in reversed(lines or ()):
+                end -= len(line) + 1
+                if codec.line_id(line) is not None:
+                    found.append((end, line))
                     if len(found) == count:
                         return found
                 elif line.strip():
-                    report_bad_line(self.key, offset, strict=self.strict)
+                    report_bad_line(self.key, end, strict=self.strict)
         return found
 
-    def _blocks_backward(self, block: int) -> Iterator[Block]:
-        """Yield all lines, the last block first."""
+    def _blocks_backward(self, count: int) -> Iterator[Block]:
+        """Yield all lines, the last block first; it is so large that it likely holds `count` lines."""
         opened, end = self.open(), self.end()
-        if opened is None or end == 0:
+        if opened is None or end == 0 or count <= 0:
             return
+        block = max(self.block, min(count * _LIKELY_LINE, _LARGEST_BLOCK))
         position = end - 1  # the newline of the last line
         rest: bytes | None = b""  # the end of a line whose beginning is not read yet; None if it is too long
         start = end
