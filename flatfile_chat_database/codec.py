@@ -282,8 +282,13 @@ def timed_message(doubt: Callable[[Message], None] | None, line: bytes) -> Messa
     message.attachments = record.attachments
     message.metadata = record.metadata
     message.parent_id = record.parent_id
-    if doubt is not None and not _is_usual_time(record.timestamp):
-        doubt(message)
+    if doubt is not None:
+        try:
+            usual = _from_iso(record.timestamp).tzinfo is UTC and "\0" not in record.timestamp
+        except ValueError:
+            usual = False
+        if not usual:
+            doubt(message)
     return message
 
 

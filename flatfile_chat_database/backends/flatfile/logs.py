@@ -7,7 +7,7 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar
 
 from ... import codec
@@ -141,40 +141,47 @@ class LogReader:
         if lines[index].strip():
             report_bad_line(self.key, offset + index + sum(map(len, lines[:index])), strict=self.strict)
 
+    def take(self, offset: int, lines: list[bytes], decode: Callable[[bytes], T | None]) -> list[T]:
+        """Return the same as `decoded` for neighbouring lines, faster where no line is bad."""
+        records = list(map(decode, lines))
+        if None in records:
+            for index in (index for index, record in enumerate(records) if record is None):
+                self._report(offset, lines, index)
+        return [record for record in records if record is not None]
+
     def runs(self) -> Iterator[list[bytes]]:
         """Yield the records oldest first, as many at a time as a block holds."""
         for block in self.blocks():
             if records := list(self.decoded(block, codec.record_line)):
                 yield records
 
-    def forward(self, stop: int | None, decode: Callable[[bytes], T | None]) -> list[T]:
-        """Return the records before position `stop`, at least the first."""
+    def forward(self, blocks: Iterable[Block], count: int | None, decode: Callable[[bytes], T | None]) -> list[T]:
+        """Return the first `count` records of blocks (None: all), and look at no line behind them."""
         found: list[T] = []
-        for block in self.blocks():
-            for record in self.decoded(block, decode):
-                found.append(record)
-                if len(found) == stop:
-                    return found
+        for offset, _, lines in blocks:
+            if lines is None:
+                report_bad_line(self.key, offset, strict=self.strict)
+            while lines and (count is None or len(found) < count):
+                some, lines = (lines, []) if count is None else split_at(lines, count - len(found))
+                found += self.take(offset, some, decode)
+                offset += len(some) + sum(map(len, some)) if lines else 0
+            if len(found) == count:
+                break
         return found
 
     def newest(self, count: int, decode: Callable[[bytes], T | None]) -> list[T]:
         """Return the last `count` records, oldest first, without reading what stands before them."""
-        newest_first: list[T] = []
+        found: list[T] = []
         for offset, _, lines in self._blocks_backward(count):
             if lines is None:
                 report_bad_line(self.key, offset, strict=self.strict)
-            while lines and len(newest_first) < count:
-                some = lines[len(newest_first) - count :]
-                del lines[len(newest_first) - count :]
-                records = list(map(decode, some))
-                if None in records:
-                    begin = offset + len(lines) + sum(map(len, lines))
-                    for index in (index for index, record in enumerate(records) if record is None):
-                        self._report(begin, some, index)
-                newest_first += [record for record in reversed(records) if record is not None]
-            if len(newest_first) == count:
+            while lines and len(found) < count:
+                lines, some = split_at(lines, len(found) - count)
+                begin = offset + len(lines) + sum(map(len, lines)) if lines else offset
+                found = self.take(begin, some, decode) + found
+            if len(found) == count:
                 break
-        return newest_first[::-1]
+        return found
 
     def backward(self, count: int) -> list[tuple[int, bytes]]:
         """Return the lines of the last `count` records with their offsets, newest first."""
@@ -200,29 +207,36 @@ class LogReader:
         block = max(self.block, min(count * _LIKELY_LINE, _LARGEST_BLOCK))
         position = end - 1  # the newline of the last line
         rest: bytes | None = b""  # the end of a line whose beginning is not read yet; None if it is too long
-        start = end
-        while start > 0:
+        while True:
             start = max(0, position - block)
             data = self.files.read(opened[0], position - start, start)
             if len(data) < position - start:
                 return  # the file was truncated meanwhile
-            position, block = start, min(block * 2, _LARGEST_BLOCK)
-            *lines, last = data.split(b"\n")
-            whole = None if rest is None or len(last) + len(rest) > codec.MAX_LINE_BYTES else last + rest
+            block = min(block * 2, _LARGEST_BLOCK)
+            *lines, last = data.rsplit(b"\n", min(count, _LARGEST_BLOCK))
+            rest = None if rest is None or len(last) + len(rest) > codec.MAX_LINE_BYTES else last + rest
             if not lines and start > 0:
-                rest = whole
+                position = start
                 continue
-            rest = lines.pop(0) if start > 0 else b""
+            whole, rest, last_offset = rest, b"", start + len(data) - len(last)
+            # What stands before the first newline found may be half a line, or several lines.
+            ended = start == 0 and len(lines) < min(count, _LARGEST_BLOCK)
+            position = start if ended else start + len(lines.pop(0))
+            begin = position if ended else position + 1
             if whole is None:
-                place = start + len(data) - len(last)
-                yield Block(place, end, None)
-                end = place
+                yield Block(last_offset, end, None)
             else:
                 lines.append(whole)
-            begin = start + len(rest) + 1 if start > 0 else 0
             if lines:
-                yield Block(begin, end, lines)
+                yield Block(begin, end if whole is not None else last_offset, lines)
+            if ended:
+                return
             end = begin
+
+
+def split_at(lines: list[bytes], index: int) -> tuple[list[bytes], list[bytes]]:
+    """Return the lines before an index and the others."""
+    return lines[:index], lines[index:]
 
 
 def end_of_lines(files: Files, descriptor: int, size: int) -> int:

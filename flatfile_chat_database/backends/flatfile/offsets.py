@@ -1,7 +1,7 @@
 """Where the records of logs are: a sparse table in memory for each large log that is read by position or by id.
 
 Positions count good records, so only a look at every line can tell them. A table keeps what that look found: one offset
-for every 64 records, and the first and last id, by code point, of every 1,024, which leave but one place to look for an
+for every 16 records, and the first and last id, by code point, of every 1,024, which leave but one place to look for an
 id that was made by a clock. A table grows with its log, and is thrown away when the log is another file, shorter, or
 edited in another way than by appending. Whatever it says, lines are read from the file, and a page that does not hold
 what it should is read again without it.
@@ -14,7 +14,7 @@ import time
 from array import array
 from collections import OrderedDict
 from collections.abc import Callable, Iterator
-from itertools import accumulate, compress, islice
+from itertools import accumulate, compress
 from typing import NamedTuple, TypeVar
 
 import msgspec
@@ -22,11 +22,11 @@ import msgspec
 from ... import codec
 from ..base import report_bad_line
 from .files import FileStatus
-from .logs import Block, LogReader
+from .logs import Block, LogReader, split_at
 
 T = TypeVar("T")
 
-STRIDE = 64
+STRIDE = 16
 """Records between two offsets."""
 ZONE = 1024
 """Records that share a range of ids."""
@@ -79,7 +79,7 @@ class Table:
         self._lock = threading.Lock()
         self._status = status
         self._count = 0
-        self._marks = array("Q", [0])  # the offsets behind the first 0, 64, 128 … records
+        self._marks = array("Q", [0])  # the offsets behind the first 0, 16, 32 … records
         self._uneven = bytearray(1)  # whether other lines than records stand between a mark and the next
         self._zones: list[_Zone] = []
         self._open_zone: _Zone | None = None
@@ -215,7 +215,7 @@ class Offsets:
             return []
         table = self._table(log) if start > 0 else None
         if table is None:
-            return log.forward(stop, decode)[start:]
+            return log.forward(log.blocks(), stop, decode)[start:]
         count = table.grow(log, stop)
         self._keep(log.path, table)
         stop = count if stop is None else min(stop, count)
@@ -223,11 +223,13 @@ class Offsets:
             report_bad_line(log.key, table.first_bad[0], strict=True)
         if stop <= start:
             return []
-        found = list(islice(_read(log, table.stretch(start, stop), start, decode), stop - start))
-        if len(found) == stop - start:
-            return found
+        stretch = table.stretch(start, stop)
+        from_ = start if stretch.even else stretch.position  # among other lines, records must be counted
+        found = log.forward(_blocks(log, stretch, from_), stop - from_, decode)
+        if len(found) == stop - from_:
+            return found[start - from_ :]
         self.forget(log.path)  # somebody changed it in a way that does not show
-        return log.forward(stop, decode)[start:]
+        return log.forward(log.blocks(), stop, decode)[start:]
 
     def find(self, log: LogReader, record_id: str) -> tuple[int, bytes] | None:
         """Return the position and the line of a record, or None."""
@@ -275,20 +277,16 @@ class Offsets:
                 self._bytes -= dropped
 
 
-def _read(log: LogReader, stretch: _Stretch, start: int, decode: Callable[[bytes], T | None]) -> Iterator[T]:
-    """Yield what `decode` makes of the records of a stretch from position `start` on."""
+def _blocks(log: LogReader, stretch: _Stretch, start: int) -> Iterator[Block]:
+    """Yield the blocks of an even stretch from position `start` on."""
     skipped = start - stretch.position
     size = min(stretch.end - stretch.begin, _BLOCK_BYTES)
     for block in log.between(stretch.begin, stretch.end, size):
-        if skipped and stretch.even and block.lines is not None:  # they are records: no need to look
-            passed, lines = block.lines[:skipped], block.lines[skipped:]
-            block = Block(block.offset + len(passed) + sum(map(len, passed)), block.end, lines)
+        if skipped and block.lines is not None:  # they are records: no need to look
+            passed, lines = split_at(block.lines, skipped)
             skipped -= len(passed)
-        for record in log.decoded(block, decode):
-            if skipped:
-                skipped -= 1
-            else:
-                yield record
+            block = Block(block.offset + len(passed) + sum(map(len, passed)), block.end, lines)
+        yield block
 
 
 def _beginning(record_id: str) -> bytes:
