@@ -432,7 +432,7 @@ class StorageBackend(ABC):
     ) -> AsyncIterator[Iterable[T]]:
         """Yield what `decode` makes of the runs that `stream_log` yields.
 
-        A run is made while it is iterated over, so only one record of it need be in memory.
+        A run is made while it is iterated over; it is to be used up before the next.
         """
         async with aclosing(cast("AsyncGenerator[list[bytes]]", self.stream_log(key, strict=strict))) as runs:
             async for run in runs:
@@ -579,6 +579,8 @@ def check_change(change: Change) -> None:
     match change:
         case Append(key, lines):
             keys = (key,)
+            if change.ids and len(change.ids) != len(lines):
+                raise ValidationError("An Append has an id for every line, or none.", key=key)
         case Move(source, target):
             keys = source, target
         case Quota(folder):
