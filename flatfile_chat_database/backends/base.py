@@ -51,8 +51,7 @@ _KEY = re.compile(f"{_KEY_SEGMENT}(/{_KEY_SEGMENT})*")
 
 T = TypeVar("T")
 
-_DECODED_AT_ONCE = 200
-"""More lines than this are decoded in a thread: on the event loop they would hold everybody up."""
+_DECODED_AT_ONCE = 200  # more lines are decoded in a thread: on the event loop they would hold everybody up
 
 
 class Capability(StrEnum):

@@ -8,7 +8,7 @@ from __future__ import annotations
 import errno
 import threading
 from collections.abc import Callable, Iterable, Iterator
-from typing import NamedTuple, TypeVar
+from typing import NamedTuple, TypeVar, cast
 
 from ... import codec
 from ..base import report_bad_line
@@ -71,11 +71,12 @@ class LogReader:
         self._end: int | None = None
         self._lock = threading.Lock()
         self._ended = False
-        self._blocks = self.blocks(_LARGEST_STREAMED)
+        self._blocks: Iterator[Block] | None = None
 
     def close(self) -> None:
         with self._lock:  # a cancelled caller may have left `next_block` at work in another thread
             self._ended = True
+            self._blocks = None  # it refers to this object, which would wait for the garbage collector
             opened, self._opened = self._opened, None
             if opened is not None:
                 self.files.close(opened[0])
@@ -83,7 +84,11 @@ class LogReader:
     def next_block(self) -> Block | None:
         """Return the next of `blocks`, or None at the end."""
         with self._lock:
-            return next(self._blocks, None) if not self._ended else None
+            if self._ended:
+                return None
+            if self._blocks is None:
+                self._blocks = self.blocks(_LARGEST_STREAMED)
+            return next(self._blocks, None)
 
     def __enter__(self) -> LogReader:
         return self
@@ -144,9 +149,10 @@ class LogReader:
     def take(self, offset: int, lines: list[bytes], decode: Callable[[bytes], T | None]) -> list[T]:
         """Return the same as `decoded` for neighbouring lines, faster where no line is bad."""
         records = list(map(decode, lines))
-        if None in records:
-            for index in (index for index, record in enumerate(records) if record is None):
-                self._report(offset, lines, index)
+        if None not in records:
+            return cast("list[T]", records)
+        for index in (index for index, record in enumerate(records) if record is None):
+            self._report(offset, lines, index)
         return [record for record in records if record is not None]
 
     def runs(self) -> Iterator[list[bytes]]:
