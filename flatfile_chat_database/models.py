@@ -109,8 +109,9 @@ class _Uuid7Source:
     def _draw(self) -> None:
         self._process = os.getpid()
         drawn = os.urandom(8 * _DRAWN)
+        text = drawn.hex()
         self._tails = [
-            f"-{0x80 | drawn[at] & 0x3F:02x}{drawn[at + 1]:02x}-{drawn[at + 2 : at + 8].hex()}"
+            f"-{'89ab'[drawn[at] >> 6]}{text[2 * at + 1 : 2 * at + 4]}-{text[2 * at + 4 : 2 * at + 16]}"
             for at in range(0, len(drawn), 8)
         ]
 
