@@ -21,8 +21,6 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-import msgspec
-
 from ... import codec
 from ...config import StorageConfig
 from ...errors import DurabilityError, StorageError
@@ -136,8 +134,9 @@ class Engine:
         try:
             self._look_around()
             self._flush()
-            if self._presence.is_alone():
-                self._fold()
+            if self._presence.is_alone():  # then whoever comes after a sync that failed does all of it again
+                self._checkpoint.take()
+                self._checkpoint.fold(self._old())
         finally:
             self.lock.release()
 
@@ -306,9 +305,7 @@ class Engine:
             batches = list(segment.batches(segment.end))
             self._checkpoint.take()
             try:
-                old = self._journal.numbers()
-                if len(old) > 1:
-                    self._redo(old)
+                old = self._old()
                 self._go_on_in(batches)
                 self._checkpoint.fold(old)
             finally:
@@ -515,34 +512,29 @@ class Engine:
             logger.warning("%s: it cannot be folded into the files now (%s)", self._layout.journal, error)
 
     def _roll(self) -> list[int]:
-        """Begin a new segment; return the numbers of the older ones."""
-        old = self._journal.numbers()
+        """Begin a new segment; return the numbers of the older ones.
+
+        They are there until they are folded, which tells whoever finds them that it was begun and not ended.
+        """
         self._flush()  # what comes next must not be durable before what came before it
-        if len(old) > 1:
-            # Somebody began to fold and did not end, perhaps for a sync that failed: what looks done may be on no disk.
-            self._redo(old)
-        segment = self._journal.create()
-        self._set_segment(segment)
-        self._move_mark(segment)
+        old = self._old()
+        self._go_on_in([])
         return old
 
-    def _redo(self, numbers: Sequence[int]) -> None:
-        self._logs.forget_below("")
-        self._recovery.redo(numbers)
+    def _old(self) -> list[int]:
+        """Return the numbers of the segments that there are, fit to be folded."""
+        numbers = self._journal.numbers()
+        if len(numbers) > 1:
+            # Somebody began to fold and did not end, perhaps for a sync that failed: what looks done may be on no disk.
+            self._logs.forget_below("")
+            self._recovery.redo(numbers)
+        return numbers
 
     def _fold(self, moved: Iterable[str] = ()) -> None:
-        """Fold all of the journal into the files now, and leave none; `moved` are folders to make durable as well."""
+        """Fold all of the journal into the files now; `moved` are folders to make durable as well."""
         self._checkpoint.take()
         try:
-            old = self._journal.numbers()
-            if old:
-                if len(old) > 1:
-                    self._redo(old)
-                if self._mark is not None:  # or others would go on writing to a segment that is gone
-                    self._mark = msgspec.structs.replace(self._mark, folded=True)
-                    self.lock.write_mark(self._mark)
-                self._checkpoint.fold(old, moved)
-            self._set_segment(None)
+            self._checkpoint.fold(self._roll(), moved)
         finally:
             self._checkpoint.release()
 
