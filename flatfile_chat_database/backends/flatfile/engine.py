@@ -417,13 +417,14 @@ class Engine:
     def _adopt(self, mark: Mark | None) -> None:
         """Go on where the last writer stopped."""
         current = self._journal.current
-        if mark is not None and current is not None and current.id == mark.segment:
+        if mark is not None and current is not None and current.id == mark.segment and not current.is_gone():
             current.end = mark.applied
         else:
             segment = None if mark is None else self._journal.find(mark.segment)
             numbers = self._journal.numbers() if segment is None else []
             if segment is None and numbers:
                 segment = self._journal.open(numbers[-1])  # the mark is lost, so all of it may have to be done
+                self._syncs.folders_of([segment.key])  # and its maker may have died before its name was durable
                 self._syncs.folders_of([segment.key])  # and its maker may have died before its name was durable
             elif segment is not None and mark is not None:
                 segment.end = mark.applied
@@ -455,10 +456,11 @@ class Engine:
         replay = self._recovery.replay(batches)
         replay.run()
         fresh.end = end
-        self._move_mark(fresh)
-        self._oldest = time.monotonic()
         if replay.is_structural:
-            self._fold(replay.keys)
+            self._end_structural(fresh, replay.keys)
+        else:
+            self._move_mark(fresh)
+            self._oldest = time.monotonic()
 
     def _go_on_in(self, batches: Sequence[Batch]) -> tuple[Segment, int]:
         """Begin a segment with copies of batches that are still to be done; return it, and where they end."""
@@ -587,12 +589,25 @@ class Engine:
                     self._logs.forget_below("")
                     replay = self._recovery.replay([Batch(0, 0, 0, [*structural, *steps], payload)])
                     replay.run()
-                    self._move_mark(segment)
-                    self._fold(replay.keys)
+                    self._end_structural(segment, replay.keys)
             except Exception as error:
                 self._stop_before(segment)
                 raise self._later(error) from error
         job.outcomes = outcomes
+
+    def _end_structural(self, segment: Segment, keys: Iterable[str]) -> None:
+        """Fold a segment whose batch moved and removed folders.
+
+        Its mark moves when that is done, so whoever comes after a death in between does it again before anything else:
+        done behind later changes, it would move and remove what is new.
+        """
+        self._checkpoint.take()
+        try:
+            self._checkpoint.fold(self._journal.numbers(), keys)
+        finally:
+            self._checkpoint.release()
+        self._move_mark(segment)
+        self._set_segment(None)
 
     def _structural_step(self, change: EngineChange) -> tuple[Step | None, Outcome]:
         """Return the step of a Move or RemoveTree, None if there is nothing to do, and its outcome."""
