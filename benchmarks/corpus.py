@@ -107,9 +107,7 @@ def _pairs(count: int, total: int, seed: int) -> list[int]:
     mean = total / count
     if not _FEWEST_PAIRS <= mean <= _MOST_PAIRS:
         raise ValueError(f"{count} conversations cannot have {2 * total} messages")
-    pairs = [
-        min(_MOST_PAIRS, max(_FEWEST_PAIRS, round(numbers.gauss(mean, _PAIRS_DEVIATION)))) for _ in range(count)
-    ]
+    pairs = [min(_MOST_PAIRS, max(_FEWEST_PAIRS, round(numbers.gauss(mean, _PAIRS_DEVIATION)))) for _ in range(count)]
     missing = total - sum(pairs)
     while missing:
         place, step = numbers.randrange(count), 1 if missing > 0 else -1

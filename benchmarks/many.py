@@ -40,7 +40,9 @@ async def _measure(folder: Path, *, quick: bool) -> Result:
             said = [texts.take(messages) for _ in own]
             times: list[float] = []
             with timed() as watch:
-                await asyncio.gather(*(_write(storage, name, lines, times) for name, lines in zip(own, said, strict=True)))
+                await asyncio.gather(
+                    *(_write(storage, name, lines, times) for name, lines in zip(own, said, strict=True))
+                )
             if number:  # the first one was to warm up
                 rates.append(sessions * messages / watch.seconds)
                 turns.append(sessions / rates[-1] * 1000)

@@ -52,8 +52,8 @@ async def _measure(folder: Path, *, quick: bool) -> Result:
     notes = [f"{name}: {contestant.durability}" for name, contestant in contestants.items()]
     await verify(contestants, stored)
     table = Table()
-    for peer, bar in BARS.items():
-        table.compare("one session, one writer", "messages/s", rates[OURS], peer, rates.get(peer), bar)
+    for name, bar in BARS.items():
+        table.compare("one session, one writer", "messages/s", rates[OURS], name, rates.get(name), bar)
     return Result(
         "single",
         f"one session whose writer awaits each append, {messages:,} messages a round",

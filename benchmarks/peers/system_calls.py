@@ -27,7 +27,8 @@ class SystemCalls(Contestant):
     def prepare(self, texts: Texts) -> None:
         """Make the bytes beforehand: they are no part of what system calls take."""
         self._batches = [
-            [encode_message(Message(ROLES[number % 2], own[number])) for own in texts] for number in range(len(texts[0]))
+            [encode_message(Message(ROLES[number % 2], own[number])) for own in texts]
+            for number in range(len(texts[0]))
         ]
 
     async def append(self, session: int, role: str, text: str) -> None:
