@@ -40,14 +40,14 @@ def run(*, quick: bool) -> Result:
         source = folder / "conversations.jsonl"
         messages = write_conversations(source, conversations)
         for number in range(rounds + 1):
-            settle()
+            settle(quick=quick)
             store = folder / "store"
             with timed() as watch:
                 peak = _import(source, store)
             command = watch.seconds
             files, folders = _read(store)
             shutil.rmtree(store)
-            settle()
+            settle(quick=quick)
             with timed() as watch:
                 _make(folder / "plain", files, folders)
             shutil.rmtree(folder / "plain")

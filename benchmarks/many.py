@@ -36,7 +36,7 @@ async def _measure(folder: Path, *, quick: bool) -> Result:
         own = names(sessions)
         await create_sessions(storage, own)
         for number in range(rounds + 1):
-            settle()
+            settle(quick=quick)
             said = [texts.take(messages) for _ in own]
             times: list[float] = []
             with timed() as watch:

@@ -33,7 +33,7 @@ def run(*, quick: bool) -> Result:
         watch = _Watch(folder / config.user_data_directory_name)
         times, listed = [], []
         for number in range(rounds + 1):
-            settle()
+            settle(quick=quick)
             user, session = number * 7919 % users, number * 31 % sessions
             watch.listed = 0
             milliseconds = asyncio.run(_open(folder, f"user-{user}", f"session-{session}"))

@@ -117,6 +117,7 @@ def create_many_sessions(folder: Path, config: StorageConfig, users: int, sessio
     stamp = format_timestamp(BEGAN)
     dates = {"created_at": stamp, "updated_at": stamp}
     log = b"".join(lines(texts))
+    mask = os.umask(0o077)  # as private as the store makes them
     for user in (f"user-{number}" for number in range(users)):
         for session in names(sessions):
             place = folder / layout.key("session", user_id=user, session_id=session)
@@ -125,6 +126,7 @@ def create_many_sessions(folder: Path, config: StorageConfig, users: int, sessio
             (folder / layout.key("messages", user_id=user, session_id=session)).write_bytes(log)
         profile = encode_document({"user_id": user, **dates, "profile": {}})
         (folder / layout.key("user", user_id=user)).write_bytes(profile)
+    os.umask(mask)
 
 
 def peak_bytes() -> int:

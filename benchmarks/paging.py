@@ -56,7 +56,7 @@ async def _measure(folder: Path, *, quick: bool) -> Result:
             reads[f"random of {name}, ours"] = _random(storage, name, places, size)
             reads[f"random of {name}, SQLite"] = database.random(name, places, size)
         await _verify(reads, places)
-        times = await _interleave(reads, places, calls, rounds)
+        times = await _interleave(reads, places, calls, rounds, quick=quick)
     database.close()
     first = [await _first(folder / "ours", long) for _ in range(rounds)]
     peer = "SQLite with an index"
@@ -167,10 +167,12 @@ async def _first(folder: Path, size: int) -> float:
         return (time.perf_counter() - began) * 1000
 
 
-async def _interleave(reads: dict[str, Read], places: _Places, calls: int, rounds: int) -> dict[str, list[float]]:
+async def _interleave(
+    reads: dict[str, Read], places: _Places, calls: int, rounds: int, *, quick: bool
+) -> dict[str, list[float]]:
     figures: dict[str, list[float]] = {name: [] for name in reads}
     for number in range(rounds + 1):
-        settle()
+        settle(quick=quick)
         for name, read in reads.items():
             places.restart(number)
             times = []

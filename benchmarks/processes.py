@@ -38,7 +38,7 @@ def run(*, quick: bool) -> Result:
         ):
             for number in range(rounds + 1):
                 for name, workers in (("one", one), ("all", several)):
-                    settle()
+                    settle(quick=quick)
                     rate = workers.append()
                     if number:  # the first one was to warm up
                         rates[name].append(rate)

@@ -30,7 +30,7 @@ def run(*, quick: bool) -> Result:
     with work_folder() as folder:
         sizes = asyncio.run(create_logs(folder, {"warm": Texts().take(1_000), "long": Texts(2).take(messages)}))
         for number in range(rounds + 1):
-            settle()
+            settle(quick=quick)
             finished = subprocess.run(
                 [sys.executable, "-m", __name__, str(folder)], stdout=subprocess.PIPE, check=True, text=True
             )
