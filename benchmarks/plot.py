@@ -42,12 +42,12 @@ def draw(charts: Sequence[tuple[str, Mapping[str, float]]]) -> str:
 
     top = 0.0
     for title, chart in charts:
-        _write(picture, 16, top + 26, title, size=15, weight="600")
+        _write(picture, 16, top + 26, title[:1].upper() + title[1:], size=15, weight="600")
         bars_end = top + _HEAD + len(chart) * (_BAR + _GAP)
         for power in range(lowest, highest + 1):
             x = place(10.0**power)
             _line(picture, x, top + _HEAD - 4, bars_end)
-            _write(picture, x, bars_end + 16, f"{10.0**power:,g}", anchor="middle", size=11)
+            _write(picture, x, bars_end + 16, f"{10.0**power:,.{max(0, -power)}f}", anchor="middle", size=11)
         for row, (name, rate) in enumerate(chart.items()):
             y = top + _HEAD + row * (_BAR + _GAP)
             _write(picture, _LABELS - 10, y + 15, name, anchor="end")

@@ -28,7 +28,9 @@ async def interleave(contests: Mapping[str, Contest], *, quick: bool, rounds: in
 def settle(*, quick: bool) -> None:
     """Leave nothing of what was before to whoever comes next: neither garbage nor unwritten pages."""
     if not quick:
+        gc.unfreeze()
         gc.collect()
+        gc.freeze()  # nor a collector that walks through the objects of every other contestant
         os.sync()
 
 

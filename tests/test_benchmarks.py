@@ -402,8 +402,8 @@ def test_the_longer_bar_is_the_faster_store() -> None:
     space = "{http://www.w3.org/2000/svg}"
     texts = [element.text for element in picture.iter(f"{space}text")]
     for text in (
-        "at once",
-        "alone",
+        "At once",
+        "Alone",
         OURS,
         "raw sqlite3 <&>",
         "41,000",
