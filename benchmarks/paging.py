@@ -20,8 +20,8 @@ from .result import Bar, Result, Table, median
 from .rounds import ROUNDS, settle
 
 LONG, SHORT, PAGE = 1_000_000, 1_000, 100
-CALLS = 300
-"""A round; its figure is their median."""
+CALLS, SECONDS = 300, 3.0
+"""A round, whichever ends it; its figure is the median of its calls."""
 
 AS_FAST = Bar(least=1.0)
 FLAT = Bar(most=1.3)
@@ -175,8 +175,9 @@ async def _interleave(
         settle(quick=quick)
         for name, read in reads.items():
             places.restart(number)
-            times = []
-            for _ in range(calls):
+            times: list[float] = []
+            end = time.perf_counter() + SECONDS
+            while len(times) < calls and time.perf_counter() < end:
                 began = time.perf_counter()
                 await read()
                 times.append((time.perf_counter() - began) * 1000)
