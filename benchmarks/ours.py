@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 import os
 from collections.abc import Iterable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
 from contextlib import suppress
 from datetime import UTC, datetime, timedelta
 from pathlib import Path
@@ -117,16 +118,27 @@ def create_many_sessions(folder: Path, config: StorageConfig, users: int, sessio
     stamp = format_timestamp(BEGAN)
     dates = {"created_at": stamp, "updated_at": stamp}
     log = b"".join(lines(texts))
-    mask = os.umask(0o077)  # as private as the store makes them
-    for user in (f"user-{number}" for number in range(users)):
-        for session in names(sessions):
-            place = folder / layout.key("session", user_id=user, session_id=session)
-            place.parent.mkdir(parents=True)
-            place.write_bytes(encode_document({"id": session, "user_id": user, "title": "", **dates, "metadata": {}}))
-            (folder / layout.key("messages", user_id=user, session_id=session)).write_bytes(log)
+
+    def create(user: str) -> None:
+        os.makedirs(folder / layout.parent("session", user_id=user))
         profile = encode_document({"user_id": user, **dates, "profile": {}})
-        (folder / layout.key("user", user_id=user)).write_bytes(profile)
+        _write(f"{folder}/{layout.key('user', user_id=user)}", profile)
+        for session in names(sessions):
+            document = encode_document({"id": session, "user_id": user, "title": "", **dates, "metadata": {}})
+            os.mkdir(f"{folder}/{layout.folder('session', user_id=user, session_id=session)}")
+            _write(f"{folder}/{layout.key('session', user_id=user, session_id=session)}", document)
+            _write(f"{folder}/{layout.key('messages', user_id=user, session_id=session)}", log)
+
+    mask = os.umask(0o077)  # as private as the store makes them
+    with ThreadPoolExecutor() as threads:
+        for _ in threads.map(create, [f"user-{number}" for number in range(users)]):
+            pass
     os.umask(mask)
+
+
+def _write(path: str, content: bytes) -> None:
+    with open(path, "wb", buffering=0) as file:
+        file.write(content)
 
 
 def peak_bytes() -> int:
