@@ -67,6 +67,7 @@ KINDS: Final = {
 
 HARMLESS: Final = frozenset(
     [
+        "unfinished-batch",
         "temporary-file",
         "loose-permissions",
         "orphan-file",

@@ -19,6 +19,7 @@ from pathlib import Path
 from flatfile_chat_database import Message, StorageConfig, StorageManager
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.backends.flatfile.files import Files
+from flatfile_chat_database.backends.flatfile.lock import Mark
 from flatfile_chat_database.check import check
 
 SESSIONS = 12
@@ -131,12 +132,22 @@ def run(folder: Path, *, kills: int, seed: int, longest_seconds: float = 0.4) ->
             report.kills += 1
             torn = [path for path in store.glob("users/ada/*/messages.jsonl") if _ends_in_half(path)]
             report.torn_tails += len(torn)
-            report.unfinished_batches += (store / "system/lock").stat().st_size > 0
+            report.unfinished_batches += _has_unfinished(store)
         report.acknowledged += len(acknowledged)
         report.largest = max([report.largest, *(int(i.rpartition("-")[2]) for i in acknowledged)])
         asyncio.run(_verify(store, acknowledged, report))
         shutil.rmtree(store)
     return report
+
+
+def _has_unfinished(store: Path) -> bool:
+    """Tell whether the journal has something that was not done to the files, whole or not."""
+    mark = Mark.decode((store / "system/lock").read_bytes())
+    for segment in store.glob("system/journal/0*.jsonl"):
+        data = segment.read_bytes()
+        if mark is not None and f'"{mark.segment}"'.encode() in data[:200]:
+            return data[mark.applied : mark.applied + 1] not in (b"", b"\0")
+    return False
 
 
 class _Handle:

@@ -13,7 +13,8 @@ from pathlib import Path
 
 from flatfile_chat_database.check import check
 from flatfile_chat_database.config import StorageConfig
-from flatfile_chat_database.errors import UnavailableError
+from flatfile_chat_database.errors import DurabilityError, UnavailableError
+from flatfile_chat_database.layout import Layout
 from flatfile_chat_database.models import Message, SituationalContext
 from flatfile_chat_database.storage import StorageManager
 
@@ -59,9 +60,9 @@ REMOVALS: dict[str, Change] = {
 
 
 def files(root: Path) -> dict[str, bytes]:
-    """Return every file below a folder, temporary ones too, but for the lock."""
+    """Return every file below a folder, temporary ones too, but for the backend's own."""
     found = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    return {name: data for name, data in found.items() if not name.endswith("/lock")}
+    return {name: data for name, data in found.items() if not Layout(StorageConfig()).is_own(name)}
 
 
 async def expect_refused(storage: StorageManager, root: Path, changes: dict[str, Change]) -> None:
@@ -138,7 +139,7 @@ async def full(place: Path) -> None:
             message = Message("user", "x" * 3000)
             await storage.add_message(USER, SESSION, message)
             acknowledged.append(message.id)
-    except UnavailableError as error:
+    except (UnavailableError, DurabilityError) as error:  # the journal took it, or did not
         assert "space" in str(error), str(error)
     assert len(acknowledged) > 50
 
@@ -150,7 +151,7 @@ async def full(place: Path) -> None:
     fill(place / "filler")
     await expect_refused(storage, root, WRITES)
     await expect_readable(storage)
-    assert (await check(storage.backend)).problems == []
+    assert [problem.kind for problem in await check(storage.backend) if not problem.harmless] == []
 
     reserve.unlink()
     await storage.add_message(USER, SESSION, Message("user", "room again"))

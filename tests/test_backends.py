@@ -20,6 +20,7 @@ from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.backends.memory import MemoryBackend
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.errors import ConfigurationError, ValidationError
+from flatfile_chat_database.layout import Layout
 from flatfile_chat_database.testing.contract import BackendContract
 
 
@@ -146,9 +147,8 @@ class TestFlatfile(BackendContract):
         path.write_bytes(data)
 
     def peek_keys(self) -> list[str]:
-        # The lock is the one file of the backend's own that stays.
-        paths = {path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if not path.is_dir()}
-        return sorted(paths - {"system/lock"})
+        paths = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if not path.is_dir())
+        return sorted(path for path in paths if not Layout(StorageConfig()).is_own(path))
 
     def is_untouched(self) -> bool:
         return not self.root.exists()

@@ -40,6 +40,8 @@ PANEL = "panel_20260131_120000"
 TREE = {
     "system/config.json",
     "system/lock",
+    "system/open",
+    "system/journal/00000001.jsonl",
     "users/ann/profile.json",
     "users/ann/personas/mine.json",
     f"users/ann/{SESSION}/session.json",
@@ -183,7 +185,7 @@ async def descriptors(bench: Bench) -> object:
         await bench.storage.add_message("ann", session_id, Message("user", "1"))
         await bench.storage.add_message("ann", session_id, Message("user", "2"))
     kept = bench.storage.statistics()["open_files"]
-    return "few" if kept <= 4 else "many"
+    return "few" if kept <= 6 else "many"
 
 
 async def temporary_names(bench: Bench) -> object:
@@ -309,6 +311,22 @@ async def write_on_a_network_file_system(bench: Bench) -> object:
     return await outcome(bench.storage.create_user("ann"))
 
 
+async def syncs_of_a_message(bench: Bench) -> object:
+    place = await bench.session()
+    before = bench.storage.backend.statistics()["syncs"]
+    await bench.storage.add_message(*place, Message("user", "hello"))
+    return bench.storage.backend.statistics()["syncs"] - before
+
+
+async def checkpoints_of_two_writes(bench: Bench) -> object:
+    await bench.session()
+    for _ in range(20):  # it is folded in a thread
+        if bench.storage.backend.statistics().get("checkpoints"):
+            return "folded"
+        await asyncio.sleep(0.05)
+    return "kept"
+
+
 EFFECTS = {
     "storage_base_path": Effect("{tmp}/elsewhere", folder_of_the_store, ["default"], ["default", "elsewhere"]),
     "user_data_directory_name": renames("people", "/users/", "/people/"),
@@ -351,6 +369,9 @@ EFFECTS = {
     "search_results_default_limit": Effect(7, page_of_hits, 20, 7),
     "jsonl_read_buffer_size": Effect(512, bytes_read_for_one_message, "a block or two", "a little"),
     "max_open_files": Effect(2, descriptors, "many", "few"),
+    "durability": Effect("os", syncs_of_a_message, 1, 0),
+    "journal_max_bytes": Effect(1, checkpoints_of_two_writes, "kept", "folded"),
+    "journal_max_age_seconds": Effect(0.01, checkpoints_of_two_writes, "kept", "folded"),
     "atomic_write_temp_suffix": Effect(".part", temporary_names, {".tmp"}, {".part"}),
     "backup_before_delete": Effect(False, trash_after_deleting, ["session"], []),
     "auto_cleanup_empty_directories": Effect(False, folder_after_deleting, False, True),
@@ -445,6 +466,13 @@ WRONG: list[tuple[str, Any]] = [
     ("panel_sessions_directory_name", "USERS"),
     ("system_config_directory_name", "users"),
     ("global_personas_directory_name", "a b"),
+    ("durability", ""),
+    ("durability", "FULL"),
+    ("durability", None),
+    ("journal_max_bytes", -1),
+    ("journal_max_bytes", 1.5),
+    ("journal_max_age_seconds", -0.1),
+    ("journal_max_age_seconds", float("nan")),
     ("session_id_prefix", ""),
     ("session_id_prefix", "Chat"),
     ("session_id_prefix", "../x"),

@@ -15,10 +15,12 @@ from flatfile_chat_database import Message, SituationalContext, StorageConfig, S
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.check import check
 from flatfile_chat_database.errors import DurabilityError, StorageError
+from flatfile_chat_database.layout import Layout
 from flatfile_chat_database.testing.faults import FaultyFiles
 
 from .clock import FixedClock
 
+OWN = Layout(StorageConfig())
 STAMP = "2026-01-31T12:00:00.000000+00:00"
 
 
@@ -86,11 +88,11 @@ OPERATIONS: dict[str, Callable[[StorageManager], Awaitable[object]]] = {
 
 
 def contents(folder: Path) -> dict[str, bytes]:
-    """Return what a person would see: every file but temporary ones, the lock and the quarantine."""
+    """Return what a person would see: every file but temporary ones, the backend's own and the quarantine."""
     found = {}
     for path in sorted(folder.rglob("*")):
         key = path.relative_to(folder).as_posix()
-        if path.is_file() and "/." not in f"/{key}" and key != "system/lock" and "quarantine" not in key:
+        if path.is_file() and "/." not in f"/{key}" and not OWN.is_own(key) and "quarantine" not in key:
             found[re.sub(r"_[0-9a-f]{8}/", "_unique/", key)] = path.read_bytes()
     return found
 

@@ -2,9 +2,7 @@
 
 import asyncio
 import errno
-import json
 import os
-import shutil
 import subprocess
 import sys
 import threading
@@ -16,6 +14,7 @@ import pytest
 from flatfile_chat_database import StorageConfig
 from flatfile_chat_database.backends.base import ABSENT, Append, Edit, Move, Outcome, Put, Quota, Truncate
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
+from flatfile_chat_database.backends.flatfile.lock import Mark
 from flatfile_chat_database.errors import (
     ClosedError,
     ConflictError,
@@ -179,33 +178,24 @@ async def test_already_there_is_answered_only_when_it_is_durable(opened: Open, s
     again = opened(watching)
     await again.open()
     assert await append(again, "b") == [0]
-    assert str(store_path / LOG) in watching.synced
-    assert str((store_path / LOG).parent) in watching.synced
+    assert any("/system/journal/" in path for path in watching.synced)
     watching.synced.clear()
     assert await append(again, "b") == [0]
     assert watching.synced == []  # it is known to be durable by now
-    with (store_path / LOG).open("ab") as file:
-        file.write(line("c", "x" * 10))  # of a process that may be dead
-    assert await append(again, "c") == [0]
-    assert str(store_path / LOG) in watching.synced
 
 
-async def test_a_batch_that_can_neither_be_finished_nor_cut_is_not_called_undone(opened: Open) -> None:
+async def test_a_batch_that_can_neither_be_finished_nor_cut_is_not_there(opened: Open) -> None:
     files = FaultyFiles()
     backend = opened(files)
     await backend.open()
     await append(backend, "a")
 
-    class Refused(OSError):
-        pass
-
-    files.shorten(2, errno.ENOSPC)  # the first write is the note
-
     def refuse(descriptor: int, size: int) -> None:
         raise OSError(errno.EIO, "Input/output error")
 
+    files.shorten(1, errno.ENOSPC)  # of the journal
     files.truncate = refuse  # type: ignore[method-assign]
-    with pytest.raises(DurabilityError):
+    with pytest.raises(UnavailableError):
         await append(backend, "b", "c", size=2000)
     again = opened()
     await again.open()
@@ -219,66 +209,31 @@ async def test_a_batch_that_can_neither_be_finished_nor_cut_is_not_called_undone
 @pytest.mark.parametrize(
     "content",
     [
+        b"",
         b"4711\n",
         b"{}\n",
-        b'{"key": "../victim.txt", "inode": 1, "size": 3, "length": 5}\n',
-        b'{"key": "users/ada/profile.json", "inode": 1, "size": 0, "length": 5}\n',
-        b'{"key": "users/ada/s/mess{"key": "users/ada/t/messages.jsonl", "size": 1}\n',
+        b"01a214e5-6da5-77c3-84e3-8e965aa8e152 99999999 00000000\n",
+        Mark("01a214e5-6da5-77c3-84e3-8e965aa8e152", 99_999_999).encode(),
         b"\xff\x00\n",
+        b"x" * 5000,
     ],
 )
 async def test_a_lock_file_that_holds_anything_harms_nothing_and_stops_nobody(
     opened: Open, store_path: Path, content: bytes
 ) -> None:
-    victim = store_path.parent / "victim.txt"
-    victim.write_text("precious")
     backend = opened()
     await backend.open()
     await backend.commit([Put(DOCUMENT, b"{}"), Append(LOG, (line("a"), line("b")))])
     (store_path / "system/lock").write_bytes(content)
     assert await ids(backend) == ["a", "b"]
     await append(backend, "c")
-    assert await ids(backend) == ["a", "b", "c"]
-    assert victim.read_text() == "precious"
-    assert await backend.read(DOCUMENT) == b"{}"
-    assert (store_path / "system/lock").read_bytes() == b""
-
-
-async def test_a_copy_of_a_store_at_work_loses_nothing_to_the_note_of_a_batch(opened: Open, store_path: Path) -> None:
-    backend = opened()
-    await backend.open()
-    await append(backend, "a")
-    status = (store_path / LOG).stat()
-    note = {"key": LOG, "inode": status.st_ino, "size": status.st_size, "length": 10_000}
-    await append(backend, "b")
-    await append(backend, "c")
-    copy = store_path.parent / "copy"
-    shutil.copytree(store_path, copy)
-    (copy / "system/lock").write_text(json.dumps(note) + "\n")
-    other = FlatfileBackend(StorageConfig(), copy)
+    other = opened()
     await other.open()
     await append(other, "d")
-    assert await ids(other) == ["a", "b", "c", "d"]
-    await other.close()
-
-
-async def test_what_a_dead_process_left_of_a_batch_is_not_seen_and_is_kept(opened: Open, store_path: Path) -> None:
-    backend = opened()
-    await backend.open()
-    await append(backend, "a")
-    status = (store_path / LOG).stat()
-    rest = line("b") + line("c")[:20]
-    with (store_path / LOG).open("ab") as file:
-        file.write(rest)
-    note = {"key": LOG, "inode": status.st_ino, "size": status.st_size, "length": len(rest) + 100}
-    (store_path / "system/lock").write_text(json.dumps(note) + "\n")
-    fresh = opened()
-    await fresh.open()
-    assert await ids(fresh) == ["a"] and await fresh.count_log(LOG) == 1
-    assert await fresh.newest_records([LOG]) == [line("a", "x" * 10)[:-1]]
-    await fresh.write(DOCUMENT, b"{}")
-    [key] = [key for key in await fresh.list_keys("system/quarantine/") if key.endswith(".bin")]
-    assert await fresh.read(key) == rest
+    await append(backend, "e")
+    assert await ids(backend) == ["a", "b", "c", "d", "e"]
+    assert await backend.read(DOCUMENT) == b"{}"
+    assert not list(store_path.glob("system/quarantine/*"))
 
 
 # --- threads, descriptors, memory --------------------------------------------------------------------------------
@@ -419,14 +374,15 @@ async def test_closing_goes_on_when_its_caller_is_cancelled(opened: Open) -> Non
 # --- conditions ----------------------------------------------------------------------------------------------
 
 
-async def test_creations_that_failed_take_no_room_in_a_quota(opened: Open) -> None:
+async def test_creations_that_failed_take_no_room_in_a_quota(opened: Open, store_path: Path) -> None:
     files = FaultyFiles()
     backend = opened(files)
     await backend.open()
     await backend.write(DOCUMENT, b"{}")
     quota = Quota("users/ada", 2, "max_sessions_per_user", frozenset({"profile.json"}))
     for number in range(3):
-        files.fail(1, errno.ENOSPC, names=["write"])
+        (store_path / f"users/ada/left{number}").mkdir()
+        files.fail(1, errno.ENOSPC, names=["write_at"])
         with pytest.raises(UnavailableError):
             await backend.commit([quota, Put(f"users/ada/failed{number}/session.json", b"{}", ABSENT)])
     files.watch([])

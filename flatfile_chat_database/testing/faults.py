@@ -17,8 +17,11 @@ from ..backends.flatfile.files import Files
 
 CHANGING = (
     "create",
+    "create_to_append",
     "open_lock",
     "write",
+    "write_at",
+    "reserve",
     "truncate",
     "sync",
     "rename",
@@ -28,7 +31,18 @@ CHANGING = (
     "sync_folder",
 )
 """The calls that change the medium; a sweep fails each in turn."""
-READING = ("open_to_read", "open_to_append", "read", "status", "status_of", "stamp", "list_folder")
+READING = (
+    "open_to_read",
+    "open_to_append",
+    "open_to_change",
+    "read",
+    "status",
+    "status_of",
+    "stamp",
+    "stamp_of",
+    "list_folder",
+)
+_WRITING = ("write", "write_at")
 
 
 class FaultyFiles(Files):
@@ -61,8 +75,8 @@ class FaultyFiles(Files):
         self._at, self._error, self._forever = call, error, forever
 
     def shorten(self, call: int, error: int | None = None) -> None:
-        """Let a `write` take only half of its bytes; with `error`, fail the next one, as a disk that fills up does."""
-        self.watch(["write"])
+        """Let a write take only half of its bytes; with `error`, fail the next one, as a disk that fills up does."""
+        self.watch(_WRITING)
         self._at, self._error, self._forever, self._half = call, error or 0, False, True
 
     def _fails(self, name: str) -> bool:
@@ -74,15 +88,22 @@ class FaultyFiles(Files):
         return self._at > 0 and (count == self._at or (self._forever and count > self._at))
 
     def write(self, descriptor: int, data: bytes | memoryview) -> int:
-        if self._half and "write" in self._names:
-            self.calls.append("write")
-            if len(self.calls) == self._at:
-                return super().write(descriptor, data[: max(1, len(data) // 2)])
-            if len(self.calls) == self._at + 1 and self._error:
-                raise OSError(self._error, os.strerror(self._error))
-            return super().write(descriptor, data)
-        self._raise_if("write")
-        return super().write(descriptor, data)
+        return super().write(descriptor, self._shortened("write", data))
+
+    def write_at(self, descriptor: int, data: bytes | memoryview, offset: int) -> int:
+        return super().write_at(descriptor, self._shortened("write_at", data), offset)
+
+    def _shortened(self, name: str, data: bytes | memoryview) -> bytes | memoryview:
+        """Count a write; return what of its data it takes."""
+        if not self._half or name not in self._names:
+            self._raise_if(name)
+            return data
+        self.calls.append(name)
+        if len(self.calls) == self._at:
+            return data[: max(1, len(data) // 2)]
+        if len(self.calls) == self._at + 1 and self._error:
+            raise OSError(self._error, os.strerror(self._error))
+        return data
 
     def _raise_if(self, name: str) -> None:
         if self._fails(name):
@@ -99,5 +120,5 @@ def _failing(name: str) -> Callable[..., Any]:
 
 
 for _name in (*CHANGING, *READING):
-    if _name != "write":
+    if _name not in _WRITING:
         setattr(FaultyFiles, _name, _failing(_name))

@@ -430,8 +430,7 @@ class FlatfileBackend(StorageBackend):
                 return problems, torn, self._engine.has_unfinished()
 
         problems, torn, unfinished = await self._in_thread(look)
-        if torn or unfinished:
-            # A writer at work looks the same for a moment; the lock tells, and taking it finishes what is unfinished.
+        if torn:  # a writer at work looks the same for a moment
             await asyncio.sleep(0.05)
             _, still, unfinished = await self._in_thread(look)
             torn = [key for key in torn if key in still]
@@ -439,7 +438,7 @@ class FlatfileBackend(StorageBackend):
             if fix:
                 await self._commit([])  # taking the lock does it
             detail = "A process died before it had done what it wrote to the journal; the next write does it."
-            problems.append(Problem("unfinished-batch", self._engine.journal_key, detail, fixed=fix))
+            problems.append(Problem("unfinished-batch", self._engine.journal_key, detail, fixed=fix, harmless=True))
         for key in torn:
             if fix:
                 await self._commit([Mend(key)])

@@ -105,7 +105,7 @@ class Checkpoint:
         try:
             keys: set[str] = set()
             end = segment.start
-            for end, steps in segment.headers(segment.start):
+            for end, steps in segment.headers(segment.start):  # noqa: B007 - the last one is wanted
                 keys |= keys_of(steps)
             return Past(segment.id, end, sorted(keys))
         finally:

@@ -23,21 +23,22 @@ from collections.abc import Iterable, Iterator, Sequence
 
 from ... import codec
 from ...config import StorageConfig
-from ...errors import DurabilityError, IntegrityError, StorageError
+from ...errors import DurabilityError, StorageError
 from ...layout import Layout
-from ..base import Move, Outcome, RemoveTree, quarantine_keys
+from ..base import Move, Outcome, RemoveTree
 from .checkpoint import Checkpoint
 from .files import Files
 from .folders import Folders
 from .history import History
-from .journal import Batch, Journal, Past, Segment, Step, keys_of
+from .journal import Batch, Journal, Segment, Step
 from .lock import Mark, Presence, StoreLock
 from .openlogs import OpenLogs
-from .oserrors import mapped
+from .oserrors import mapped, unavailable
 from .plan import EngineChange, Extend, Job, Later, Mend, Mixed, Place, Plan, exists, key_of, read, steps_of
-from .replay import Replay
+from .recovery import Recovery
 from .syncs import Syncs
 from .tree import Tree
+from .wholes import Wholes
 
 __all__ = ["Engine", "EngineChange", "Extend", "Job", "Mend", "Place"]
 
@@ -70,6 +71,8 @@ class Engine:
             timeout_seconds=timeout,
             allow_network=config.allow_network_file_system,
         )
+        self._wholes = Wholes(config, files, self.tree, self._folders, self._syncs)
+        self._recovery = Recovery(files, self.tree, self._folders, self._journal, self._syncs, self._wholes)
         self._presence = Presence(files, self._folders, root, self._layout.presence, timeout_seconds=timeout)
         self._checkpoint = Checkpoint(
             files, self._folders, root, self._layout, self._journal, self._syncs, timeout_seconds=timeout
@@ -197,6 +200,8 @@ class Engine:
                 if job.is_structural:
                     self._commit(plan)
                     plan = self._plan()
+                    if self._broken is not None:
+                        raise self._refusal()
                     self._run_structural(job)
                     continue
                 try:
@@ -245,7 +250,7 @@ class Engine:
             self._folders,
             self._logs,
             block=self._config.jsonl_read_buffer_size,
-            stage=self._stage,
+            stage=self._wholes.stage,
             mend=self._mend,
         )
 
@@ -257,7 +262,9 @@ class Engine:
         try:
             with mapped(self._layout.journal):
                 # The bytes of a blob are durable, but a file without a name is found by nobody after a power cut.
-                self._syncs.folders_of(draft.source for draft in plan.drafts if draft.op == "install" and not draft.staged)
+                self._syncs.folders_of(
+                    draft.source for draft in plan.drafts if draft.op == "install" and not draft.staged
+                )
                 segment = self._write(steps, b"".join(parts))
         except Exception as error:
             plan.discard()
@@ -267,10 +274,14 @@ class Engine:
         done = 0
         try:
             for step, data in zip(steps, parts, strict=True):
-                with mapped(step.key):
+                if step.op == "append":
+                    self._logs.append(step.key, data)
+                else:
                     self._apply(step, data)
                 done += 1
         except Exception as error:
+            if isinstance(error, OSError):
+                error = unavailable(error, steps[done].key)
             self._stop_before(segment)
             for job in plan.jobs_of({step.key for step in steps[done:]}):
                 job.outcomes, job.error = None, self._later(error)
@@ -280,6 +291,8 @@ class Engine:
     def _stop_before(self, segment: Segment) -> None:
         """Leave what is committed to whoever writes next: the mark stays before it, so it is done first."""
         self._logs.forget_below("")
+        with contextlib.suppress(OSError):
+            segment.cut()  # what is reserved may be the room that the files lack
         segment.end = segment.start if self._mark is None else self._mark.applied
 
     def _write(self, steps: Sequence[Step], payload: bytes) -> Segment:
@@ -411,7 +424,8 @@ class Engine:
             self._move_mark(fresh)
         else:
             fresh, end = segment, batches[-1].end
-        replay = self._replay(batches)
+        self._logs.forget_below("")
+        replay = self._recovery.replay(batches)
         replay.run()
         fresh.end = end
         self._move_mark(fresh)
@@ -420,45 +434,12 @@ class Engine:
             self._fold(replay.keys)
 
     def _recover(self) -> None:
-        """Do all of the journal again: nobody else is at work, and who was may have lost power."""
-        numbers = self._journal.numbers()
+        """Do all of the journal again, if there is any: nobody else is at work."""
         self._set_segment(None)
-        if not numbers:
-            return
-        batches: list[Batch] = []
-        pasts: list[Past] = []
-        for number in numbers:
-            segment = self._journal.open(number)
-            try:
-                self._files.drop_cache(segment.descriptor)
-                some = list(segment.batches(segment.start))
-                batches += some
-                pasts.append(_past(segment, some))
-            finally:
-                segment.close()
-        self._do_again(numbers, batches, pasts)
-
-    def _do_again(self, numbers: Sequence[int], batches: Sequence[Batch], pasts: Sequence[Past]) -> None:
-        """Do batches again, make that durable, and remove the segments that they came from."""
-        fresh = self._journal.create(batches)
-        try:
-            replay = self._replay(batches)
-            replay.run()
-            replay.cut_tails()
-            self._syncs.files(replay.keys)
-            self._journal.remember([*pasts, _past(fresh, batches)])
-            self._move_mark(fresh)
-            self._journal.remove([*numbers, fresh.number])
-        finally:
-            fresh.close()
-        self._files.count("recoveries")
-
-    def _replay(self, batches: Iterable[Batch]) -> Replay:
         self._logs.forget_below("")
-        replay = Replay(self._files, self.tree, self._folders, self._syncs, self._set_aside, self._put)
-        for batch in batches:
-            replay.add(batch)
-        return replay
+        numbers = self._journal.numbers()
+        if numbers:
+            self._move_mark(self._recovery.run(numbers))
 
     # --- folding the journal into the files ----------------------------------------------------------
 
@@ -508,14 +489,8 @@ class Engine:
         return old
 
     def _redo(self, numbers: Sequence[int]) -> None:
-        batches: list[Batch] = []
-        for number in numbers:
-            segment = self._journal.open(number)
-            try:
-                batches += segment.batches(segment.start)
-            finally:
-                segment.close()
-        self._replay(batches).run()
+        self._logs.forget_below("")
+        self._recovery.redo(numbers)
 
     def _fold(self, moved: Iterable[str] = ()) -> None:
         """Fold all of the journal into the files now, and leave none; `moved` are folders to make durable as well."""
@@ -576,7 +551,8 @@ class Engine:
                 raise
             try:
                 with mapped(key_of(job.changes[-1])):
-                    replay = self._replay([Batch(0, 0, 0, [*structural, *steps], payload)])
+                    self._logs.forget_below("")
+                    replay = self._recovery.replay([Batch(0, 0, 0, [*structural, *steps], payload)])
                     replay.run()
                     self._move_mark(segment)
                     self._fold(replay.keys)
@@ -608,12 +584,11 @@ class Engine:
     # --- doing steps ---------------------------------------------------------------------------------
 
     def _apply(self, step: Step, data: bytes) -> None:
-        """Do a step for the first time, right after it was planned."""
+        """Do a step that is no append for the first time, right after it was planned."""
         match step.op:
-            case "append":
-                self._logs.append(step.key, data)
             case "put":
-                self._put(step.key, data)
+                self._logs.forget(step.key)
+                self._wholes.put(step.key, data)
             case "install":
                 self._logs.forget(step.key)
                 self._folders.make(step.key.rpartition("/")[0])
@@ -623,62 +598,6 @@ class Engine:
                 with contextlib.suppress(FileNotFoundError):
                     self._files.remove(self.tree.path(step.key))
                 self._folders.emptied(step.key)
-
-    def _put(self, key: str, data: bytes) -> None:
-        """Replace a document: whoever reads it sees the old one or the new one."""
-        self._logs.forget(key)
-        path = self.tree.temporary(key)
-        # At the level `normal` the journal may be lost, and then the old document must not be lost with it.
-        self._write_temporary(key, path, [data], sync=self._config.durability == "normal")
-        self._files.rename(path, self.tree.path(key))
-
-    def _stage(self, key: str, pieces: Iterable[bytes]) -> str:
-        """Write a finished file beside a key, durable with its name; return its path."""
-        path = self.tree.temporary(key)
-        self._write_temporary(key, path, pieces, sync=True)
-        self._syncs.folders_of([key])
-        return path
-
-    def _write_temporary(self, key: str, path: str, pieces: Iterable[bytes], *, sync: bool) -> None:
-        folder = key.rpartition("/")[0]
-        self._folders.make(folder)
-        try:
-            descriptor = self._files.create(path)
-        except FileNotFoundError:  # another process cleaned the empty folder away
-            self._folders.forget()
-            self._folders.make(folder)
-            descriptor = self._files.create(path)
-        try:
-            try:
-                for piece in pieces:
-                    rest = memoryview(piece)
-                    while rest:
-                        rest = rest[self._files.write(descriptor, rest) :]
-                if sync:
-                    self._syncs.file(descriptor)
-            finally:
-                self._files.close(descriptor)
-        except BaseException:
-            with contextlib.suppress(OSError):
-                self._files.remove(path)
-            raise
-
-    def _set_aside(self, key: str, pieces: Iterable[bytes], reason: str, offset: int) -> None:
-        """Keep bytes in the quarantine, durable, with a note of where they were."""
-        note_key, bytes_key = quarantine_keys(self._config)
-        self._install(bytes_key, pieces)
-        note = {"key": key, "reason": reason, "offset": offset, "size": self._size(bytes_key)}
-        self._install(note_key, iter([codec.encode_document(note)]))
-        logger.warning("%s: %s; set aside as %s", key, reason, bytes_key)
-
-    def _install(self, key: str, pieces: Iterable[bytes]) -> None:
-        path = self.tree.temporary(key)
-        self._write_temporary(key, path, pieces, sync=True)
-        self._files.rename(path, self.tree.path(key))
-        self._syncs.folders_of([key])
-
-    def _size(self, key: str) -> int:
-        return self._files.status(self.tree.path(key)).size
 
     def _mend(self, key: str) -> bool:
         """Set aside half a line at the end of a log, so that what is appended stands alone.
@@ -712,7 +631,7 @@ class Engine:
                 self._files.read(descriptor, min(1 << 20, size - offset), offset)
                 for offset in range(start, size, 1 << 20)
             )
-            self._set_aside(key, pieces, "half a line at the end of the log", start)
+            self._wholes.set_aside(key, pieces, "half a line at the end of the log", start)
             self._files.truncate(descriptor, start)
             self._syncs.file(descriptor)  # or a power cut would bring it back under what is appended now
         finally:
@@ -734,35 +653,22 @@ class Engine:
         return self._layout.journal
 
     def has_unfinished(self) -> bool:
-        """Tell whether there is something in the journal that has not been done; a writer at work looks so, too."""
-        mark = self.lock.peek()
-        segment = None if mark is None else self._journal.find(mark.segment)
-        if mark is None or segment is None:
-            return False
-        try:
-            segment.end = mark.applied
-            return segment.has_more()
-        finally:
-            segment.close()
+        """Tell whether there is something in the journal that has not been done, and nobody is at work on it."""
+        with self.lock.glance() as mark:
+            segment = None if mark is None else self._journal.find(mark.segment)
+            if mark is None or segment is None:
+                return False
+            try:
+                segment.end = mark.applied
+                return segment.has_more()
+            finally:
+                segment.close()
 
     # --- a damaged journal ---------------------------------------------------------------------------
 
     def damage(self) -> list[tuple[str, str]]:
         """Return what hinders the journal from being done again: the file, and what is wrong with it."""
-        found = []
-        for number in self._journal.numbers():
-            try:
-                segment = self._journal.open(number)
-                try:
-                    for _ in segment.batches(segment.start):
-                        pass
-                finally:
-                    segment.close()
-            except FileNotFoundError:  # folded meanwhile
-                continue
-            except IntegrityError as error:
-                found.append((self._layout.segment(number), error.message))
-        return found
+        return self._recovery.damage()
 
     def salvage(self) -> bool:
         """Do again what can be read of a damaged journal, and set it aside; return whether nobody was in the way."""
@@ -770,18 +676,7 @@ class Engine:
         try:
             if not self._presence.join():
                 return False
-            numbers = self._journal.numbers()
-            batches: list[Batch] = []
-            for number in numbers:
-                key = self._layout.segment(number)
-                self._set_aside(key, [self.read(key) or b""], "a segment of a damaged journal", 0)
-                with contextlib.suppress(IntegrityError):
-                    segment = self._journal.open(number)
-                    try:
-                        batches += segment.salvage()
-                    finally:
-                        segment.close()
-            self._do_again(numbers, batches, [])
+            self._move_mark(self._recovery.salvage())
             return True
         finally:
             self._presence.leave()
@@ -802,12 +697,6 @@ def _is_simple(job: Job) -> bool:
                 keys.append(key_of(change))
     pairs = [(one, other) for one in places for other in [*places, *keys] if one is not other]
     return not any(other == one or other.startswith(f"{one}/") for one, other in pairs)
-
-
-def _past(segment: Segment, batches: Sequence[Batch]) -> Past:
-    """Return what is to be known of a segment with these batches once it is gone."""
-    keys = {key for batch in batches for key in keys_of(batch.steps)}
-    return Past(segment.id, max([segment.end, *(batch.end for batch in batches)]), sorted(keys))
 
 
 def _in_part(error: Exception) -> Exception:

@@ -68,7 +68,7 @@ class History:
                     stop = now.applied if segment.id == now.segment else None
                     end = since.applied if segment.id == since.segment else segment.start
                     keys: set[str] = set()
-                    for end, steps in segment.headers(end, stop):  # noqa: B020 - begins there, and goes on from there
+                    for end, steps in segment.headers(end, stop):  # noqa: B007, B020 - the last one is wanted
                         keys |= keys_of(steps)
                     # Behind the end nothing can be told apart, so a cursor from there is too new to be true.
                     yield segment.id, end if stop is None else stop, keys

@@ -179,7 +179,7 @@ class Segment:
         return len(data)
 
     def _reserve(self, end: int) -> None:
-        more = min(max(_FIRST_RESERVE, self._reserved), _LARGEST_RESERVE)
+        more = min(max(_FIRST_RESERVE, end // 8), _LARGEST_RESERVE)
         with contextlib.suppress(OSError):  # without room to spare, the write itself says whether there is enough
             self._files.reserve(self.descriptor, self._reserved, end - self._reserved + more)
         self._reserved = max(end, self._files.status_of(self.descriptor).size)
@@ -306,9 +306,13 @@ class Journal:
         found = (self._layout.segment_number(name) for name, kind in names if kind == "file")
         return sorted(number for number in found if number is not None)
 
+    def key(self, number: int) -> str:
+        """Return where a segment is."""
+        return self._layout.segment(number)
+
     def open(self, number: int) -> Segment:
         """Open a segment."""
-        key = self._layout.segment(number)
+        key = self.key(number)
         descriptor = self._files.open_to_change(self._tree.path(key))
         try:
             return Segment(self._files, number, key, descriptor)

@@ -7,10 +7,11 @@
 
 from __future__ import annotations
 
+import contextlib
 import random
 import time
 import zlib
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 
 import msgspec
 
@@ -157,6 +158,20 @@ class StoreLock(LockFile):
         data = mark.encode()
         if self._files.write_at(self._held(), data, 0) != len(data):
             raise UnavailableError("The lock file could not be written whole.", key=self.key)
+
+    @contextlib.contextmanager
+    def glance(self) -> Iterator[Mark | None]:
+        """Hold the lock, and give the mark, if nobody else holds it right now; for any thread."""
+        try:
+            descriptor = self._files.open_to_read(self._path)
+        except FileNotFoundError:
+            yield None
+            return
+        try:
+            free = self._files.try_lock(descriptor)
+            yield Mark.decode(self._files.read(descriptor, _MARK_BYTES, 0)) if free else None
+        finally:
+            self._files.close(descriptor)
 
     def peek(self) -> Mark | None:
         """Return the mark without taking the lock; it may be about to move."""

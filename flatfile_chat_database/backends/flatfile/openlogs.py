@@ -116,7 +116,7 @@ class OpenLogs:
             if record_id is not None:
                 self._remember(log, record_id, log.learned)
             log.learned += len(line)
-            log.coming.append(line)
+        log.coming += lines
 
     def append(self, key: str, data: bytes) -> None:
         """Write lines at the end of a log, which is made if it is absent.

@@ -29,7 +29,10 @@ def mapped(key: str | None = None) -> Iterator[None]:
     try:
         yield
     except OSError as error:
-        place = f"{key}: " if key else ""
-        raise UnavailableError(
-            f"{place}{error.strerror or error}.", key=key, hint=_HINTS.get(error.errno or 0)
-        ) from error
+        raise unavailable(error, key) from error
+
+
+def unavailable(error: OSError, key: str | None) -> UnavailableError:
+    """Return what a system's error means to a caller."""
+    place = f"{key}: " if key else ""
+    return UnavailableError(f"{place}{error.strerror or error}.", key=key, hint=_HINTS.get(error.errno or 0))

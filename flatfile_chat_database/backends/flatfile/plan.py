@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass
+from typing import NamedTuple, cast
 
 from ... import codec
 from ...errors import StorageLimitExceeded, UnavailableError, ValidationError
@@ -41,7 +42,7 @@ from .folders import Folders
 from .journal import Op, Step
 from .logs import LogReader
 from .openlogs import OpenLog, OpenLogs
-from .oserrors import mapped
+from .oserrors import unavailable
 from .tree import Tree
 
 _LARGEST_PUT = 1 << 20
@@ -86,7 +87,11 @@ class Job:
     @property
     def is_structural(self) -> bool:
         """Whether it moves or removes folders, and so has to be alone in the journal."""
-        return any(isinstance(change, Move | RemoveTree) for change in self.changes)
+        for change in self.changes:
+            kind = type(change)
+            if kind is Move or kind is RemoveTree:
+                return True
+        return False
 
 
 class Later(Exception):
@@ -103,13 +108,21 @@ class Draft:
 
     op: Op
     key: str
-    pieces: list[bytes] = field(default_factory=list)
+    pieces: Sequence[bytes] = ()
     at: int = 0
     source: str = ""
     was: str | None = None
     before: int = -1
     staged: bool = False
     """install: whether the finished file was made by the plan, and goes with it."""
+
+
+class _Lines(NamedTuple):
+    """What an Append adds to a log."""
+
+    log: OpenLog
+    lines: Sequence[bytes]
+    ids: Sequence[str]
 
 
 class Plan:
@@ -142,18 +155,28 @@ class Plan:
         self.owners: list[Job] = []
         """Whose each draft is."""
         self.size = 0
-        self._exists: dict[str, bool] = {}  # keys that the plan makes or removes
+        self._planned: set[str] = set()  # keys that the plan makes or removes
+        self._exists: dict[str, bool] = {}  # what is known of keys, once the plan is done
         self._inside: dict[str, set[str]] = {}  # folders to come, by their parent
         self._appended: set[str] = set()
         self._removes = False
 
-    def check(self, job: Job) -> dict[int, list[bytes]]:
+    def check(self, job: Job) -> dict[int, _Lines]:
         """Check a job's conditions; return what is to be appended by each of its changes, by index."""
-        lines: dict[int, list[bytes]] = {}
-        for index, change in enumerate(job.changes):
-            with mapped(key_of(change)):
-                self._check(index, change, lines)
-        return lines
+        found: dict[int, _Lines] = {}
+        change: EngineChange | None = None
+        try:
+            for index, change in enumerate(job.changes):
+                kind = type(change)
+                if kind is Append:
+                    found[index] = self._check_append(cast("Append", change))
+                elif kind is Require:
+                    self._require(cast("Require", change))
+                else:
+                    self._check(change)
+        except OSError as error:
+            raise unavailable(error, None if change is None else key_of(change)) from error
+        return found
 
     def add(self, job: Job, *, checked: bool = False) -> None:
         """Check a job's conditions, unless that is done, and list its steps; if it raises, nothing of it is planned.
@@ -164,14 +187,26 @@ class Plan:
             StorageError: A condition does not hold, or the medium fails; nothing has changed.
         """
         first = len(self.drafts)
+        change: EngineChange | None = None
         try:
-            lines = {} if checked else self.check(job)
-            outcomes = []
-            seen: set[str] = set()
+            found = {} if checked else self.check(job)
+            outcomes: list[Outcome] = []
+            seen: list[str] = []
             for index, change in enumerate(job.changes):
-                with mapped(key_of(change)):
-                    outcomes.append(self._draft(change, lines.get(index), seen))
-                seen.add(key_of(change))
+                kind = type(change)
+                if kind is Require:
+                    outcomes.append(None)
+                    continue
+                key = key_of(change)
+                if kind is Append:
+                    fresh = None if key in seen else found.get(index)
+                    outcomes.append(self._append(cast("Append", change), fresh))
+                else:
+                    outcomes.append(self._draft(change, seen))
+                seen.append(key)
+        except OSError as error:
+            self._withdraw(first)
+            raise unavailable(error, None if change is None else key_of(change)) from error
         except BaseException:
             self._withdraw(first)
             raise
@@ -194,6 +229,8 @@ class Plan:
         return list(jobs.values())
 
     def _withdraw(self, first: int) -> None:
+        if first == len(self.drafts):
+            return
         for draft in self.drafts[first:]:
             self.size -= sum(map(len, draft.pieces))
             if draft.op == "append":
@@ -215,6 +252,7 @@ class Plan:
 
     def _recount(self) -> None:
         self._exists.clear()
+        self._planned.clear()
         self._inside.clear()
         self._appended.clear()
         self._removes = False
@@ -226,12 +264,14 @@ class Plan:
         key = draft.key
         if draft.op == "delete":
             self._exists[key] = False
+            self._planned.add(key)
             self._removes = True
             return
         if draft.op == "append":
             if key in self._appended:
                 return
             self._appended.add(key)
+        self._planned.add(key)
         self._exists[key] = True
         folder, _, _ = key.rpartition("/")
         while folder:
@@ -244,19 +284,38 @@ class Plan:
 
     # --- checking conditions -------------------------------------------------------------------------
 
-    def _check(self, index: int, change: EngineChange, lines: dict[int, list[bytes]]) -> None:
+    def _require(self, change: Require) -> None:
+        key = change.key
+        known = self._exists.get(key)
+        if known is None:
+            known = self.exists(key)
+            if known:  # as it stays until the plan is done
+                self._exists[key] = True
+        if not known:
+            raise not_found(change.what, key)
+
+    def _check_append(self, change: Append) -> _Lines:
+        key = change.key
+        if key not in self._appended and key in self._planned:
+            raise Later
+        log = self._look(key)
+        found = self._new(change, log)
+        check_maximum(change, log.count, found.lines)
+        return found
+
+    def _new(self, change: Append, log: OpenLog) -> _Lines:
+        """Return what of an Append its log does not hold yet."""
+        lines = change.lines
+        ids = [codec.written_id(line) for line in lines]
+        if len(lines) == 1 and hash(ids[0]) not in log.offsets:
+            return _Lines(log, lines, ids)
+        lines = tuple(new_lines(change, lambda record_id: self._logs.find(change.key, log, record_id)))
+        return _Lines(log, lines, ids if len(lines) == len(ids) else [codec.written_id(line) for line in lines])
+
+    def _check(self, change: EngineChange) -> None:
         match change:
-            case Require(key, what):
-                if not self._is_there(key):
-                    raise not_found(what, key)
-            case Append(key):
-                if key in self._exists and key not in self._appended:
-                    raise Later
-                log = self._look(key)
-                added = lines[index] = new_lines(change, lambda record_id: self._logs.find(key, log, record_id))
-                check_maximum(change, log.count, added)
             case Put(key, _, expected):
-                if key in self._exists:
+                if key in self._planned:
                     raise Later
                 if expected is not ANY:
                     check_version(key, self.read(key), expected)
@@ -277,17 +336,17 @@ class Plan:
             case Extend(key, data):
                 if not data.endswith(b"\n"):
                     raise ValidationError("What is appended must end in a newline.", key=key)
-                if key in self._exists and key not in self._appended:
+                if key not in self._appended and key in self._planned:
                     raise Later
             case Delete(key) | Place(_, key) | Mend(key):
-                if key in self._exists:
+                if key in self._planned:
                     raise Later
+            case Require():
+                self._require(change)
+            case Append():
+                self._check_append(change)
             case RemoveTree():
                 pass
-
-    def _is_there(self, key: str) -> bool:
-        known = self._exists.get(key)
-        return self.exists(key) if known is None else known
 
     def _check_quota(self, quota: Quota, folder: str) -> None:
         coming = self._inside.get(folder, set())
@@ -317,7 +376,7 @@ class Plan:
 
     def _settle(self, key: str) -> None:
         """See that a log is as it was planned to be, and mend its end, before it is looked at as a whole."""
-        if key in self._exists:
+        if key in self._planned:
             raise Later
         if self._logs.look(key).half:
             if self.drafts:
@@ -326,20 +385,19 @@ class Plan:
 
     # --- listing steps -------------------------------------------------------------------------------
 
-    def _draft(self, change: EngineChange, lines: list[bytes] | None, seen: set[str]) -> Outcome:
+    def _append(self, change: Append, found: _Lines | None) -> int:
+        key = change.key
+        if found is None:
+            found = self._new(change, self._look_again(key))
+        if found.lines:
+            at = found.log.learned
+            self._logs.expect(found.log, found.lines, found.ids)
+            self._plan(Draft("append", key, found.lines, at))
+        return len(found.lines)
+
+    def _draft(self, change: EngineChange, seen: Collection[str]) -> Outcome:
         """List the steps of a change; `seen` are the keys that the job has changed before."""
         match change:
-            case Append(key):
-                if lines is None or key in seen:
-                    log = self._look_again(key)
-                    lines = new_lines(change, lambda record_id: self._logs.find(key, log, record_id))
-                else:
-                    log = self._logs.look(key)
-                if lines:
-                    at = log.learned
-                    self._logs.expect(log, lines, [codec.written_id(line) for line in lines])
-                    self._plan(Draft("append", key, lines, at=at))
-                return len(lines)
             case Put(key, data):
                 if key in seen:
                     raise Mixed
@@ -384,7 +442,7 @@ class Plan:
         self._note(draft)
 
     def _look_again(self, key: str) -> OpenLog:
-        if key in self._exists and key not in self._appended:
+        if key not in self._appended and key in self._planned:
             raise Mixed
         return self._look(key)
 
@@ -406,7 +464,7 @@ class Plan:
         self._plan(Draft("install", key, at=length, source=source, before=before, staged=staged))
 
     def _place(self, temporary: str, key: str) -> bool:
-        if self._is_there(key):
+        if self.exists(key):
             self._files.remove(temporary)
             return False
         self._plan_install(temporary, key, None, staged=False)
