@@ -480,7 +480,7 @@ class Engine:
         """Begin a new segment; return the numbers of the older ones."""
         old = self._journal.numbers()
         self._flush()  # what comes next must not be durable before what came before it
-        if len(old) > 1:
+        if len(old) > 1 or self._checkpoint.was_begun():
             # Somebody began to fold and did not end, perhaps for a sync that failed: what looks done may be on no disk.
             self._redo(old)
         segment = self._journal.create()
@@ -498,7 +498,7 @@ class Engine:
         try:
             old = self._journal.numbers()
             if old:
-                if len(old) > 1:
+                if len(old) > 1 or self._checkpoint.was_begun():
                     self._redo(old)
                 self._checkpoint.fold(old, moved)
             self._set_segment(None)

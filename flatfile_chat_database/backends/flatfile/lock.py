@@ -121,6 +121,17 @@ class LockFile:
         if descriptor is not None:
             self._files.close(descriptor)
 
+    def note(self, text: bytes) -> None:
+        """Replace what the file holds, for whoever takes the lock next. Not flushed: it tells the living of the dead."""
+        descriptor = self._held()
+        self._files.truncate(descriptor, 0)
+        if text and self._files.write_at(descriptor, text, 0) != len(text):
+            raise UnavailableError("The lock file could not be written whole.", key=self.key)
+
+    def is_noted(self) -> bool:
+        """Tell whether the file holds a note."""
+        return self._files.status_of(self._held()).size > 0
+
     def _open(self) -> None:
         self._folders.make(self.key.rpartition("/")[0])
         self._descriptor = self._files.open_lock(self._path)
