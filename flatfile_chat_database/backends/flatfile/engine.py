@@ -427,11 +427,11 @@ class Engine:
         self._logs.forget_below("")
         replay = self._recovery.replay(batches)
         replay.run()
+        self._oldest = time.monotonic()
+        if replay.is_structural:  # nobody may write behind it before nothing of it is left to do again
+            self._fold(replay.keys)
         fresh.end = end
         self._move_mark(fresh)
-        self._oldest = time.monotonic()
-        if replay.is_structural:
-            self._fold(replay.keys)
 
     def _recover(self) -> None:
         """Do all of the journal again, if there is any: nobody else is at work."""
@@ -554,8 +554,9 @@ class Engine:
                     self._logs.forget_below("")
                     replay = self._recovery.replay([Batch(0, 0, 0, [*structural, *steps], payload)])
                     replay.run()
-                    self._move_mark(segment)
+                    # The mark stays before it until nothing of it is left to do again: nobody may write behind it.
                     self._fold(replay.keys)
+                    self._move_mark(segment)
             except Exception as error:
                 self._stop_before(segment)
                 raise self._later(error) from error
