@@ -283,7 +283,7 @@ async def test_a_disk_that_fills_up_takes_the_line_back_and_takes_writes_again_w
     await backend.commit([Append(LOG, (line("a"),))])
     for message in (line("b"), line("c", "x" * 50_000)):
         before = (store_path / LOG).read_bytes()
-        files.shorten(1, errno.ENOSPC)  # of the journal
+        files.fail(1, errno.ENOSPC, names=["write_at"], forever=True)  # of the journal
         with pytest.raises(UnavailableError, match="No space left"):
             await backend.commit([Append(LOG, (message,))])
         assert (store_path / LOG).read_bytes() == before
@@ -299,7 +299,7 @@ async def test_what_the_journal_took_and_the_log_did_not_is_done_before_the_next
     backend = opened(files)
     await backend.open()
     await backend.commit([Append(LOG, (line("a"),))])
-    files.shorten(2, errno.ENOSPC)  # of the log, half of which is written
+    files.fail(1, errno.ENOSPC, names=["write"], forever=True)  # of the log
     with pytest.raises(DurabilityError, match=r"in the journal, but not in its place yet.*No space left"):
         await backend.commit([Append(LOG, (line("b", "x" * 50_000),))])
     assert await ids(backend) == ["a"]
@@ -309,6 +309,21 @@ async def test_what_the_journal_took_and_the_log_did_not_is_done_before_the_next
     files.watch()
     await backend.commit([Append(LOG, (line("c"),))])
     assert await ids(backend) == ["a", "b", "c"]
+
+
+async def test_a_disk_that_is_full_of_journal_has_room(opened: Open, store_path: Path) -> None:
+    files = FaultyFiles()
+    backend = opened(files)
+    await backend.open()
+    await backend.commit([Append(LOG, (line("a"),))])
+    files.shorten(1, errno.ENOSPC)  # of the journal
+    await backend.commit([Append(LOG, (line("b"),))])
+    files.shorten(2, errno.ENOSPC)  # of the log, half of which is written
+    await backend.commit([Append(LOG, (line("c"),))])
+    files.watch()
+    assert await ids(backend) == ["a", "b", "c"]
+    assert backend.statistics()["checkpoints"] == 2
+    assert [problem.kind for problem in await backend.verify()] == []
 
 
 async def test_a_short_write_is_finished(opened: Open) -> None:

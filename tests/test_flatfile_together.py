@@ -382,7 +382,7 @@ async def test_creations_that_failed_take_no_room_in_a_quota(opened: Open, store
     quota = Quota("users/ada", 2, "max_sessions_per_user", frozenset({"profile.json"}))
     for number in range(3):
         (store_path / f"users/ada/left{number}").mkdir()
-        files.fail(1, errno.ENOSPC, names=["write_at"])
+        files.fail(1, errno.ENOSPC, names=["write_at"], forever=True)
         with pytest.raises(UnavailableError):
             await backend.commit([quota, Put(f"users/ada/failed{number}/session.json", b"{}", ABSENT)])
     files.watch([])

@@ -21,6 +21,8 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
+import msgspec
+
 from ... import codec
 from ...config import StorageConfig
 from ...errors import DurabilityError, StorageError
@@ -259,13 +261,14 @@ class Engine:
         if not plan.drafts:
             return
         steps, parts = steps_of(plan.drafts)
+        payload = b"".join(parts)
         try:
             with mapped(self._layout.journal):
                 # The bytes of a blob are durable, but a file without a name is found by nobody after a power cut.
                 self._syncs.folders_of(
                     draft.source for draft in plan.drafts if draft.op == "install" and not draft.staged
                 )
-                segment = self._write(steps, b"".join(parts))
+                segment = self._write_or_make_room(steps, payload)
         except Exception as error:
             plan.discard()
             for job in plan.jobs:
@@ -280,9 +283,11 @@ class Engine:
                     self._apply(step, data)
                 done += 1
         except Exception as error:
+            self._stop_before(segment)
+            if _is_full(error) and self._has_finished(segment):
+                return
             if isinstance(error, OSError):
                 error = unavailable(error, steps[done].key)
-            self._stop_before(segment)
             for job in plan.jobs_of({step.key for step in steps[done:]}):
                 job.outcomes, job.error = None, self._later(error)
         else:
@@ -295,14 +300,42 @@ class Engine:
             segment.cut()  # what is reserved may be the room that the files lack
         segment.end = segment.start if self._mark is None else self._mark.applied
 
-    def _write(self, steps: Sequence[Step], payload: bytes) -> Segment:
+    def _has_finished(self, segment: Segment) -> bool:
+        """Try to do what is committed once more, with the room that the journal takes for what was done before."""
+        try:
+            batches = list(segment.batches(segment.end))
+            self._checkpoint.take()
+            try:
+                old = self._journal.numbers()
+                if len(old) > 1:
+                    self._redo(old)
+                self._go_on_in(batches)
+                self._checkpoint.fold(old)
+            finally:
+                self._checkpoint.release()
+            self._look_around()
+        except (OSError, StorageError):
+            return False
+        return True
+
+    def _write_or_make_room(self, steps: Sequence[Step], payload: bytes) -> Segment:
+        """Commit steps; where there is no room for them, use that of the journal, which is not needed any more."""
+        try:
+            return self._write(steps, payload)
+        except OSError as error:
+            if not _is_full(error):
+                raise
+            self._fold()
+            return self._write(steps, payload, ahead=False)
+
+    def _write(self, steps: Sequence[Step], payload: bytes, *, ahead: bool = True) -> Segment:
         """Commit steps: when this returns they are in the journal, and durable if that is wanted."""
         segment = self._journal.current
         if segment is None:
             segment = self._journal.create()
             self._set_segment(segment)
             self._move_mark(segment)
-        size = segment.write(steps, payload)
+        size = segment.write(steps, payload, ahead=ahead)
         if self._config.durability == "full":
             try:
                 self._syncs.file(segment.descriptor)
@@ -418,10 +451,7 @@ class Engine:
             segment.cut()
             return
         if segment.synced < batches[-1].end:
-            fresh = self._journal.create(batches)
-            end, fresh.end = fresh.end, fresh.start
-            self._set_segment(fresh)
-            self._move_mark(fresh)
+            fresh, end = self._go_on_in(batches)
         else:
             fresh, end = segment, batches[-1].end
         self._logs.forget_below("")
@@ -432,6 +462,14 @@ class Engine:
             self._fold(replay.keys)
         fresh.end = end
         self._move_mark(fresh)
+
+    def _go_on_in(self, batches: Sequence[Batch]) -> tuple[Segment, int]:
+        """Begin a segment with copies of batches that are still to be done; return it, and where they end."""
+        fresh = self._journal.create(batches)
+        end, fresh.end = fresh.end, fresh.start
+        self._set_segment(fresh)
+        self._move_mark(fresh)
+        return fresh, end
 
     def _recover(self) -> None:
         """Do all of the journal again, if there is any: nobody else is at work."""
@@ -500,6 +538,9 @@ class Engine:
             if old:
                 if len(old) > 1 or self._checkpoint.was_begun():
                     self._redo(old)
+                if self._mark is not None:  # or others would go on writing to a segment that is gone
+                    self._mark = msgspec.structs.replace(self._mark, folded=True)
+                    self.lock.write_mark(self._mark)
                 self._checkpoint.fold(old, moved)
             self._set_segment(None)
         finally:
@@ -682,6 +723,10 @@ class Engine:
         finally:
             self._presence.leave()
             self.lock.release()
+
+
+def _is_full(error: Exception) -> bool:
+    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
 
 
 def _is_simple(job: Job) -> bool:

@@ -159,18 +159,20 @@ class Segment:
     def close(self) -> None:
         self._files.close(self.descriptor)
 
-    def write(self, steps: Sequence[Step], payload: bytes) -> int:
+    def write(self, steps: Sequence[Step], payload: bytes, *, ahead: bool) -> int:
         """Write a batch at the end; return its size. It counts once `end` is moved behind it.
+
+        With `ahead`, room for later ones is reserved as well.
 
         Raises:
             OSError: It could not be written; as far as can be told nothing of it is there.
         """
         data = encode_batch(self.seed, self.synced, steps, payload)
         end = self.end + len(data)
-        if end > self._reserved:
-            self._reserve(end)
         rest = memoryview(data)
         try:
+            if end > self._reserved and ahead:
+                self._reserve(end)
             while rest:
                 rest = rest[self._files.write_at(self.descriptor, rest, end - len(rest)) :]
         except OSError:
@@ -180,9 +182,8 @@ class Segment:
 
     def _reserve(self, end: int) -> None:
         more = min(max(_FIRST_RESERVE, end // 8), _LARGEST_RESERVE)
-        with contextlib.suppress(OSError):  # without room to spare, the write itself says whether there is enough
-            self._files.reserve(self.descriptor, self._reserved, end - self._reserved + more)
-        self._reserved = max(end, self._files.status_of(self.descriptor).size)
+        self._files.reserve(self.descriptor, self._reserved, end - self._reserved + more)
+        self._reserved = end + more
 
     def cut(self) -> None:
         """Remove what stands behind the end."""

@@ -36,10 +36,12 @@ class Mark(msgspec.Struct, frozen=True):
 
     segment: str
     applied: int
+    folded: bool = False
+    """Whether the segment is gone, or about to go, with all that it says done."""
 
     def encode(self) -> bytes:
         """Return it as the lock file has it: with a checksum, for anybody may have written to that file."""
-        text = f"{self.segment} {self.applied}".encode()
+        text = f"{self.segment} {self.applied} {'folded' if self.folded else 'open'}".encode()
         return b"%s %08x\n" % (text, zlib.crc32(text))
 
     @classmethod
@@ -48,8 +50,8 @@ class Mark(msgspec.Struct, frozen=True):
         text, _, crc = data.partition(b"\n")[0].rpartition(b" ")
         if not text or crc != b"%08x" % zlib.crc32(text):
             return None
-        segment, _, applied = text.decode(errors="replace").partition(" ")
-        return cls(segment, int(applied)) if applied.isdecimal() else None
+        segment, applied, state = [*text.decode(errors="replace").split(" "), "", ""][:3]
+        return cls(segment, int(applied), state == "folded") if applied.isdecimal() else None
 
 
 class LockFile:

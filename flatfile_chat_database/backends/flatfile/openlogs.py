@@ -7,6 +7,7 @@ it comes to nothing, the log has to be forgotten.
 
 from __future__ import annotations
 
+import contextlib
 import errno
 from collections import OrderedDict
 from collections.abc import Sequence
@@ -125,10 +126,16 @@ class OpenLogs:
             OSError: They could not be written, or only in part.
         """
         descriptor = self._descriptor(key, create=True)
-        rest = memoryview(data)
-        while rest:  # a full disk, a limit or a signal takes a part; the next write says which
-            rest = rest[self._files.write(descriptor, rest) :]
         log = self._logs.get(key)
+        rest = memoryview(data)
+        try:
+            while rest:  # a full disk, a limit or a signal takes a part; the next write says which
+                rest = rest[self._files.write(descriptor, rest) :]
+        except OSError:
+            if log is not None:
+                with contextlib.suppress(OSError):
+                    self._files.truncate(descriptor, log.size)
+            raise
         if log is not None:
             log.coming.clear()
             log.stamp = self._files.stamp_of(descriptor)

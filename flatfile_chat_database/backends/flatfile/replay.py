@@ -235,8 +235,13 @@ class Replay:
                 self._refuse(key, [data], at)
                 return
             rest = memoryview(data)
-            while rest:
-                rest = rest[self._files.write_at(descriptor, rest, at + len(data) - len(rest)) :]
+            try:
+                while rest:
+                    rest = rest[self._files.write_at(descriptor, rest, at + len(data) - len(rest)) :]
+            except OSError:
+                with contextlib.suppress(OSError):
+                    self._files.truncate(descriptor, size)
+                raise
         finally:
             self._files.close(descriptor)
 
