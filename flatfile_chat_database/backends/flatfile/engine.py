@@ -350,8 +350,8 @@ class Engine:
         segment.end += size
         return segment
 
-    def _move_mark(self, segment: Segment) -> None:
-        self._mark = Mark(segment.id, segment.end)
+    def _move_mark(self, segment: Segment, *, folded: bool = False) -> None:
+        self._mark = Mark(segment.id, segment.end, folded)
         self.lock.write_mark(self._mark)
 
     def _flush(self) -> None:
@@ -420,7 +420,7 @@ class Engine:
     def _adopt(self, mark: Mark | None) -> None:
         """Go on where the last writer stopped."""
         current = self._journal.current
-        if mark is not None and current is not None and current.id == mark.segment:
+        if mark is not None and not mark.folded and current is not None and current.id == mark.segment:
             current.end = mark.applied
         else:
             segment = None if mark is None else self._journal.find(mark.segment)
@@ -461,7 +461,7 @@ class Engine:
         if replay.is_structural:  # nobody may write behind it before nothing of it is left to do again
             self._fold(replay.keys)
         fresh.end = end
-        self._move_mark(fresh)
+        self._move_mark(fresh, folded=replay.is_structural)
 
     def _go_on_in(self, batches: Sequence[Batch]) -> tuple[Segment, int]:
         """Begin a segment with copies of batches that are still to be done; return it, and where they end."""
@@ -597,7 +597,7 @@ class Engine:
                     replay.run()
                     # The mark stays before it until nothing of it is left to do again: nobody may write behind it.
                     self._fold(replay.keys)
-                    self._move_mark(segment)
+                    self._move_mark(segment, folded=True)
             except Exception as error:
                 self._stop_before(segment)
                 raise self._later(error) from error
