@@ -120,12 +120,19 @@ def at_each_call(bench: Bench, one: Sequence[Operation], other: Sequence[Operati
         yield f"{_name(one)}, and before call {call}: {_name(other)}", trial, begun
 
 
-def failing(bench: Bench, first: Sequence[Operation], second: Sequence[Operation]) -> Iterator[Found]:
-    """Each sync in turn fails; the process goes on as far as it may and ends, and another one does the rest."""
+def failing(
+    bench: Bench, first: Sequence[Operation], second: Sequence[Operation], *, present: Sequence[Operation] = ()
+) -> Iterator[Found]:
+    """Each sync in turn fails; the process goes on as far as it may and ends, and another one does the rest.
+
+    The other one may have been at work before, with the operations `present`.
+    """
     for number in range(1, _LONGEST):
         with repeatable():
             trial = bench.trial()
             one, other = trial.start(), trial.start()
+            for operation in present:
+                other.do(operation)
             one.files.failing_syncs = frozenset([number])
             for operation in first:
                 one.do(operation)
