@@ -34,7 +34,7 @@ from .journal import Batch, Journal, Segment, Step
 from .lock import Mark, Presence, StoreLock
 from .openlogs import OpenLogs
 from .oserrors import mapped, unavailable
-from .plan import EngineChange, Extend, Job, Later, Mend, Mixed, Place, Plan, exists, key_of, read, steps_of
+from .plan import EngineChange, Extend, Job, Known, Later, Mend, Mixed, Place, Plan, exists, key_of, read, steps_of
 from .recovery import Recovery
 from .syncs import Syncs
 from .tree import Tree
@@ -78,6 +78,7 @@ class Engine:
             files, self._folders, root, self._layout, self._journal, self._syncs, timeout_seconds=timeout
         )
         self.history = History(self._journal, self.lock)
+        self._known = Known()
         self._mark: Mark | None = None
         self._unflushed_since: float | None = None
         self._oldest: float | None = None  # when the segment took its first batch
@@ -193,6 +194,7 @@ class Engine:
             self.lock.release()
 
     def _run(self, jobs: Sequence[Job]) -> None:
+        self._known.begin()
         plan = self._plan()
         for job in jobs:
             try:
@@ -251,6 +253,7 @@ class Engine:
             self._folders,
             self._logs,
             block=self._config.jsonl_read_buffer_size,
+            known=self._known,
             stage=self._wholes.stage,
             mend=self._mend,
         )
@@ -416,6 +419,7 @@ class Engine:
 
     def _adopt(self, mark: Mark | None) -> None:
         """Go on where the last writer stopped."""
+        self._known.keys.clear()
         current = self._journal.current
         if mark is not None and current is not None and current.id == mark.segment and not current.is_gone():
             current.end = mark.applied
@@ -553,6 +557,7 @@ class Engine:
         if not _is_simple(job):
             self._run_changes(job)
             return
+        self._known.keys.clear()
         structural: list[Step] = []
         rest = Job([change for change in job.changes if not isinstance(change, Move | RemoveTree)])
         found: dict[int, Outcome] = {}

@@ -7,6 +7,7 @@ takes more than a look at which documents come and go, the batch has to be done 
 from __future__ import annotations
 
 import contextlib
+import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
@@ -117,6 +118,27 @@ class Draft:
     """install: whether the finished file was made by the plan, and goes with it."""
 
 
+class Known:
+    """Documents that were there a moment ago, so that not every message looks for its session.
+
+    Emptied when another process has written and when something is removed; who removes a document by hand is noticed
+    after a second.
+    """
+
+    SECONDS = 1.0
+
+    def __init__(self) -> None:
+        self.keys: set[str] = set()
+        self._until = 0.0
+
+    def begin(self) -> None:
+        """Forget what is not known from just now; called before each batch."""
+        now = time.monotonic()
+        if now >= self._until:
+            self.keys.clear()
+            self._until = now + self.SECONDS
+
+
 class _Lines(NamedTuple):
     """What an Append adds to a log."""
 
@@ -136,6 +158,7 @@ class Plan:
         logs: OpenLogs,
         *,
         block: int,
+        known: Known,
         stage: Callable[[str, Iterator[bytes]], str],
         mend: Callable[[str], bool],
     ) -> None:
@@ -155,6 +178,7 @@ class Plan:
         self.owners: list[Job] = []
         """Whose each draft is."""
         self.size = 0
+        self._known = known
         self._planned: set[str] = set()  # keys that the plan makes or removes
         self._exists: dict[str, bool] = {}  # what is known of keys, once the plan is done
         self._inside: dict[str, set[str]] = {}  # folders to come, by their parent
@@ -186,6 +210,8 @@ class Plan:
             Mixed: Each change of the job has to be done by itself.
             StorageError: A condition does not hold, or the medium fails; nothing has changed.
         """
+        if len(job.changes) == 2 and not checked and self._add_message(job):
+            return
         first = len(self.drafts)
         change: EngineChange | None = None
         try:
@@ -213,6 +239,37 @@ class Plan:
         job.outcomes = outcomes
         self.jobs.append(job)
         self.owners += [job] * (len(self.drafts) - first)
+
+    def _add_message(self, job: Job) -> bool:
+        """Plan the commonest of all jobs, one new message for a log, in few steps; return False if it is another."""
+        require, append = job.changes
+        if type(require) is not Require or type(append) is not Append or len(append.ids) != 1:
+            return False
+        key = append.key
+        if key in self._planned and key not in self._appended:
+            return False
+        try:
+            log = self._look(key)
+            if require.key not in self._known.keys or log.stamp is None:
+                self._require(require)
+                self._known.keys.add(require.key)
+        except OSError as error:
+            raise unavailable(error, require.key) from error
+        line = append.lines[0]
+        at = log.learned
+        if append.maximum is not None and log.count >= append.maximum:
+            return False
+        if not self._logs.expect_new(log, append.ids[0], line):
+            return False
+        draft = Draft("append", key, append.lines, at)
+        self.drafts.append(draft)
+        self.size += len(line)
+        if key not in self._appended:
+            self._note(draft)
+        job.outcomes = [None, 1]
+        self.jobs.append(job)
+        self.owners.append(job)
+        return True
 
     def discard(self) -> None:
         """Remove what was made beside its place, and forget what was to come: the plan is not done."""
@@ -263,6 +320,7 @@ class Plan:
         """Take in what a draft makes and removes."""
         key = draft.key
         if draft.op == "delete":
+            self._known.keys.clear()
             self._exists[key] = False
             self._planned.add(key)
             self._removes = True
@@ -538,21 +596,23 @@ def steps_of(drafts: Sequence[Draft]) -> tuple[list[Step], list[bytes]]:
     merged: list[tuple[Draft, list[bytes]]] = []
     appended: dict[str, list[bytes]] = {}
     for draft in drafts:
-        pieces = appended.get(draft.key) if draft.op == "append" else None
-        if pieces is not None:
-            pieces += draft.pieces
-            continue
-        pieces = list(draft.pieces)
-        merged.append((draft, pieces))
         if draft.op == "append":
-            appended[draft.key] = pieces
+            pieces = appended.get(draft.key)
+            if pieces is not None:
+                pieces.extend(draft.pieces)
+                continue
+            pieces = appended[draft.key] = list(draft.pieces)
         else:
+            pieces = list(draft.pieces)
             appended.pop(draft.key, None)
-    steps, parts = [], []
-    for draft, pieces in merged:
-        data = pieces[0] if len(pieces) == 1 else b"".join(pieces)
-        steps.append(Step(draft.op, draft.key, len(data), draft.at, draft.source, draft.was, draft.before))
-        parts.append(data)
+        merged.append((draft, pieces))
+    parts = [pieces[0] if len(pieces) == 1 else b"".join(pieces) for _, pieces in merged]
+    steps = [
+        Step(draft.op, draft.key, len(data), draft.at)
+        if draft.op == "append"
+        else Step(draft.op, draft.key, len(data), draft.at, draft.source, draft.was, draft.before)
+        for (draft, _), data in zip(merged, parts, strict=True)
+    ]
     return steps, parts
 
 
