@@ -126,7 +126,13 @@ class TestFlatfile(BackendContract):
     """Files, looked at with plain Python."""
 
     capabilities = frozenset(
-        {Capability.PERSISTENT, Capability.PROCESSES, Capability.ATOMIC_APPEND, Capability.STREAMED_BLOBS}
+        {
+            Capability.PERSISTENT,
+            Capability.PROCESSES,
+            Capability.ATOMIC_APPEND,
+            Capability.STREAMED_BLOBS,
+            Capability.EXTENTS,
+        }
     )
 
     @pytest.fixture(autouse=True)

@@ -18,6 +18,7 @@ from ..base import (
     Capability,
     Change,
     Delete,
+    LogPart,
     Outcome,
     Put,
     StorageBackend,
@@ -29,6 +30,7 @@ from ..base import (
 from . import forks
 from .blobs import WRITE_BYTES, BlobReader, BlobWriter
 from .engine import Engine, EngineChange, Extend, Mend, Place
+from .extents import read_part, read_places, stamp
 from .files import Files
 from .logs import LogReader
 from .memo import Memo
@@ -47,7 +49,13 @@ class FlatfileBackend(StorageBackend):
     """
 
     capabilities = frozenset(
-        {Capability.PERSISTENT, Capability.PROCESSES, Capability.ATOMIC_APPEND, Capability.STREAMED_BLOBS}
+        {
+            Capability.PERSISTENT,
+            Capability.PROCESSES,
+            Capability.ATOMIC_APPEND,
+            Capability.STREAMED_BLOBS,
+            Capability.EXTENTS,
+        }
     )
 
     def __init__(self, config: StorageConfig, root: str | os.PathLike[str], *, files: Files | None = None) -> None:
@@ -319,6 +327,39 @@ class FlatfileBackend(StorageBackend):
             strict=strict,
             limit=lambda: self._engine.batches.limit(key),
         )
+
+    # --- what a derived index needs ------------------------------------------------------------------
+
+    async def stamps(self, keys: Sequence[str]) -> list[str | None]:
+        for key in keys:
+            check_key(key)
+
+        def look() -> list[str | None]:
+            with mapped():
+                return [stamp(self._files, self._tree.path(key)) for key in keys]
+
+        return await self._in_thread(look)
+
+    async def read_log_part(self, key: str, identity: str | None, start: int) -> LogPart | None:
+        check_key(key)
+
+        def read() -> LogPart | None:
+            with mapped(key):
+                limit = partial(self._engine.batches.limit, key)
+                return read_part(self._files, self._tree.path(key), key, identity, start, limit)
+
+        return await self._in_thread(read)
+
+    async def read_log_at(self, places: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
+        for key, _, _ in places:
+            check_key(key)
+
+        def read() -> list[bytes | None]:
+            with mapped():
+                paths = [(self._tree.path(key), key, offset, length) for key, offset, length in places]
+                return read_places(self._files, paths)
+
+        return await self._in_thread(read)
 
     # --- blobs ---------------------------------------------------------------------------------------
 

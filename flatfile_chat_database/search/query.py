@@ -68,7 +68,7 @@ from typing import Final, Literal
 
 import msgspec
 
-from .errors import ValidationError
+from ..errors import ValidationError
 
 MAX_WORD: Final = 1000
 """Characters of a word that count; the rest of what is hardly a word (base64, a run of Thai) is passed over."""
