@@ -75,7 +75,7 @@ class ExtentCases(BackendCase):
         seen: list[set[str | None]] = [set(), set()]
         for number in range(20):
             await store.commit([Put("a/1", b"%03d" % number), Append(LOG, lines(1, 2 + number))])
-            absent, document, log, folder, below = await store.stamps(keys)
+            absent, document, log, _, below = await store.stamps(keys)
             assert absent is None and below is None
             assert document is not None and log is not None
             for before, stamp in zip(seen, (document, log), strict=True):

@@ -17,6 +17,7 @@ from ...models import Problem
 from ..base import (
     Capability,
     Change,
+    Changes,
     Delete,
     LogPart,
     Outcome,
@@ -329,6 +330,10 @@ class FlatfileBackend(StorageBackend):
         )
 
     # --- what a derived index needs ------------------------------------------------------------------
+
+    async def changes(self, cursor: str | None) -> Changes:
+        self._check_open()
+        return await super().changes(cursor)
 
     async def stamps(self, keys: Sequence[str]) -> list[str | None]:
         for key in keys:
