@@ -313,12 +313,26 @@ class Layout:
     def _is_document_segment(self, segment: str) -> bool:
         return segment[0] not in ".%-" and self.is_free_document_segment(segment)
 
-    # --- the flat-file backend's own file ------------------------------------------------------------
+    # --- the flat-file backend's own files -----------------------------------------------------------
 
     @property
     def lock(self) -> str:
         """The path of the lock file, which is no key."""
         return f"{self.system}/lock"
+
+    @property
+    def index(self) -> str:
+        """The folder of the derived indexes, in which nothing is a key."""
+        return f"{self.system}/index"
+
+    @staticmethod
+    def index_name(user_id: str) -> str:
+        """Return the name of the file that holds a user's index, in `index` or elsewhere."""
+        return f"{escape(check_id(user_id, 'user_id'))}.sqlite3"
+
+    def is_own_file(self, path: str) -> bool:
+        """Tell whether a path is that of a backend's own file or folder, which is no key."""
+        return path in (self.lock, self.index) or path.startswith(f"{self.index}/")
 
     # --- trash ---------------------------------------------------------------------------------------
 

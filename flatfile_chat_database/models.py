@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from .errors import ValidationError
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
 
 def utc_now() -> datetime:
     """Return the current time, aware, in UTC."""
@@ -49,6 +51,12 @@ def parse_timestamp(text: object, field_name: str = "timestamp") -> datetime:
             hint="Write it as 2026-01-31T12:00:00+00:00.",
         ) from error
     raise ValidationError(f"{field_name} {text[:80]!r} has no offset from UTC.", hint="Add one, for instance +00:00.")
+
+
+def microseconds(moment: datetime) -> int:
+    """Return an aware moment as microseconds since 1970, which compare like moments."""
+    delta = moment - _EPOCH
+    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
 
 
 def now() -> str:

@@ -55,6 +55,8 @@ from .records.users import Users
 
 if TYPE_CHECKING:
     from .records.finding import Finding
+    from .records.indexing import Indexing
+    from .records.listing import Listing
 
 
 class StorageManager:
@@ -95,7 +97,7 @@ class StorageManager:
         self._messages = Messages(store)
         self._personas = Personas(store)
         self._users = Users(store)
-        self._sessions = Sessions(store)
+        self._sessions = Sessions(store, lambda: self._listing)
         self._documents = Documents(store)
         self._contexts = Contexts(store)
         self._panels = Panels(store, self._personas)
@@ -115,6 +117,8 @@ class StorageManager:
 
     async def close(self) -> None:
         """Let go of files and threads; calling it again does nothing. A backend that was passed in stays open."""
+        if "_indexing" in vars(self):
+            await self._indexing.close()
         if self._owns_backend:
             await self._store.close()
 
@@ -122,7 +126,19 @@ class StorageManager:
     def _finding(self) -> Finding:
         from .records.finding import Finding  # its tables of characters would slow down every start
 
-        return Finding(self._store, self._documents)
+        return Finding(self._store, self._documents, self._indexing)
+
+    @cached_property
+    def _listing(self) -> Listing:
+        from .records.listing import Listing  # the same
+
+        return Listing(self._store, self._indexing)
+
+    @cached_property
+    def _indexing(self) -> Indexing:
+        from .records.indexing import Indexing  # the same
+
+        return Indexing(self._store, self._documents)
 
     @property
     def backend(self) -> StorageBackend:

@@ -293,6 +293,11 @@ class Query:
         """Return the same also for a text that does not match, for `Relevance.add`."""
         return self._measure(_line_up(tokenise(text)))
 
+    def measure_tokens(self, tokens: str, length: int) -> Measure:
+        """Return what the relevance of a text depends on, of its tokens with a space between and their number."""
+        lined_up = f" {tokens} "
+        return Measure(length, tuple([_count(needle, lined_up) for needle in self._needles]))
+
     def may_be_in(self, line: bytes) -> bool:
         """Tell whether the JSON in `line` may hold a string that matches; False is certain, and quickly found.
 
@@ -548,6 +553,13 @@ class Relevance:
         self._texts = 0
         self._tokens = 0
         self._holding = [0] * len(query.terms)
+
+    @classmethod
+    def of(cls, query: Query, texts: int, tokens: int, holding: list[int]) -> Relevance:
+        """Make one of texts that were counted elsewhere: their number, that of tokens, and of texts with each term."""
+        relevance = cls(query)
+        relevance._texts, relevance._tokens, relevance._holding = texts, tokens, list(holding)
+        return relevance
 
     def add(self, measure: Measure) -> None:
         """Count a text, whether or not it matches."""

@@ -176,7 +176,7 @@ class Tree:
 
     def _is_key(self, item: Item) -> bool:
         name = item.path.rpartition("/")[2]
-        return item.path != self._layout.lock and not self.is_temporary(name) and _is_segment(name)
+        return not self._layout.is_own_file(item.path) and not self.is_temporary(name) and _is_segment(name)
 
 
 def _is_segment(name: str) -> bool:
