@@ -15,11 +15,13 @@ import asyncio
 import os
 import unicodedata
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from functools import partial
 from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
 
 import msgspec
 
 from ..backends.base import Capability, Changes
+from ..errors import UnavailableError
 from ..layout import escape
 from ..models import HitKind
 from ..search.texts import Lines, Log, Note, Notes, line_hash
@@ -339,19 +341,41 @@ class Indexing:
             self.fall_back(file, error)
             return False
 
-    async def build(self, user_id: str, progress: Progress | None = None) -> IndexFile | None:
+    async def build(self, user_id: str) -> IndexFile | None:
         """Build a user's index anew; None if that cannot be done."""
-        from ..search.database import Build, IndexUnusable
-        from ..search.fulltext import write_meta
+        from ..search.database import IndexUnusable
 
         file = await self.file(user_id)
         if file is None:
             return None
         try:
-            build = await asyncio.to_thread(Build, file)
+            await self._build(user_id, file, None)
         except IndexUnusable as error:
             self.fall_back(file, error)
             return None
+        return file
+
+    async def rebuild(self, user_id: str, progress: Callable[[str, int, int], None] | None) -> None:
+        """Build a user's index anew.
+
+        Raises:
+            UnavailableError: That cannot be done.
+        """
+        from ..search.database import IndexUnusable
+
+        file = await self.file(user_id)
+        if file is None:
+            raise UnavailableError("This store has no search indexes.", hint="A store of files has.")
+        try:
+            await self._build(user_id, file, None if progress is None else partial(progress, user_id))
+        except IndexUnusable as error:
+            raise UnavailableError(f"The index {file.path} cannot be built: {error}.") from error
+
+    async def _build(self, user_id: str, file: IndexFile, progress: Progress | None) -> None:
+        from ..search.database import Build
+        from ..search.fulltext import write_meta
+
+        build = await asyncio.to_thread(Build, file)
         try:
             backend = await self._store.reading()
             cursor = (await backend.changes(None)).cursor
@@ -370,10 +394,6 @@ class Indexing:
 
             await asyncio.to_thread(_mapped, finish)
             await asyncio.to_thread(build.install)
-        except IndexUnusable as error:
-            self.fall_back(file, error)
-            await asyncio.to_thread(build.abandon)
-            return None
         except BaseException:
             await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, build.abandon))
             raise
@@ -382,7 +402,6 @@ class Indexing:
         file.forget()
         if cursor:
             file.seen = cursor
-        return file
 
     def _begin(self, build: Build) -> Intake:
         return _mapped(lambda: self._intake(build.connection, fresh=True))

@@ -1,8 +1,7 @@
 """Listing the sessions of a user from the catalogue in their index, so that what is not shown is not read.
 
 What is shown is read from its files, and compared: a row that was changed by hand is put right and the page is made
-again. A session that appeared or vanished by hand is seen with the next change of the store that nobody can account for, and by
-`reindex`.
+again. A session that appeared or vanished by hand is seen when the backend cannot tell what changed, and by `reindex`.
 """
 
 from __future__ import annotations

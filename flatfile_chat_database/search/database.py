@@ -261,7 +261,6 @@ class Build:
                     os.unlink(name)
             os.rename(self._place, path)
         except (OSError, sqlite3.Error) as error:
-            self.abandon()
             raise IndexUnusable(str(error)) from error
         os.close(self._descriptor)
 
