@@ -13,7 +13,7 @@ from collections.abc import Sequence
 
 from . import latency, startup
 
-SCENARIOS = ("latency", "startup", "importing")
+SCENARIOS = ("latency", "startup", "importing", "searching", "listing")
 
 
 def main(arguments: Sequence[str] | None = None) -> int:

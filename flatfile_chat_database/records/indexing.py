@@ -159,7 +159,7 @@ class Indexing:
 
         One that is damaged or outdated is built anew. None that is absent is built; see `build`.
         """
-        from ..search.database import IndexAbsent, IndexUnusable
+        from ..search.database import IndexAbsent, IndexDamaged, IndexUnusable
 
         known = self._files.get(user_id)
         if (known is None or known.seen is None) and not await self.exists(user_id):
@@ -175,8 +175,9 @@ class Indexing:
         except IndexAbsent as error:
             if not await self.exists(user_id):
                 return None
-            self.fall_back(file, error)
-            return await self.build(user_id)
+            if isinstance(error, IndexDamaged):
+                self.fall_back(file, error)
+            return None if self._store.read_only else await self.build(user_id)
         except IndexUnusable as error:
             self.fall_back(file, error)
             return None

@@ -55,6 +55,10 @@ class IndexAbsent(IndexUnusable):
     """There is no index, or none that this version can use; it can be built."""
 
 
+class IndexDamaged(IndexAbsent):
+    """What is there is no whole index; another can be built in its place."""
+
+
 class IndexFile:
     """The index of one user; any thread may use it, one at a time."""
 
@@ -193,7 +197,7 @@ class IndexFile:
             self.forget()
             code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
             if code in _DAMAGE:
-                raise IndexAbsent(f"it is damaged: {error}") from error
+                raise IndexDamaged(f"it is damaged: {error}") from error
             raise IndexUnusable(str(error)) from error
         except OSError as error:
             self.close()
