@@ -33,41 +33,7 @@ RATIOS = {"0.05 %": 0.8, "1 %": 1.0, "30 %": 5.0}
 BUILD_RATIO = 0.6
 NEW_MESSAGE_MS = 10.0
 
-_SYLLABLES = [
-    "ba",
-    "be",
-    "bi",
-    "da",
-    "de",
-    "do",
-    "fa",
-    "ga",
-    "he",
-    "ka",
-    "ki",
-    "la",
-    "le",
-    "lo",
-    "ma",
-    "me",
-    "mi",
-    "na",
-    "ne",
-    "no",
-    "pa",
-    "pe",
-    "ra",
-    "re",
-    "ri",
-    "sa",
-    "se",
-    "ta",
-    "te",
-    "to",
-    "va",
-    "vi",
-    "za",
-]
+_SYLLABLES = [first + second for first in "bdfghklmnprstvz" for second in "aei"]
 
 
 def run(*, quick: bool) -> Result:

@@ -19,10 +19,14 @@ if TYPE_CHECKING:
     from datetime import datetime
 
     from ..backends.base import Changes
+    from ..search import catalogue
     from ..search.database import IndexFile
 
 _ATTEMPTS = 4
 _MOST_USERS = 10_000
+_REMEMBERED_KEYS = 10_000
+_REMEMBERED_PAGES = 20
+_REMEMBERED_ROWS = 1000
 
 
 class Seen(Protocol):
@@ -47,39 +51,39 @@ class Listing:
         self._store = store
         self._indexing = indexing
         self._large: dict[str, bool] = {}
+        self._keys: dict[tuple[str, str], str] = {}  # of sessions; to make one takes longer than to read one
 
-    async def page(
-        self, user_id: str, limit: int | None, offset: int, look: Look[SeenT]
-    ) -> list[tuple[str, SeenT]] | None:
-        """Return a page of sessions with what their files say, or None if all files have to be read."""
+    async def page(self, user_id: str, limit: int | None, offset: int, look: Look[SeenT]) -> list[SeenT] | None:
+        """Return what the files of a page of sessions say, or None if all files have to be read."""
         if not await self._is_large(user_id) or (file := await self._indexing.file(user_id)) is None:
             return None
         from ..search import catalogue
         from ..search.database import IndexAbsent, IndexUnusable
 
-        def read() -> tuple[list[Listed], int, int]:
+        def read() -> catalogue.Page:
             with file.reading() as connection:
-                noted = catalogue.noted(connection)
-                damaged = catalogue.count(connection, damaged=True)
-                return catalogue.page(connection, limit, offset), damaged, -1 if noted is None else noted[1]
+                return catalogue.page(connection, limit, offset)
 
         try:
             for _ in range(_ATTEMPTS):
                 if not await self._catch_up(user_id, file, look):
                     return None
                 generation = file.generation
-                listed, damaged, version = await asyncio.to_thread(read)
-                if file.generation != generation and not file.read_only:
-                    continue
-                if damaged:
+                page = file.pages.get((limit, offset))
+                if page is None:
+                    page = await asyncio.to_thread(read)
+                    if file.generation != generation and not file.read_only:
+                        continue
+                    if len(file.pages) < _REMEMBERED_PAGES and len(page.sessions) <= _REMEMBERED_ROWS:
+                        file.pages[limit, offset] = page
+                if page.damaged:
                     return None
-                seen = await self._states(user_id, [each.session_id for each in listed], look)
-                rows = [
-                    (each.session_id, row) for each, row in zip(listed, seen, strict=True) if not isinstance(row, bool)
-                ]
-                if [microseconds(row.updated) for _, row in rows] == [each.updated for each in listed]:
+                ids = [each.session_id for each in page.sessions]
+                states = await self._states(user_id, ids, look)
+                rows = [row for row in states if not isinstance(row, bool)]
+                if [microseconds(row.updated) for row in rows] == [each.updated for each in page.sessions]:
                     return rows
-                await self._enter(user_id, file, [each.session_id for each in listed], look, version, None)
+                await self._enter(user_id, file, ids, look, page.version, None)
         except IndexAbsent:
             return None
         except IndexUnusable as error:
@@ -179,6 +183,7 @@ class Listing:
             concerned = self._concerning(user_id, changes)
             if concerned is None or not changes.cursor:
                 return False
+            file.pages.clear()
             if not concerned or await self._enter(user_id, file, concerned, look, base[1], changes.cursor):
                 file.listed = changes.cursor
                 return True
@@ -206,7 +211,7 @@ class Listing:
         """Return what the files of sessions say; True for one that is damaged, False for one that is absent."""
         layout = self._store.layout
         backend = await self._store.reading()
-        keys = [layout.key("session", user_id=user_id, session_id=each) for each in session_ids]
+        keys = [self._key(user_id, each) for each in session_ids]
         tail = layout.leaf("messages")
         logs = [f"{key.rpartition('/')[0]}/{tail}" for key in keys]
         documents = await backend.read_many(keys)
@@ -216,6 +221,15 @@ class Listing:
             seen = None if data is None else look(key, data, line)
             states.append(data is not None if seen is None else seen)
         return states
+
+    def _key(self, user_id: str, session_id: str) -> str:
+        key = self._keys.get((user_id, session_id))
+        if key is None:
+            if len(self._keys) >= _REMEMBERED_KEYS:
+                self._keys.clear()
+            key = self._store.layout.key("session", user_id=user_id, session_id=session_id)
+            self._keys[user_id, session_id] = key
+        return key
 
     async def _enter(
         self,
@@ -250,4 +264,8 @@ class Listing:
                 catalogue.note(connection, cursor)
             return True
 
-        return await asyncio.to_thread(write)
+        file.pages.clear()
+        try:
+            return await asyncio.to_thread(write)
+        finally:
+            file.pages.clear()  # one that was read meanwhile, too

@@ -26,11 +26,14 @@ _MOST_SEEN = 20_000
 
 
 class _Seen(msgspec.Struct, frozen=True):
-    """What a list found the last time: a session's document, its newest line, and when it was updated."""
+    """What a list found the last time: a session's document and its newest line, and what they say."""
 
     data: bytes
     line: bytes | None
     updated: datetime
+    session: Session
+    metadata: bytes | None
+    """The session's metadata as JSON, to make anew for each caller; None if there is none."""
 
 
 class Sessions:
@@ -132,19 +135,17 @@ class Sessions:
         if not strict:  # which is asked for in order to look at everything
             page = await self._listing().page(user_id, limit, offset, partial(self._look, make=make, strict=False))
             if page is not None:
-                layout = self._store.layout
-                keys = [layout.key("session", user_id=user_id, session_id=session_id) for session_id, _ in page]
-                return [self._shown(key, seen, make) for key, (_, seen) in zip(keys, page, strict=True)]
+                return [_shown(seen) for seen in page]
         cursor = await self._listing().begin(user_id)
         rows, damaged = await self._read_all(user_id, make, strict=strict)
-        listed = [Listed(session_id, microseconds(seen.updated)) for _, session_id, _, seen in rows]
+        listed = [Listed(session_id, microseconds(seen.updated)) for _, session_id, seen in rows]
         await self._listing().keep(user_id, [*listed, *(Listed(each, 0, True) for each in damaged)], cursor)
-        return [self._shown(key, seen, make) for _, _, key, seen in rows[offset:][:limit]]
+        return [_shown(seen) for _, _, seen in rows[offset:][:limit]]
 
     async def _read_all(
         self, user_id: str, make: Make[Session], *, strict: bool
-    ) -> tuple[builtins.list[tuple[datetime, str, str, _Seen]], builtins.list[str]]:
-        """Return all sessions (when, id, key, what was seen), the most recently updated first; and the damaged ones."""
+    ) -> tuple[builtins.list[tuple[datetime, str, _Seen]], builtins.list[str]]:
+        """Return all sessions (when, id, what was seen), the most recently updated first; and the damaged ones."""
         layout, backend = self._store.layout, await self._store.reading()
         folder = layout.parent("session", user_id=user_id)
         found = await backend.read_folders(folder, layout.leaf("session"), layout.leaf("messages"))
@@ -159,12 +160,9 @@ class Sessions:
             if seen is None:
                 damaged.append(session_id)
             else:
-                rows.append((seen.updated, session_id, keys[session_id], seen))
+                rows.append((seen.updated, session_id, seen))
         rows.sort(key=lambda row: row[:2], reverse=True)
         return rows, damaged
-
-    def _shown(self, key: str, seen: _Seen, make: Make[Session]) -> Session:
-        return self._updated(self._store.made(key, seen.data, make), seen.line)
 
     def _look(self, key: str, data: bytes, line: bytes | None, *, make: Make[Session], strict: bool) -> _Seen | None:
         """Return when a session was updated; None if it is damaged. What has not changed is not read again."""
@@ -179,7 +177,8 @@ class Sessions:
                 return None
             if len(self._seen) >= _MOST_SEEN:
                 self._seen.clear()
-            seen = self._seen[key] = _Seen(data, line, moment_of(session.updated_at))
+            metadata = codec.encode_line(session.metadata) if session.metadata else None
+            seen = self._seen[key] = _Seen(data, line, moment_of(session.updated_at), session, metadata)
         return seen
 
     async def count(self, user_id: str) -> int:
@@ -247,3 +246,17 @@ class Sessions:
         if newest > moment_of(session.updated_at):
             session.updated_at = format_timestamp(newest)
         return session
+
+
+def _shown(seen: _Seen) -> Session:
+    """Return a session of the caller's own."""
+    session = seen.session
+    return Session(
+        session.id,
+        session.user_id,
+        session.title,
+        session.created_at,
+        session.updated_at,
+        {} if seen.metadata is None else codec.decode_object(seen.metadata),
+        session.version,
+    )

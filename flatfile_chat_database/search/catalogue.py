@@ -40,20 +40,32 @@ def remove(connection: sqlite3.Connection, session_ids: Iterable[str]) -> None:
     connection.executemany("DELETE FROM sessions WHERE session_id = ?", ((each,) for each in session_ids))
 
 
-def page(connection: sqlite3.Connection, limit: int | None, offset: int) -> list[Listed]:
-    """Return sessions that can be listed, the most recently updated first."""
+class Page(msgspec.Struct, frozen=True):
+    """Sessions as the catalogue has them, of one moment."""
+
+    sessions: list[Listed]
+    """The most recently updated first, without those that are damaged."""
+    damaged: bool
+    """Whether there are damaged ones, on this page or elsewhere."""
+    version: int
+    """Of the catalogue; see `noted`."""
+
+
+def page(connection: sqlite3.Connection, limit: int | None, offset: int) -> Page:
+    """Return a page of the sessions that can be listed."""
     rows = connection.execute(
         "SELECT session_id, updated FROM sessions WHERE NOT damaged ORDER BY updated DESC, session_id DESC "
         "LIMIT ? OFFSET ?",
         (-1 if limit is None else min(limit, 2**62), min(offset, 2**62)),
-    )
-    return [Listed(*row) for row in rows]
+    ).fetchall()
+    damaged = connection.execute("SELECT EXISTS (SELECT 1 FROM sessions WHERE damaged)").fetchone()[0]
+    known = noted(connection)
+    return Page([Listed(*row) for row in rows], bool(damaged), -1 if known is None else known[1])
 
 
-def count(connection: sqlite3.Connection, *, damaged: bool | None = None) -> int:
-    """Return the number of sessions, or of those that are damaged or are not."""
-    where = "" if damaged is None else f"WHERE {'' if damaged else 'NOT '}damaged"
-    found: int = connection.execute(f"SELECT count(*) FROM sessions {where}").fetchone()[0]
+def count(connection: sqlite3.Connection) -> int:
+    """Return the number of sessions, damaged ones too."""
+    found: int = connection.execute("SELECT count(*) FROM sessions").fetchone()[0]
     return found
 
 

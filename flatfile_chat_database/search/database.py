@@ -16,6 +16,8 @@ from collections.abc import Iterator
 from typing import Final
 from urllib.parse import quote
 
+from .catalogue import Page
+
 BUSY_SECONDS: Final = 0.5
 """How long a query waits for another program that has the index locked, before it reads the files instead."""
 
@@ -25,7 +27,8 @@ _SETTINGS = (f"cache_size=-{_CACHE_KIB}", "synchronous=NORMAL", "temp_store=FILE
 _SCHEMA: Final = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
 CREATE TABLE sessions (session_id TEXT PRIMARY KEY, updated INTEGER, damaged INTEGER) WITHOUT ROWID;
-CREATE INDEX sessions_by_time ON sessions (updated, session_id);
+CREATE INDEX sessions_by_time ON sessions (updated, session_id) WHERE NOT damaged;
+CREATE INDEX damaged_sessions ON sessions (session_id) WHERE damaged;
 CREATE TABLE logs (
     number INTEGER PRIMARY KEY AUTOINCREMENT, session_id TEXT UNIQUE, identity TEXT, bytes INTEGER, last INTEGER,
     last_hash TEXT, messages INTEGER, tokens INTEGER, log_stamp TEXT, context_stamp TEXT, has_documents INTEGER
@@ -77,6 +80,8 @@ class IndexFile:
         """The cursor up to which all changes were taken in, which may be later than the one in the file."""
         self.listed: str | None = None
         """The same of the catalogue."""
+        self.pages: dict[tuple[int | None, int], Page] = {}
+        """Pages of the catalogue, by limit and offset, as of that cursor."""
         self.generation = 0
         """Grows when the file turns out to be another one, so that nothing known of it counts any more."""
         self.counts: dict[str, tuple[int, int, int]] = {}
@@ -154,6 +159,7 @@ class IndexFile:
         self.generation += 1
         self.seen = self.listed = None
         self.counts.clear()
+        self.pages.clear()
 
     def _open(self) -> sqlite3.Connection:
         inode = _inode(self.path)
