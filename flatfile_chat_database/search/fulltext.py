@@ -14,7 +14,7 @@ from __future__ import annotations
 import heapq
 import json
 import sqlite3
-from collections.abc import Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final
 
 from .. import codec
@@ -22,7 +22,7 @@ from ..backends.base import logger
 from ..errors import IntegrityError, ValidationError
 from ..models import microseconds, parse_timestamp
 from .database import SESSION_INDEX, IndexFile
-from .query import Query, Relevance, Term, tokenise
+from .query import Measure, Query, Relevance, Term, tokenise
 from .texts import Filters, Found, Lines, Log, Notes, line_hash, message_text
 
 RANKED: Final = 2000
@@ -246,6 +246,10 @@ class _Finder:
             self._log = read_logs(self._connection, [filters.session_id]).get(filters.session_id)
             if self._log is None:
                 return []
+        if relevance and count <= RANKED and filters.since is None and "message" in filters.kinds:
+            quick = self._best(count)
+            if quick is not None:
+                return quick
         wanted = max(count, RANKED) if relevance else count
         found: list[Found] = []
         complete = True
@@ -267,6 +271,23 @@ class _Finder:
 
     def _messages(self, count: int) -> tuple[list[Found], bool]:
         """Return the newest matching messages, newest first, and whether they are all that there are."""
+        cursor = self._matching(_COLUMNS)
+        rows = cursor.fetchmany(count)
+        complete = len(rows) < count
+        since = self._filters.since
+        if not all(row[6] for row in rows) or (since is not None and rows and rows[-1][4] < since):
+            rows = self._in_order(cursor, rows, count)
+        return [self._found(row) for row in rows], complete and self._is_everything
+
+    @property
+    def _is_everything(self) -> bool:
+        """Whether every text that matches is a hit, so that counting hits counts the texts that hold a term."""
+        filters = self._filters
+        timeless = "timeless" in read_meta(self._connection)
+        return not timeless and (filters.roles, filters.since, filters.until) == (None, None, None)
+
+    def _matching(self, columns: str) -> sqlite3.Cursor:
+        """Select matching messages, the one that was taken in last first; `since` is the caller's to look at."""
         filters = self._filters
         conditions = ["words MATCH ?", "m.moment IS NOT NULL"]
         values: list[Any] = [expression(self._query.terms)]
@@ -279,20 +300,10 @@ class _Finder:
         if filters.until is not None:
             conditions.append("m.moment < ?")
             values.append(filters.until)
-        cursor = self._connection.execute(
-            f"SELECT {_COLUMNS} FROM words CROSS JOIN messages AS m ON m.id = words.rowid "
+        return self._connection.execute(
+            f"SELECT {columns} FROM words CROSS JOIN messages AS m ON m.id = words.rowid "
             f"WHERE {' AND '.join(conditions)} ORDER BY words.rowid DESC",
             values,
-        )
-        rows = cursor.fetchmany(count)
-        complete = len(rows) < count
-        since = filters.since
-        if not all(row[6] for row in rows) or (since is not None and rows and rows[-1][4] < since):
-            rows = self._in_order(cursor, rows, count)
-        return [self._found(row) for row in rows], complete and (filters.roles, since, filters.until) == (
-            None,
-            None,
-            None,
         )
 
     def _in_order(self, cursor: sqlite3.Cursor, first: list[tuple[Any, ...]], count: int) -> list[tuple[Any, ...]]:
@@ -348,23 +359,63 @@ class _Finder:
 
     # --- relevance -----------------------------------------------------------------------------------
 
+    def _best(self, count: int) -> list[Found] | None:
+        """Return the most relevant of few enough texts, of which all but the best are looked at in passing only.
+
+        None if there are more than are ranked, and some of them came late, so that the newest have to be found first.
+        """
+        notes = self._notes() if self._filters.kinds - {"message"} else []
+        rows = self._matching("m.tokens, m.text, m.highest, m.id").fetchmany(RANKED)
+        in_order = all(row[2] for row in rows)
+        complete = len(rows) < RANKED
+        if (not in_order and not complete) or (notes and len(rows) + len(notes) > RANKED):
+            return None
+        score = self._scoring(len(rows) + len(notes) if complete and self._is_everything else None)
+        scores = [score(tokens, text) for tokens, text, _, _ in rows]
+        order = sorted(range(len(rows)), key=scores.__getitem__, reverse=True)  # of equal ones the first stays first
+        if in_order or len(order) <= count:
+            chosen = order[:count]
+        else:
+            least = scores[order[count - 1]]
+            chosen = [number for number in order if scores[number] >= least]
+        found = []
+        for number in chosen:
+            row = self._connection.execute(f"SELECT {_COLUMNS} FROM messages AS m WHERE id = ?", (rows[number][3],))
+            item = self._found(row.fetchone())
+            item.score = scores[number]
+            found.append(item)
+        for item in notes:
+            item.score = score(item.tokens, item.text)
+        found += notes
+        found.sort(key=lambda item: (item.score, item.key), reverse=True)
+        return found[:count]
+
     def _rank(self, found: Iterable[Found], *, known: int | None) -> None:
         """Give texts their score; `known` is how many texts match the query, if that is known."""
+        score = self._scoring(known)
+        for item in found:
+            item.score = score(item.tokens, item.text)
+
+    def _scoring(self, known: int | None) -> Callable[[int, str], float]:
+        """Return what makes a score of a text's number of tokens and its tokens."""
         query = self._query
         texts, tokens = self._totals()
-        if len(query.terms) == 1 and known is not None and "timeless" not in read_meta(self._connection):
+        if len(query.terms) == 1 and known is not None:
             holding = [known]
         else:
             holding = [self._count(term) for term in query.terms]
         relevance = Relevance.of(query, texts, tokens, holding)
-        scores: dict[tuple[int, tuple[int, ...]], float] = {}
-        for item in found:
-            measure = query.measure_tokens(item.text, item.tokens)
-            key = (measure.length, measure.frequencies)
-            score = scores.get(key)
-            if score is None:
-                score = scores[key] = relevance.score(measure)
-            item.score = score
+        scores: dict[tuple[int, tuple[int, ...]], float] = {}  # most texts have few lengths and frequencies
+        frequencies = query.frequencies
+
+        def score(length: int, text: str) -> float:
+            key = (length, frequencies(text))
+            found = scores.get(key)
+            if found is None:
+                found = scores[key] = relevance.score(Measure(*key))
+            return found
+
+        return score
 
     def _totals(self) -> tuple[int, int]:
         """Return the number of texts that are compared, and of their tokens."""

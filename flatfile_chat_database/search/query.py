@@ -293,10 +293,12 @@ class Query:
         """Return the same also for a text that does not match, for `Relevance.add`."""
         return self._measure(_line_up(tokenise(text)))
 
-    def measure_tokens(self, tokens: str, length: int) -> Measure:
-        """Return what the relevance of a text depends on, of its tokens with a space between and their number."""
+    def frequencies(self, tokens: str) -> tuple[int, ...]:
+        """Return how often each term occurs in a text, of whose tokens `tokens` is made, with a space between."""
         lined_up = f" {tokens} "
-        return Measure(length, tuple([_count(needle, lined_up) for needle in self._needles]))
+        if len(self._needles) == 1:  # the usual case, and this is asked of thousands of texts
+            return (_count(self._needles[0], lined_up),)
+        return tuple([_count(needle, lined_up) for needle in self._needles])
 
     def may_be_in(self, line: bytes) -> bool:
         """Tell whether the JSON in `line` may hold a string that matches; False is certain, and quickly found.
