@@ -126,6 +126,9 @@ class Indexing:
         folder = await self._folder()
         if folder is None:
             return False
+        known = self._files.get(user_id)
+        if known is not None and known.seen is not None:  # it was, a moment ago; whoever uses it looks again
+            return True
         path = os.path.join(folder, self._store.layout.index_name(user_id))
         return await asyncio.to_thread(os.path.exists, path)
 
@@ -161,8 +164,7 @@ class Indexing:
         """
         from ..search.database import IndexAbsent, IndexDamaged, IndexUnusable
 
-        known = self._files.get(user_id)
-        if (known is None or known.seen is None) and not await self.exists(user_id):
+        if not await self.exists(user_id):
             return None
         file = await self.file(user_id)
         if file is None:
@@ -173,8 +175,6 @@ class Indexing:
                     return file
             raise IndexUnusable("other processes are at it all the time")
         except IndexAbsent as error:
-            if not await self.exists(user_id):
-                return None
             if isinstance(error, IndexDamaged):
                 self.fall_back(file, error)
             return None if self._store.read_only else await self.build(user_id)

@@ -41,7 +41,7 @@ CREATE TABLE notes (
     id INTEGER PRIMARY KEY, session INTEGER, kind TEXT, filename TEXT, moment INTEGER, tokens INTEGER, text TEXT
 );
 CREATE INDEX notes_by_session ON notes (session);
-CREATE VIRTUAL TABLE words USING fts5 (text, content='', tokenize='ascii', columnsize=0);
+CREATE VIRTUAL TABLE words USING fts5 (text, content='', tokenize='ascii');
 CREATE VIRTUAL TABLE note_words USING fts5 (text, content='', tokenize='ascii', columnsize=0);
 """
 SESSION_INDEX: Final = "CREATE INDEX messages_by_session ON messages (session)"

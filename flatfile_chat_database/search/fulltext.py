@@ -12,6 +12,7 @@ costs a longer way and no wrong answer.
 from __future__ import annotations
 
 import heapq
+import itertools
 import json
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -128,11 +129,15 @@ class Intake:
         position = log.messages
         for offset, line in piece.lines:
             try:
-                message = codec.decode_message(line)
+                message = codec.decode_line(line)
             except IntegrityError:  # what reads the log has passed it over for certain
                 continue
             tokens = tokenise(message_text(message, content=self._content, metadata=self._metadata))
-            moment = self._moment(f"The message {message.id!r} of session {piece.session_id!r}", message.timestamp)
+            try:
+                moment: int | None = microseconds(parse_timestamp(message.timestamp))
+            except ValidationError as error:
+                moment = None
+                self._timeless(f"The message {message.id!r} of session {piece.session_id!r}", error)
             count = len(tokens)
             log.tokens += count
             rows.append((log.number, position, offset, len(line), moment, message.role, count, " ".join(tokens)))
@@ -148,14 +153,10 @@ class Intake:
         )
         return rows
 
-    def _moment(self, what: str, timestamp: str) -> int | None:
-        """Return a time as a number; None for one that is none, so that its text counts and is never a hit."""
-        try:
-            return microseconds(parse_timestamp(timestamp))
-        except ValidationError as error:
-            logger.warning("%s is damaged: %s It is passed over.", what, error.message)
-            write_meta(self._connection, timeless=1)
-            return None
+    def _timeless(self, what: str, error: ValidationError) -> None:
+        """Note that a text has no time that can be read, so that it counts and is never a hit."""
+        logger.warning("%s is damaged: %s It is passed over.", what, error.message)
+        write_meta(self._connection, timeless=1)
 
     def _insert(self, rows: list[tuple[Any, ...]]) -> None:
         connection = self._connection
@@ -166,15 +167,18 @@ class Intake:
         rows.sort(key=lambda row: (row[4] is not None, row[4] or 0, names[row[0]], row[1]))
         first = (connection.execute("SELECT max(id) FROM messages").fetchone()[0] or 0) + 1
         placed = []
+        late = False
         for number, row in enumerate(rows, first):
             key = (row[4], names[row[0]], row[1])
             highest = row[4] is not None and key > peak
             if highest:
                 peak = key
+            else:
+                late = True
             placed.append((number, *row[:6], highest, *row[6:]))
         connection.executemany("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", placed)
         connection.executemany("INSERT INTO words (rowid, text) VALUES (?, ?)", ((row[0], row[9]) for row in placed))
-        write_meta(connection, peak=json.dumps(peak))
+        write_meta(connection, peak=json.dumps(peak), **({"late": 1} if late else {}))
 
     def _remove_messages(self, log: Log) -> None:
         if not log.messages:
@@ -195,7 +199,11 @@ class Intake:
         self._remove_notes(log.number, piece.kinds)
         for note in piece.notes:
             tokens = tokenise(note.text)
-            moment = self._moment(f"The {note.kind} of session {piece.session_id!r}", note.timestamp)
+            try:
+                moment: int | None = microseconds(parse_timestamp(note.timestamp))
+            except ValidationError as error:
+                moment = None
+                self._timeless(f"The {note.kind} of session {piece.session_id!r}", error)
             text = " ".join(tokens)
             cursor = self._connection.execute(
                 "INSERT INTO notes VALUES (NULL, ?, ?, ?, ?, ?, ?)",
@@ -247,7 +255,7 @@ class _Finder:
             if self._log is None:
                 return []
         if relevance and count <= RANKED and filters.since is None and "message" in filters.kinds:
-            quick = self._best(count)
+            quick = self._best_of_rare(count) or self._best(count)
             if quick is not None:
                 return quick
         wanted = max(count, RANKED) if relevance else count
@@ -359,6 +367,39 @@ class _Finder:
 
     # --- relevance -----------------------------------------------------------------------------------
 
+    def _best_of_rare(self, count: int) -> list[Found] | None:
+        """Return the most relevant messages that hold one rare term, in the order that FTS5 has; None if it is no such.
+
+        Its bm25 is our score where all of the user's messages are compared with each other, and nothing else.
+        """
+        query = self._query
+        if len(query.terms) != 1 or self._log is not None or not self._is_everything:
+            return None
+        if self._filters.kinds != {"message"} and self._connection.execute("SELECT 1 FROM notes").fetchone():
+            return None
+        match = expression(query.terms)
+        known = self._counted(match)
+        if known > RANKED:
+            return None
+        cursor = self._connection.execute(
+            "SELECT rowid, bm25(words) AS score FROM words WHERE words MATCH ? ORDER BY score, rowid DESC", (match,)
+        )
+        rows = cursor.fetchmany(count)
+        if len(rows) == count and "late" in read_meta(self._connection):  # what is as good as the last may be newer
+            least = rows[-1][1] * (1 - 1e-9)
+            rows += itertools.takewhile(lambda row: row[1] <= least, cursor)
+        score = self._scoring(known)
+        found = [self._at(row[0]) for row in rows]
+        for item in found:
+            item.score = score(item.tokens, item.text)
+        found.sort(key=lambda item: (item.score, item.key), reverse=True)
+        return found[:count]
+
+    def _at(self, number: int) -> Found:
+        """Return a message by its id."""
+        row = self._connection.execute(f"SELECT {_COLUMNS} FROM messages AS m WHERE id = ?", (number,)).fetchone()
+        return self._found(row)
+
     def _best(self, count: int) -> list[Found] | None:
         """Return the most relevant of few enough texts, of which all but the best are looked at in passing only.
 
@@ -380,8 +421,7 @@ class _Finder:
             chosen = [number for number in order if scores[number] >= least]
         found = []
         for number in chosen:
-            row = self._connection.execute(f"SELECT {_COLUMNS} FROM messages AS m WHERE id = ?", (rows[number][3],))
-            item = self._found(row.fetchone())
+            item = self._at(rows[number][3])
             item.score = scores[number]
             found.append(item)
         for item in notes:

@@ -8,6 +8,7 @@ from typing import Final
 
 import msgspec
 
+from ..codec import ReadLine
 from ..errors import ValidationError
 from ..models import HitKind, Message, microseconds, parse_timestamp
 from .query import tokenise
@@ -95,7 +96,7 @@ class Found(msgspec.Struct):
         return self.moment, self.session_id, _RANKS[self.kind], self.position, self.filename
 
 
-def message_text(message: Message, *, content: bool, metadata: bool) -> str:
+def message_text(message: Message | ReadLine, *, content: bool, metadata: bool) -> str:
     """Return all that is searched of a message, a string a line."""
     if not metadata or not message.metadata:
         return message.content if content else ""
