@@ -114,7 +114,10 @@ class Listing:
 
     async def begin(self, user_id: str) -> str | None:
         """Return the cursor before all files of a large user are read, for `keep`; None if there is no use for it."""
-        if self._store.read_only or not self._large.get(user_id) or await self._indexing.file(user_id) is None:
+        if self._store.read_only or not self._large.get(user_id):
+            return None
+        file = await self._indexing.file(user_id)
+        if file is None or file.listed is not None:  # it is right, and only does not say enough
             return None
         return (await (await self._store.reading()).changes(None)).cursor or None
 
@@ -144,6 +147,7 @@ class Listing:
                 build.install()
                 file.close()
                 file.forget()
+            file.pages.clear()
             file.listed = cursor
 
         try:
@@ -178,10 +182,12 @@ class Listing:
         for _ in range(_ATTEMPTS):
             base = await asyncio.to_thread(noted)
             if base is None:
+                file.listed = None
                 return False
             changes = await backend.changes(base[0])
             concerned = self._concerning(user_id, changes)
             if concerned is None or not changes.cursor:
+                file.listed = None
                 return False
             file.pages.clear()
             if not concerned or await self._enter(user_id, file, concerned, look, base[1], changes.cursor):
