@@ -41,11 +41,11 @@ CREATE TABLE notes (
     id INTEGER PRIMARY KEY, session INTEGER, kind TEXT, filename TEXT, moment INTEGER, tokens INTEGER, text TEXT
 );
 CREATE INDEX notes_by_session ON notes (session);
-CREATE VIRTUAL TABLE words USING fts5 (text, content='', tokenize='ascii');
+CREATE VIRTUAL TABLE words USING fts5 (text, content='', tokenize='ascii', columnsize=0);
 CREATE VIRTUAL TABLE note_words USING fts5 (text, content='', tokenize='ascii', columnsize=0);
 """
-SESSION_INDEX: Final = "CREATE INDEX messages_by_session ON messages (session)"
-"""Made apart, for a new index is filled before."""
+SESSION_INDEX: Final = "CREATE INDEX IF NOT EXISTS messages_by_session ON messages (session)"
+"""Made when messages are first taken out again, which most indexes never see, for it makes every build slower."""
 
 _DAMAGE = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_MISMATCH})
 

@@ -12,7 +12,6 @@ costs a longer way and no wrong answer.
 from __future__ import annotations
 
 import heapq
-import itertools
 import json
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Sequence
@@ -96,7 +95,6 @@ class Intake:
         )
         connection.execute("DROP TABLE incoming")
         connection.execute("INSERT INTO words (rowid, text) SELECT id, text FROM messages ORDER BY id")
-        connection.execute(SESSION_INDEX)
         peak = connection.execute(
             "SELECT moment, session_id, position FROM messages JOIN logs ON number = session WHERE highest "
             "ORDER BY id DESC LIMIT 1"
@@ -167,18 +165,15 @@ class Intake:
         rows.sort(key=lambda row: (row[4] is not None, row[4] or 0, names[row[0]], row[1]))
         first = (connection.execute("SELECT max(id) FROM messages").fetchone()[0] or 0) + 1
         placed = []
-        late = False
         for number, row in enumerate(rows, first):
             key = (row[4], names[row[0]], row[1])
             highest = row[4] is not None and key > peak
             if highest:
                 peak = key
-            else:
-                late = True
             placed.append((number, *row[:6], highest, *row[6:]))
         connection.executemany("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", placed)
         connection.executemany("INSERT INTO words (rowid, text) VALUES (?, ?)", ((row[0], row[9]) for row in placed))
-        write_meta(connection, peak=json.dumps(peak), **({"late": 1} if late else {}))
+        write_meta(connection, peak=json.dumps(peak))
 
     def _remove_messages(self, log: Log) -> None:
         if not log.messages:
@@ -186,6 +181,7 @@ class Intake:
         if self._fresh:
             self._connection.execute("DELETE FROM incoming WHERE session = ?", (log.number,))
             return
+        self._connection.execute(SESSION_INDEX)
         self._connection.execute(
             "INSERT INTO words (words, rowid, text) "
             "SELECT 'delete', id, text FROM messages WHERE session = ? ORDER BY id",
@@ -255,7 +251,7 @@ class _Finder:
             if self._log is None:
                 return []
         if relevance and count <= RANKED and filters.since is None and "message" in filters.kinds:
-            quick = self._best_of_rare(count) or self._best(count)
+            quick = self._best(count)
             if quick is not None:
                 return quick
         wanted = max(count, RANKED) if relevance else count
@@ -366,34 +362,6 @@ class _Finder:
         return name
 
     # --- relevance -----------------------------------------------------------------------------------
-
-    def _best_of_rare(self, count: int) -> list[Found] | None:
-        """Return the most relevant messages that hold one rare term, in the order that FTS5 has; None if it is no such.
-
-        Its bm25 is our score where all of the user's messages are compared with each other, and nothing else.
-        """
-        query = self._query
-        if len(query.terms) != 1 or self._log is not None or not self._is_everything:
-            return None
-        if self._filters.kinds != {"message"} and self._connection.execute("SELECT 1 FROM notes").fetchone():
-            return None
-        match = expression(query.terms)
-        known = self._counted(match)
-        if known > RANKED:
-            return None
-        cursor = self._connection.execute(
-            "SELECT rowid, bm25(words) AS score FROM words WHERE words MATCH ? ORDER BY score, rowid DESC", (match,)
-        )
-        rows = cursor.fetchmany(count)
-        if len(rows) == count and "late" in read_meta(self._connection):  # what is as good as the last may be newer
-            least = rows[-1][1] * (1 - 1e-9)
-            rows += itertools.takewhile(lambda row: row[1] <= least, cursor)
-        score = self._scoring(known)
-        found = [self._at(row[0]) for row in rows]
-        for item in found:
-            item.score = score(item.tokens, item.text)
-        found.sort(key=lambda item: (item.score, item.key), reverse=True)
-        return found[:count]
 
     def _at(self, number: int) -> Found:
         """Return a message by its id."""
