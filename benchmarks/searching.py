@@ -93,7 +93,7 @@ async def _searches(
 async def _new_messages(storage: StorageManager, count: int, sessions: int) -> dict[str, Any]:
     times = []
     for number in range(count):
-        word = f"fresh{number}x"
+        word = f"fresh{number}x{time.time_ns()}"
         await storage.add_message(USER, f"s{number * 7 % sessions}", Message("user", f"a {word} message"))
         began = time.perf_counter()
         found = await storage.search(word, user_id=USER)

@@ -5,9 +5,12 @@ from collections.abc import Sequence
 from flatfile_chat_database.backends.base import Append, Changes, Delete, Edit, Move, Outcome, Put, RemoveTree, Truncate
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.backends.flatfile.engine import EngineChange, Extend, Place
+from flatfile_chat_database.models import new_id
 
 KEYS: dict[str, list[str]] = {}
 """The keys that were changed, by the folder of the store, through any handle of this process."""
+
+_ID = new_id()  # what another process wrote is not in KEYS
 
 
 class RecordingBackend(FlatfileBackend):
@@ -23,7 +26,7 @@ class RecordingBackend(FlatfileBackend):
         """Return the keys since a cursor."""
         await super().changes(cursor)
         keys = KEYS.setdefault(self.root, [])
-        start = f"{self.root}:"
+        start = f"{_ID}:{self.root}:"
         if cursor is None or not cursor.startswith(start):
             return Changes(f"{start}{len(keys)}", None)
         return Changes(f"{start}{len(keys)}", frozenset(keys[int(cursor.removeprefix(start)) :]))

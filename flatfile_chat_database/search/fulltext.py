@@ -380,7 +380,7 @@ class _Finder:
         if (not in_order and not complete) or (notes and len(rows) + len(notes) > RANKED):
             return None
         score = self._scoring(len(rows) + len(notes) if complete and self._is_everything else None)
-        scores = [score(tokens, text) for tokens, text, _, _ in rows]
+        scores = list(map(score, [row[0] for row in rows], [row[1] for row in rows]))
         order = sorted(range(len(rows)), key=scores.__getitem__, reverse=True)  # of equal ones the first stays first
         if in_order or len(order) <= count:
             chosen = order[:count]
@@ -423,7 +423,21 @@ class _Finder:
                 found = scores[key] = relevance.score(Measure(*key))
             return found
 
-        return score
+        if len(query.terms) > 1:
+            return score
+        needle = query.terms[0].needle
+        once: dict[int, float] = {}
+
+        def score_of_one(length: int, text: str) -> float:
+            lined_up = f" {text} "
+            if lined_up.find(needle, lined_up.find(needle) + 1) >= 0:
+                return score(length, text)
+            found = once.get(length)
+            if found is None:
+                found = once[length] = score(length, text)
+            return found
+
+        return score_of_one  # the usual case: one word, once in each of thousands of texts
 
     def _totals(self) -> tuple[int, int]:
         """Return the number of texts that are compared, and of their tokens."""

@@ -300,8 +300,6 @@ class Query:
     def frequencies(self, tokens: str) -> tuple[int, ...]:
         """Return how often each term occurs in a text, of whose tokens `tokens` is made, with a space between."""
         lined_up = f" {tokens} "
-        if len(self._needles) == 1:  # the usual case, and this is asked of thousands of texts
-            return (_count(self._needles[0], lined_up),)
         return tuple([_count(needle, lined_up) for needle in self._needles])
 
     def may_be_in(self, line: bytes) -> bool:
@@ -377,7 +375,7 @@ class Query:
                 count = len(term.tokens)
                 if tuple(tokens[-count:]) == term.tokens:
                     hits.append((spans[-count][0], end))
-            if any(token.startswith(term.tokens[0]) for term in prefixes):
+            if prefixes and any(token.startswith(term.tokens[0]) for term in prefixes):
                 hits.append((start, end))
             if hits and start > hits[0][1] + width:
                 beyond += 1
