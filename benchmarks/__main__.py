@@ -23,6 +23,8 @@ SCENARIOS = (
     "opening",
     "importing",
     "streaming",
+    "listing",
+    "searching",
     "latency",
     "startup",
 )

@@ -551,6 +551,44 @@ async def search(
         click.echo("Nothing found.", err=True)
 
 
+# --- reindex -------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("user", required=False)
+@click.pass_obj
+@_runs
+async def reindex(options: _Options, user: str | None) -> None:
+    """Build the search index of USER anew, or of every user who has one.
+
+    Needed only after files were changed by hand. The indexes are made of the files and may be deleted at any moment;
+    long histories get theirs by themselves.
+    """
+    config = options.config()
+    began = time.monotonic()
+    async with options.reading():
+        pass
+    async with StorageManager(config) as storage:
+        count = await storage.reindex(user, progress=_sessions_done(options))
+    seconds = time.monotonic() - began
+    if options.json:
+        options.print({"indexes": count, "seconds": round(seconds, 3)})
+    else:
+        click.echo(f"Indexes built: {count:,} in {duration(seconds)}.")
+
+
+def _sessions_done(options: _Options) -> Callable[[str, int, int], None] | None:
+    """Return what shows how far a user's index is, if anybody can see it."""
+    if options.json or not sys.stderr.isatty():
+        return None
+
+    def show(user: str, done: int, total: int) -> None:
+        end = "\n" if done == total else ""
+        click.echo(f"\r{visible(user)}: {done:,} of {total:,} sessions{end}", err=True, nl=False)
+
+    return show
+
+
 # --- check ---------------------------------------------------------------------------------------------
 
 

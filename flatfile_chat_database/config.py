@@ -87,7 +87,7 @@ class StorageConfig:
     panel_sessions_directory_name: str = "panel_sessions"
     global_personas_directory_name: str = "personas_global"
     system_config_directory_name: str = "system"
-    """Folder of the store's own files: format, lock, trash, quarantine."""
+    """Folder of the store's own files: format, lock, trash, quarantine, index."""
 
     # --- File naming patterns ------------------------------------------------------------------------
     session_id_prefix: str = "chat_session"
@@ -144,6 +144,9 @@ class StorageConfig:
     search_include_message_content: bool = True
     search_include_context: bool = True
     search_include_metadata: bool = False
+    search_index_path: str = ""
+    """Folder of the indexes, which may be deleted at any moment; empty means inside the store. Several stores may share
+    one."""
     full_text_search_min_word_length: int = 3
     """Shorter words of a query are ignored when a longer one stands beside them."""
 
@@ -309,7 +312,11 @@ def _field_names() -> tuple[str, ...]:
 
 def _plain(name: str, value: Any) -> Any:
     """Return a path as the string that it stands for, and everything else as it is."""
-    return os.fspath(value) if name == "storage_base_path" and isinstance(value, os.PathLike) else value
+    return (
+        os.fspath(value)
+        if name in ("storage_base_path", "search_index_path") and isinstance(value, os.PathLike)
+        else value
+    )
 
 
 def _require_known(name: str, source: str) -> None:

@@ -349,10 +349,21 @@ class Layout:
         match = re.fullmatch(r"(\d{8,})\.jsonl", name)
         return None if match is None else int(match[1])
 
+    @property
+    def index(self) -> str:
+        """The folder of the derived indexes, in which nothing is a key."""
+        return f"{self.system}/index"
+
+    @staticmethod
+    def index_name(user_id: str) -> str:
+        """Return the name of the file that holds a user's index, in `index` or elsewhere."""
+        return f"{escape(check_id(user_id, 'user_id'))}.sqlite3"
+
     def is_own(self, path: str) -> bool:
         """Tell whether a path is one of the backend's own."""
-        return path in (self.lock, self.presence, self.checkpoint_lock, self.journal) or path.startswith(
-            f"{self.journal}/"
+        folders = self.journal, self.index
+        return path in (self.lock, self.presence, self.checkpoint_lock, *folders) or path.startswith(
+            tuple(f"{folder}/" for folder in folders)
         )
 
     # --- trash ---------------------------------------------------------------------------------------

@@ -15,6 +15,8 @@ from typing import Any, Literal
 
 from .errors import ValidationError
 
+_EPOCH = datetime(1970, 1, 1, tzinfo=UTC)
+
 
 def utc_now() -> datetime:
     """Return the current time, aware, in UTC."""
@@ -68,6 +70,12 @@ class _Now:
 
 now = _Now()
 """Return the current time as a stored timestamp."""
+
+
+def microseconds(moment: datetime) -> int:
+    """Return an aware moment as microseconds since 1970, which compare like moments."""
+    delta = moment - _EPOCH
+    return (delta.days * 86_400 + delta.seconds) * 1_000_000 + delta.microseconds
 
 
 class _Uuid7Source:

@@ -26,6 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from .backends.base import StorageBackend, open_backend
 from .config import StorageConfig
+from .errors import NotFoundError
 from .models import (
     Document,
     HitKind,
@@ -55,6 +56,8 @@ from .records.users import Users
 
 if TYPE_CHECKING:
     from .records.finding import Finding
+    from .records.indexing import Indexing
+    from .records.listing import Listing
 
 
 class StorageManager:
@@ -95,7 +98,7 @@ class StorageManager:
         self._messages = Messages(store)
         self._personas = Personas(store)
         self._users = Users(store)
-        self._sessions = Sessions(store)
+        self._sessions = Sessions(store, lambda: self._listing)
         self._documents = Documents(store)
         self._contexts = Contexts(store)
         self._panels = Panels(store, self._personas)
@@ -115,6 +118,8 @@ class StorageManager:
 
     async def close(self) -> None:
         """Let go of files and threads; calling it again does nothing. A backend that was passed in stays open."""
+        if "_indexing" in vars(self):
+            await self._indexing.close()
         if self._owns_backend:
             await self._store.close()
 
@@ -122,7 +127,19 @@ class StorageManager:
     def _finding(self) -> Finding:
         from .records.finding import Finding  # its tables of characters would slow down every start
 
-        return Finding(self._store, self._documents)
+        return Finding(self._store, self._documents, self._indexing)
+
+    @cached_property
+    def _listing(self) -> Listing:
+        from .records.listing import Listing  # the same
+
+        return Listing(self._store, self._indexing)
+
+    @cached_property
+    def _indexing(self) -> Indexing:
+        from .records.indexing import Indexing  # the same
+
+        return Indexing(self._store, self._documents)
 
     @property
     def backend(self) -> StorageBackend:
@@ -130,8 +147,13 @@ class StorageManager:
         return self._store.backend
 
     def statistics(self) -> dict[str, int]:
-        """Return the backend's counters, such as bytes read and flushes."""
-        return self._store.backend.statistics()
+        """Return counters: the backend's, such as bytes read and flushes, and those of the search indexes.
+
+        `index_fallbacks` counts how often an index could not be used, so that the files were read instead; a warning
+        says why.
+        """
+        counters = self._store.backend.statistics()
+        return counters | (self._indexing.counters if "_indexing" in vars(self) else {})
 
     # === User Management ===
 
@@ -172,7 +194,10 @@ class StorageManager:
 
     async def delete_user(self, user_id: str) -> bool:
         """Delete a user with all that is theirs; into the trash with `backup_before_delete`."""
-        return await self._trash.delete("user", user_id=user_id)
+        deleted = await self._trash.delete("user", user_id=user_id)
+        if deleted:
+            await self._indexing.remove(user_id)
+        return deleted
 
     # === Session Management ===
 
@@ -347,7 +372,8 @@ class StorageManager:
             roles: Only messages of these roles; contexts and analyses have none.
             since: Only from this ISO 8601 time on.
             until: Only before this ISO 8601 time.
-            order: "time" (newest first) or "relevance" (BM25, best first).
+            order: "time" (newest first) or "relevance" (BM25, best first). Where many texts match and an index
+                answers, only the newest 2,000 are put in order of relevance; the others follow them, newest first.
             limit: At most this many; `search_results_default_limit` when left out.
             offset: Skip this many.
         """
@@ -363,6 +389,35 @@ class StorageManager:
             limit=limit,
             offset=offset,
         )
+
+    async def reindex(
+        self, user_id: str | None = None, *, progress: Callable[[str, int, int], None] | None = None
+    ) -> int:
+        """Drop the search index of a user, or of every user who has one, and build it anew; return how many were built.
+
+        Never needed for what was changed through the library. What was changed in the files by hand is found after it.
+        Indexes come into being by themselves when a history is long; one may be asked for before.
+
+        Args:
+            user_id: Whose; of all who have one when left out.
+            progress: Is told the user, and how many of how many sessions were taken in.
+
+        Raises:
+            NotFoundError: There is no such user.
+            UnavailableError: The store was opened read-only, has no place for indexes, or cannot be written.
+        """
+        await self._store.writing()
+        if user_id is not None:
+            if not await self._users.exists(user_id):
+                raise NotFoundError(f"The user {user_id!r} does not exist.")
+            await self._indexing.rebuild(user_id, progress)
+            return 1
+        count = 0
+        for each in await self._store.ids("user"):
+            if await self._indexing.exists(each):
+                await self._indexing.rebuild(each, progress)
+                count += 1
+        return count
 
     # === Document Management ===
 
@@ -674,7 +729,16 @@ class StorageManager:
             "persona_id": persona_id,
             "insight_id": insight_id,
         }
-        return await self._trash.purge({name: value for name, value in names.items() if value is not None})
+        given = {name: value for name, value in names.items() if value is not None}
+        owner = await self._trash.owner(given)
+        if owner is None or self._store.read_only:
+            return await self._trash.purge(given)
+        # An index may keep words of what was taken out of it, so it goes: before, for the purge may be cut short, and
+        # after, for a search may have made it anew meanwhile.
+        await self._indexing.remove(owner)
+        receipt = await self._trash.purge(given)
+        await self._indexing.remove(owner)
+        return receipt
 
     async def prune(self, *, dry_run: bool) -> PruneReport:
         """Remove panel insights and trash that are older than the configuration keeps them.

@@ -127,7 +127,13 @@ class TestFlatfile(BackendContract):
     """Files, looked at with plain Python."""
 
     capabilities = frozenset(
-        {Capability.PERSISTENT, Capability.PROCESSES, Capability.ATOMIC_APPEND, Capability.STREAMED_BLOBS}
+        {
+            Capability.PERSISTENT,
+            Capability.PROCESSES,
+            Capability.ATOMIC_APPEND,
+            Capability.STREAMED_BLOBS,
+            Capability.EXTENTS,
+        }
     )
 
     @pytest.fixture(autouse=True)
@@ -152,6 +158,10 @@ class TestFlatfile(BackendContract):
 
     def is_untouched(self) -> bool:
         return not self.root.exists()
+
+    def hinder(self) -> bool:
+        (self.root / "system/journal/00000001.jsonl").write_text("no journal\n")
+        return True
 
     def break_folder(self, folder: str) -> bool:
         path = self.root / folder

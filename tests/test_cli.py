@@ -103,7 +103,7 @@ def chats(count: int) -> list[dict[str, Any]]:
 
 def test_every_command_and_option_has_help() -> None:
     context = click.Context(cli)
-    assert sorted(cli.list_commands(context)) == ["check", "demo", "import", "ls", "search", "show", "tail"]
+    assert sorted(cli.list_commands(context)) == ["check", "demo", "import", "ls", "reindex", "search", "show", "tail"]
     for command in [cli, *cli.commands.values()]:
         assert command.help, command.name
         for parameter in command.params:
@@ -718,6 +718,16 @@ def test_the_installed_program_and_the_module_are_the_same(filled: str) -> None:
     one = subprocess.run([str(program), "--store", filled, "ls"], capture_output=True, check=True)
     other = subprocess.run([*CHATDB, "--store", filled, "ls"], capture_output=True, check=True)
     assert one.stdout == other.stdout
+
+
+def test_reindex_builds_the_index_of_a_user_and_those_that_are_there(filled: str) -> None:
+    [user] = [json.loads(line)["user_id"] for line in chatdb(filled, "--json", "ls").stdout.splitlines()][:1]
+    assert chatdb(filled, "reindex").stdout.startswith("Indexes built: 0 ")
+    assert chatdb(filled, "reindex", user).stdout.startswith("Indexes built: 1 ")
+    assert json.loads(chatdb(filled, "--json", "reindex").stdout)["indexes"] == 1
+    result = chatdb(filled, "reindex", "nobody")
+    assert result.exit_code == 1
+    assert "nobody" in result.stderr
 
 
 def test_rich_is_loaded_only_for_a_progress_bar(filled: str) -> None:

@@ -292,6 +292,12 @@ async def folder_of_the_store(bench: Bench) -> object:
     return sorted(path.name for path in bench.path.parent.iterdir() if path.is_dir())
 
 
+async def folders_of_indexes(bench: Bench) -> object:
+    user_id, _ = await bench.session()
+    await bench.storage.reindex(user_id)
+    return sorted(path.name for path in [*bench.path.glob("*/index"), bench.path.parent / "elsewhere"] if path.exists())
+
+
 async def write_while_another_process_holds_the_lock(bench: Bench) -> object:
     await bench.session()
     descriptor = os.open(bench.path / "system/lock", os.O_RDWR)
@@ -379,6 +385,7 @@ EFFECTS = {
     "search_include_message_content": Effect(False, kinds_found, ["context", "message"], ["context"]),
     "search_include_context": Effect(False, kinds_found, ["context", "message"], ["message"]),
     "search_include_metadata": Effect(True, kinds_found, ["context", "message"], ["context", "message", "message"]),
+    "search_index_path": Effect("{tmp}/elsewhere", folders_of_indexes, ["index"], ["elsewhere"]),
     "full_text_search_min_word_length": Effect(4, found_by_a_short_word_and_a_long_one, 0, 1),
     "panel_max_personas": limits(1, panel_of_two, PANEL, "panel_max_personas"),
     "panel_insight_retention_days": Effect(3, insights_that_go_after_ten_days, 10, 1),
@@ -508,6 +515,7 @@ WRONG: list[tuple[str, Any]] = [
     ("search_include_message_content", 0),
     ("search_include_context", "true"),
     ("search_include_metadata", []),
+    ("search_index_path", None),
     ("full_text_search_min_word_length", 0),
     ("panel_max_personas", -1),
     ("panel_insight_retention_days", 0.5),

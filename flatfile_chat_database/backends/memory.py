@@ -10,7 +10,7 @@ from .. import codec
 from ..config import StorageConfig
 from ..errors import ClosedError, ValidationError
 from ..models import Problem
-from .base import Change, Outcome, StorageBackend, check_key, logger, mended, quarantine_keys
+from .base import Change, Changes, Outcome, StorageBackend, check_key, logger, mended, quarantine_keys
 
 
 class MemoryBackend(StorageBackend):
@@ -82,6 +82,10 @@ class MemoryBackend(StorageBackend):
             for change in changes:
                 await self._check(change)
             return await self._apply_all(changes)
+
+    async def changes(self, cursor: str | None) -> Changes:
+        self._opened()
+        return await super().changes(cursor)
 
     async def verify(self, *, fix: bool = False) -> list[Problem]:
         self._opened()

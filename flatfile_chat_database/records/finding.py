@@ -7,20 +7,27 @@ from __future__ import annotations
 
 import asyncio
 import heapq
-from collections.abc import AsyncGenerator, Callable, Collection, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
-from typing import Any, cast, get_args
+from typing import TYPE_CHECKING, cast, get_args
 
 import msgspec
 
 from .. import codec
 from ..errors import IntegrityError, ValidationError
-from ..models import HitKind, Message, SearchHit, SituationalContext, parse_timestamp
+from ..models import HitKind, SearchHit, microseconds, parse_timestamp
 from ..search import Query, Relevance
+from ..search.texts import Filters, Found, is_same, message_text
+from . import searched
 from .documents import Documents
+from .indexing import SMALL_TEXTS, Indexing
+from .searched import Text
 from .store import Store, logger
+
+if TYPE_CHECKING:
+    from ..search.database import IndexFile
 
 _KINDS: tuple[HitKind, ...] = get_args(HitKind)
 _ORDERS = ("time", "relevance")
@@ -35,6 +42,15 @@ _SESSIONS_AT_A_TIME = 256
 # has fewer records than this is done then.
 _SHORT_LOG = 32
 _LOGS_AT_A_TIME = 8
+
+
+# So much of a query or of its hits is dealt with at once; more goes to a thread.
+_SHORT_QUERY = 1000
+_FEW_HITS = 50
+_FEW_BYTES = 1 << 16
+
+_ATTEMPTS = 4
+"""Of answering by an index that turns out to be behind the files."""
 
 
 class Finding:
@@ -60,11 +76,12 @@ class Finding:
     A record that is damaged, a time that cannot be read included, is passed over with a warning.
     """
 
-    def __init__(self, store: Store, documents: Documents) -> None:
+    def __init__(self, store: Store, documents: Documents, indexing: Indexing) -> None:
         self._store = store
         self._config = store.config
         self._layout = store.layout
         self._documents = documents
+        self._indexing = indexing
 
     async def search(
         self,
@@ -100,33 +117,143 @@ class Finding:
             self._layout.parent("session", user_id=user_id)
         else:
             self._layout.key("session", user_id=user_id, session_id=session_id)
-        parsed = await asyncio.to_thread(Query.parse, query, config.full_text_search_min_word_length)
+        given: object = query
+        if isinstance(given, str) and len(given) < _SHORT_QUERY and given.isascii():
+            parsed = Query.parse(query, config.full_text_search_min_word_length)
+        else:
+            parsed = await asyncio.to_thread(Query.parse, query, config.full_text_search_min_word_length)
         await self._store.reading()
         if not parsed or not limit or not scope.kinds:
             return []
 
-        session_ids = await self._store.ids("session", user_id=user_id) if session_id is None else [session_id]
+        wanted = _Wanted(user_id, session_id, parsed, scope, order == "relevance", limit, offset)
+        return await self._answer(wanted)
+
+    async def _answer(self, wanted: _Wanted) -> list[SearchHit]:
+        """Answer by the index where there is one, or is much to read; otherwise by reading."""
+        indexing = self._indexing
+        exists = await indexing.exists(wanted.user_id)
+        # A session on its own is small, as a rule; whether it is, reading it tells.
+        if not exists or wanted.session_id is not None:
+            try:
+                return await self._scan(wanted, SMALL_TEXTS if await indexing.is_possible(wanted.user_id) else None)
+            except _TooMuch:
+                pass
+        if not exists and await indexing.build(wanted.user_id) is None:
+            return await self._scan(wanted)
+        hits = await self._by_index(wanted)
+        return await self._scan(wanted) if hits is None else hits
+
+    async def _scan(self, wanted: _Wanted, most: int | None = None) -> list[SearchHit]:
+        """Answer by reading everything, or raise _TooMuch when it is more than `most` texts."""
+        user_id, scope = wanted.user_id, wanted.scope
+        if wanted.session_id is None:
+            session_ids = await self._store.ids("session", user_id=user_id)
+        else:
+            session_ids = [wanted.session_id]
         relevance = None
-        if order == "relevance":
+        if wanted.relevance:
             # Twice, for no text can be ranked before all are known, and remembering all hits takes memory for each.
-            relevance = Relevance(parsed)
-            await self._go_through(user_id, session_ids, scope, _Counting(parsed, scope, relevance))
-        selecting = _Selecting(parsed, scope, relevance, limit + offset)
-        await self._go_through(user_id, session_ids, scope, selecting)
-        return await asyncio.to_thread(selecting.hits, user_id, offset)
+            relevance = Relevance(wanted.query)
+            counting = _Counting(wanted.query, scope, relevance)
+            await self._go_through(user_id, session_ids, scope, counting, most)
+        selecting = _Selecting(wanted.query, scope, relevance, wanted.limit + wanted.offset)
+        await self._go_through(user_id, session_ids, scope, selecting, most)
+        return await asyncio.to_thread(selecting.hits, user_id, wanted.offset)
+
+    # --- by the index --------------------------------------------------------------------------------
+
+    async def _by_index(self, wanted: _Wanted) -> list[SearchHit] | None:
+        """Answer by the index; None if it cannot be used."""
+        from ..search.database import IndexAbsent, IndexUnusable
+
+        scope = wanted.scope
+        filters = Filters(
+            kinds=frozenset(scope.kinds),
+            session_id=wanted.session_id,
+            roles=scope.roles,
+            since=None if scope.since is None else microseconds(scope.since),
+            until=None if scope.until is None else microseconds(scope.until),
+        )
+        for _ in range(_ATTEMPTS):
+            file = await self._indexing.current(wanted.user_id)
+            if file is None:
+                return None
+            try:
+                found = await asyncio.to_thread(_find, file, file.generation, wanted, filters)
+            except IndexAbsent:
+                continue  # it was deleted or replaced, or turned out to be damaged
+            except IndexUnusable as error:
+                self._indexing.fall_back(file, error)
+                return None
+            hits = await self._hits(wanted, found)
+            wrong = {item.session_id for item, hit in zip(found, hits, strict=True) if hit is None}
+            if not wrong:
+                return [hit for hit in hits if hit is not None]
+            if not await self._indexing.doubt(wanted.user_id, file, wrong):
+                return None
+        return None
+
+    async def _hits(self, wanted: _Wanted, found: Sequence[Found]) -> list[SearchHit | None]:
+        """Return what the files say of what was found; None for what is not there as it was taken in."""
+        user_id = wanted.user_id
+        backend = await self._store.reading()
+        keys: dict[str, str] = {}
+        for item in found:
+            if item.session_id not in keys:
+                keys[item.session_id] = self._layout.key("messages", user_id=user_id, session_id=item.session_id)
+        lines = await backend.read_log_at(
+            [(keys[item.session_id], item.offset, item.length) for item in found if item.kind == "message"]
+        )
+        notes = await self._notes(user_id, found)
+
+        def make() -> list[SearchHit | None]:
+            rest = iter(lines)
+            hits: list[SearchHit | None] = []
+            for item in found:
+                if item.kind == "message":
+                    hits.append(_message_hit(wanted, item, next(rest)))
+                else:
+                    hits.append(_note_hit(wanted, item, notes.get((item.kind, item.session_id, item.filename))))
+            return hits
+
+        quick = len(found) <= _FEW_HITS and not notes and sum(item.length for item in found) <= _FEW_BYTES
+        if quick and all(line is None or line.isascii() for line in lines):
+            return make()
+        return await asyncio.to_thread(make)
+
+    async def _notes(self, user_id: str, found: Sequence[Found]) -> dict[tuple[str, str, str], Text]:
+        ids = {
+            kind: sorted({item.session_id for item in found if item.kind == kind}) for kind in ("context", "analysis")
+        }
+        texts = await searched.contexts(self._store, user_id, ids["context"]) if ids["context"] else []
+        if ids["analysis"]:
+            read = searched.analyses(self._store, self._documents, user_id, ids["analysis"])
+            texts += [text async for text in read]
+        return {(text.kind, text.session_id, text.filename or ""): text for text in texts}
 
     # --- reading -------------------------------------------------------------------------------------
 
     async def _go_through(
-        self, user_id: str, session_ids: Sequence[str], scope: _Scope, look: Callable[[list[_Lines | _Text]], None]
+        self,
+        user_id: str,
+        session_ids: Sequence[str],
+        scope: _Scope,
+        look: Callable[[list[_Lines | Text]], None],
+        most: int | None,
     ) -> None:
         """Have `look` see everything in scope, many records at a time, in a thread."""
-        batch: list[_Lines | _Text] = []
-        texts = size = 0
+        if most is not None and len(session_ids) > most:
+            raise _TooMuch
+        batch: list[_Lines | Text] = []
+        texts = size = total = 0
         async with aclosing(self._everything(user_id, session_ids, scope)) as pieces:
             async for piece in pieces:
                 batch.append(piece)
                 texts += piece.count
+                total += piece.count
+                if most is not None and total > most:
+                    raise _TooMuch
                 size += piece.size
                 if texts >= _BATCH_TEXTS or size >= _BATCH_BYTES:
                     await asyncio.to_thread(look, batch)
@@ -136,14 +263,14 @@ class Finding:
 
     async def _everything(
         self, user_id: str, session_ids: Sequence[str], scope: _Scope
-    ) -> AsyncGenerator[_Lines | _Text, None]:
+    ) -> AsyncGenerator[_Lines | Text, None]:
         for start in range(0, len(session_ids), _SESSIONS_AT_A_TIME):
             some = session_ids[start : start + _SESSIONS_AT_A_TIME]
             if "context" in scope.kinds:
-                for text in await self._contexts(user_id, some):
+                for text in await searched.contexts(self._store, user_id, some):
                     yield text
             if "analysis" in scope.kinds:
-                async with aclosing(self._analyses(user_id, some)) as texts:
+                async with aclosing(searched.analyses(self._store, self._documents, user_id, some)) as texts:
                     async for text in texts:
                         yield text
             if "message" in scope.kinds:
@@ -170,33 +297,9 @@ class Finding:
                         yield _Lines(session_id, key, position, lines)
                         position += len(lines)
 
-    async def _contexts(self, user_id: str, session_ids: Sequence[str]) -> list[_Text]:
-        keys = {
-            self._layout.key("context", user_id=user_id, session_id=session_id): session_id
-            for session_id in session_ids
-        }
 
-        def make(key: str, content: dict[str, Any], version: str) -> _Text:
-            context = codec.decode_as(SituationalContext, content, key)
-            strings = [context.summary, *context.key_points, *_strings(context.entities)]
-            return _Text("context", keys[key], key, context.timestamp, "\n".join(strings))
-
-        return [text for text in await self._store.load_all(list(keys), make) if text is not None]
-
-    async def _analyses(self, user_id: str, session_ids: Sequence[str]) -> AsyncGenerator[_Text, None]:
-        keys = [self._layout.key("documents", user_id=user_id, session_id=session_id) for session_id in session_ids]
-        backend = await self._store.reading()
-        for session_id, key, data in zip(session_ids, keys, await backend.read_many(keys), strict=True):
-            if data is None:  # few sessions have documents
-                continue
-            try:
-                documents = await self._documents.list(user_id, session_id)
-            except IntegrityError as error:
-                logger.warning("%s It is passed over.", error.message)
-                continue
-            for document in documents:
-                text = "\n".join(_strings(document.analysis))
-                yield _Text("analysis", session_id, key, document.uploaded_at, text, filename=document.filename)
+class _TooMuch(Exception):
+    """There is so much to read that an index should answer."""
 
 
 # --- what is looked at -------------------------------------------------------------------------------
@@ -218,6 +321,18 @@ class _Scope:
         return (self.since is None or self.since <= moment) and (self.until is None or moment < self.until)
 
 
+class _Wanted(msgspec.Struct, frozen=True):
+    """A search whose arguments were checked."""
+
+    user_id: str
+    session_id: str | None
+    query: Query
+    scope: _Scope
+    relevance: bool
+    limit: int
+    offset: int
+
+
 class _Lines(msgspec.Struct, frozen=True):
     """Neighbouring lines of a session's log."""
 
@@ -234,30 +349,6 @@ class _Lines(msgspec.Struct, frozen=True):
     @property
     def size(self) -> int:
         return sum(map(len, self.lines))
-
-
-class _Text(msgspec.Struct, frozen=True):
-    """All that is searched of one record."""
-
-    kind: HitKind
-    session_id: str
-    key: str
-    timestamp: str
-    text: str
-    position: int = 0
-    message: Message | None = None
-    filename: str | None = None
-
-    count = 1
-
-    def __str__(self) -> str:
-        if self.message is not None:
-            return f"The message {self.message.id!r} in {self.key}"
-        return f"The {self.kind} at {self.key}"
-
-    @property
-    def size(self) -> int:
-        return len(self.text)
 
 
 def _scope(content: bool, metadata: bool, kinds: object, roles: object, since: object, until: object) -> _Scope:
@@ -293,17 +384,55 @@ def _texts(value: object, name: str, example: str) -> frozenset[str] | None:
     return frozenset(value)
 
 
-def _strings(value: object) -> Iterator[str]:
-    """Yield every string among the values of some JSON, in order."""
-    stack = [value]
-    while stack:
-        item = stack.pop()
-        if isinstance(item, str):
-            yield item
-        elif isinstance(item, list):
-            stack += reversed(item)
-        elif isinstance(item, dict):
-            stack += reversed(item.values())
+# --- finding, in a thread ----------------------------------------------------------------------------
+
+
+def _find(file: IndexFile, generation: int, wanted: _Wanted, filters: Filters) -> list[Found]:
+    from ..search.database import IndexAbsent
+    from ..search.fulltext import find
+
+    with file.reading() as connection:
+        if file.generation != generation and not file.read_only:
+            raise IndexAbsent("it was replaced meanwhile")
+        count = wanted.limit + wanted.offset
+        return find(file, connection, wanted.query, filters, relevance=wanted.relevance, count=count)[wanted.offset :]
+
+
+def _message_hit(wanted: _Wanted, found: Found, line: bytes | None) -> SearchHit | None:
+    if line is None:
+        return None
+    try:
+        message = codec.decode_message(line)
+    except IntegrityError:
+        return None
+    text = message_text(message, content=wanted.scope.content, metadata=wanted.scope.metadata)
+    if not is_same(found, text, message.timestamp, message.role):
+        return None
+    return SearchHit(
+        kind="message",
+        user_id=wanted.user_id,
+        session_id=found.session_id,
+        timestamp=message.timestamp,
+        snippet=wanted.query.snippet(text),
+        score=found.score,
+        message=message,
+        filename=None,
+    )
+
+
+def _note_hit(wanted: _Wanted, found: Found, text: Text | None) -> SearchHit | None:
+    if text is None or not is_same(found, text.text, text.timestamp):
+        return None
+    return SearchHit(
+        kind=text.kind,
+        user_id=wanted.user_id,
+        session_id=text.session_id,
+        timestamp=text.timestamp,
+        snippet=wanted.query.snippet(text.text),
+        score=found.score,
+        message=None,
+        filename=text.filename,
+    )
 
 
 # --- looking, in a thread ----------------------------------------------------------------------------
@@ -316,13 +445,11 @@ class _Looking:
         self.query = query
         self.scope = scope
 
-    def decode(self, lines: _Lines, position: int, line: bytes) -> _Text:
+    def decode(self, lines: _Lines, position: int, line: bytes) -> Text:
         """Return what is searched of the message in a line."""
         message = codec.decode_message(line)
-        strings = [message.content] if self.scope.content else []
-        if self.scope.metadata:
-            strings += _strings(message.metadata)
-        return _Text("message", lines.session_id, lines.key, message.timestamp, "\n".join(strings), position, message)
+        text = message_text(message, content=self.scope.content, metadata=self.scope.metadata)
+        return Text("message", lines.session_id, lines.key, message.timestamp, text, position, message)
 
 
 class _Counting(_Looking):
@@ -332,9 +459,9 @@ class _Counting(_Looking):
         super().__init__(query, scope)
         self.relevance = relevance
 
-    def __call__(self, batch: list[_Lines | _Text]) -> None:
+    def __call__(self, batch: list[_Lines | Text]) -> None:
         for piece in batch:
-            if isinstance(piece, _Text):
+            if isinstance(piece, Text):
                 self.relevance.add(self.query.measure_any(piece.text))
                 continue
             for place, line in enumerate(piece.lines, piece.position):
@@ -351,18 +478,18 @@ class _Selecting(_Looking):
         super().__init__(query, scope)
         self.relevance = relevance
         self.count = count
-        self.heap: list[tuple[_Key, _Text]] = []  # the last of them at the top; no two keys are the same
+        self.heap: list[tuple[_Key, Text]] = []  # the last of them at the top; no two keys are the same
 
-    def __call__(self, batch: list[_Lines | _Text]) -> None:
+    def __call__(self, batch: list[_Lines | Text]) -> None:
         for piece in batch:
-            if isinstance(piece, _Text):
+            if isinstance(piece, Text):
                 self.consider(piece)
                 continue
             for place, line in enumerate(piece.lines, piece.position):
                 if self.query.may_be_in(line):
                     self.consider(self.decode(piece, place, line))
 
-    def consider(self, text: _Text) -> None:
+    def consider(self, text: Text) -> None:
         roles = self.scope.roles
         if roles is not None and (text.message is None or text.message.role not in roles):
             return

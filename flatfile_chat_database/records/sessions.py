@@ -3,36 +3,46 @@
 from __future__ import annotations
 
 import builtins
-from collections.abc import Mapping, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from datetime import datetime
-from typing import Any
+from functools import partial
+from typing import TYPE_CHECKING, Any
 
 import msgspec
 
 from .. import codec
 from ..backends.base import ABSENT, Absent, Change, Put, Quota
 from ..errors import ConflictError, IntegrityError, ValidationError
-from ..models import Session, format_timestamp, parse_timestamp
+from ..models import Session, format_timestamp, microseconds, parse_timestamp
+from ..search.catalogue import Listed
 from .names import StampedIds
 from .store import LONG_AGO, Make, Store, called, left_behind, logger, moment_of
+
+if TYPE_CHECKING:
+    from .listing import Listing
 
 _CHANGEABLE = ("title", "metadata")
 _MOST_SEEN = 20_000
 
 
 class _Seen(msgspec.Struct, frozen=True):
-    """What a list found the last time: a session's document, its newest line, and when it was updated."""
+    """What a list found the last time: a session's document and its newest line, and what they say."""
 
     data: bytes
     line: bytes | None
     updated: datetime
+    session: Session
+    metadata: bytes | None
+    """The session's metadata as JSON, to make anew for each caller; None if there is none."""
 
 
 class Sessions:
     """Reads and changes sessions."""
 
-    def __init__(self, store: Store) -> None:
+    def __init__(self, store: Store, listing: Callable[[], Listing]) -> None:
+        """Read and change the sessions of a store; `listing` gives the catalogues when they are needed."""
         self._store = store
+        self._listing = listing
         self._ids = StampedIds(store.config.session_id_prefix, store.config.session_timestamp_format)
         self._seen: dict[str, _Seen] = {}  # by key
 
@@ -121,26 +131,40 @@ class Sessions:
     ) -> builtins.list[Session]:
         """Return a user's sessions, most recently updated first."""
         limit, offset = self._store.page(limit, offset, self._store.config.session_list_default_limit)
+        make = self._making(user_id)
+        if not strict:  # which is asked for in order to look at everything
+            page = await self._listing().page(user_id, limit, offset, partial(self._look, make=make, strict=False))
+            if page is not None:
+                return [_shown(seen) for seen in page]
+        cursor = None if strict else await self._listing().begin(user_id)
+        rows, damaged = await self._read_all(user_id, make, strict=strict)
+        listed = [Listed(session_id, microseconds(seen.updated)) for _, session_id, seen in rows]
+        await self._listing().keep(user_id, [*listed, *(Listed(each, 0, True) for each in damaged)], cursor)
+        return [_shown(seen) for _, _, seen in rows[offset:][:limit]]
+
+    async def _read_all(
+        self, user_id: str, make: Make[Session], *, strict: bool
+    ) -> tuple[builtins.list[tuple[datetime, str, _Seen]], builtins.list[str]]:
+        """Return all sessions (when, id, what was seen), the most recently updated first; and the damaged ones."""
         layout, backend = self._store.layout, await self._store.reading()
         folder = layout.parent("session", user_id=user_id)
         found = await backend.read_folders(folder, layout.leaf("session"), layout.leaf("messages"))
         keys = layout.keys_below("session", folder, [child for child, _, _ in found])
-        make = self._make(user_id, {key: session_id for session_id, key in keys.items()})
         rows = []
+        damaged = []
         for child, data, line in found:
             session_id = layout.parse_child("session", child)
             if session_id is None or data is None:
                 continue
-            seen = self._look(keys[session_id], data, line, make, strict=strict)
-            if seen is not None:
+            seen = self._look(keys[session_id], data, line, make=make, strict=strict)
+            if seen is None:
+                damaged.append(session_id)
+            else:
                 rows.append((seen.updated, session_id, seen))
         rows.sort(key=lambda row: row[:2], reverse=True)
-        return [
-            self._updated(self._store.made(keys[session_id], seen.data, make), seen.line)
-            for _, session_id, seen in rows[offset:][:limit]
-        ]
+        return rows, damaged
 
-    def _look(self, key: str, data: bytes, line: bytes | None, make: Make[Session], *, strict: bool) -> _Seen | None:
+    def _look(self, key: str, data: bytes, line: bytes | None, *, make: Make[Session], strict: bool) -> _Seen | None:
         """Return when a session was updated; None if it is damaged. What has not changed is not read again."""
         seen = self._seen.get(key)
         if seen is None or seen.data != data or seen.line != line:
@@ -153,11 +177,16 @@ class Sessions:
                 return None
             if len(self._seen) >= _MOST_SEEN:
                 self._seen.clear()
-            seen = self._seen[key] = _Seen(data, line, moment_of(session.updated_at))
+            metadata = codec.encode_line(session.metadata) if session.metadata else None
+            seen = self._seen[key] = _Seen(data, line, moment_of(session.updated_at), session, metadata)
         return seen
 
     async def count(self, user_id: str) -> int:
         """Return the number of a user's sessions."""
+        look = partial(self._look, make=self._making(user_id), strict=False)
+        count = await self._listing().count(user_id, look)
+        if count is not None:
+            return count
         ids = await self._store.ids("session", user_id=user_id)
         return await self._store.count([self._key(user_id, session_id) for session_id in ids])
 
@@ -190,6 +219,21 @@ class Sessions:
 
         return make
 
+    def _making(self, user_id: str) -> Make[Session]:
+        """Return what reads the document of any session of a user."""
+        layout = self._store.layout
+        start = len(layout.parent("session", user_id=user_id)) + 1
+
+        def make(key: str, content: dict[str, Any], version: str) -> Session:
+            session = codec.decode_as(Session, content, key)
+            session.version = version
+            session_id = layout.parse_child("session", key[start:].partition("/")[0])
+            names = {"user_id": user_id} if session_id is None else {"session_id": session_id, "user_id": user_id}
+            self._store.cross_check("session", key, content, names)
+            return session
+
+        return make
+
     async def _with_newest(self, sessions: builtins.list[Session]) -> builtins.list[Session]:
         """Give each session the time of its newest message, if that is later than its own."""
         layout = self._store.layout
@@ -202,3 +246,17 @@ class Sessions:
         if newest > moment_of(session.updated_at):
             session.updated_at = format_timestamp(newest)
         return session
+
+
+def _shown(seen: _Seen) -> Session:
+    """Return a session of the caller's own."""
+    session = seen.session
+    return Session(
+        session.id,
+        session.user_id,
+        session.title,
+        session.created_at,
+        session.updated_at,
+        {} if seen.metadata is None else codec.decode_object(seen.metadata),
+        session.version,
+    )

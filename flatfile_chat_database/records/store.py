@@ -83,6 +83,8 @@ class Store:
         self.clock = clock
         self.new_id = new_id
         self.read_only = read_only
+        self.store_id = ""
+        """Of the store's own file; "" as long as there is none."""
         self._backend = backend
         self._opened = False
         self._created = False
@@ -138,6 +140,7 @@ class Store:
                 key=key,
                 hint="Install a newer flatfile_chat_database.",
             )
+        self.store_id = str(content.get("store_id", ""))
         for name in NAMING_FIELDS:
             stored = content["names"].get(name, getattr(self.config, name))
             if stored != getattr(self.config, name):
@@ -170,6 +173,7 @@ class Store:
         }
         try:
             await self._backend.commit([Put(self.layout.key("store"), codec.encode_document(content), ABSENT)])
+            self.store_id = content["store_id"]
         except ConflictError:  # another process was first; its names count
             await self._examine()
 

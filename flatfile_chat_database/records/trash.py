@@ -156,6 +156,17 @@ class Trash:
             raise NotFoundError(f"{what} is nowhere: not in its place, nor in the trash, nor in the quarantine.")
         return PurgeReceipt(names=dict(names), keys=sorted(gone), purged_at=self._store.now())
 
+    async def owner(self, names: Mapping[str, str]) -> str | None:
+        """Return the user whom what `names` name belongs to, or None if it is no user's."""
+        if "trash_id" not in names:
+            return names.get("user_id")
+        try:
+            entry = await self._entry(names["trash_id"])
+        except IntegrityError:  # the purge itself looks at no metadata
+            found = await self._names(names["trash_id"], "document")
+            return None if found is None else found["user_id"]
+        return None if entry is None else entry.names.get("user_id")
+
     async def prune(self, *, dry_run: bool) -> PruneReport:
         """Remove insights and trash that have reached the age up to which they are kept; 0 days keep nothing."""
         if not isinstance(dry_run, bool):

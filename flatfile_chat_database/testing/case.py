@@ -88,6 +88,13 @@ class BackendCase(ABC):
         """
         return False
 
+    def hinder(self) -> bool:
+        """Do to the medium, while no handle is open, what hinders a store from being read and written.
+
+        Return False if there is no such thing.
+        """
+        return False
+
     # --- running a case ------------------------------------------------------------------------------
 
     def __init_subclass__(cls, **arguments: Any) -> None:

@@ -33,12 +33,13 @@ from .case import BackendCase, needed_by
 from .changes import ChangeCases
 from .commits import CommitCases
 from .documents import DocumentCases
+from .extents import ExtentCases
 from .handles import HandleCases
 from .logs import LogCases
 from .sentences import contract_sentences, quotes
 
 
-class BackendContract(DocumentCases, LogCases, CommitCases, ChangeCases, BlobCases, HandleCases):
+class BackendContract(DocumentCases, LogCases, CommitCases, ChangeCases, ExtentCases, BlobCases, HandleCases):
     """Every sentence of the contract, shown on one backend. Fill in the hooks of BackendCase."""
 
     def test_every_sentence_of_the_contract_is_quoted(self) -> None:

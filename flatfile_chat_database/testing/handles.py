@@ -15,7 +15,7 @@ import pytest
 
 from ..backends.base import Append, Capability, Put, StorageBackend, Truncate
 from ..config import StorageConfig
-from ..errors import ClosedError
+from ..errors import ClosedError, IntegrityError
 from .case import (
     LOG,
     BackendCase,
@@ -40,8 +40,13 @@ AFTER_CLOSING: dict[str, Callable[[StorageBackend, str], Awaitable[object]]] = {
     "list_keys": lambda backend, key: backend.list_keys(""),
     "list_children": lambda backend, key: backend.list_children(""),
     "list_folders": lambda backend, key: backend.list_folders(""),
+    "changes": lambda store, key: store.changes(None),
+    "stamps": lambda store, key: store.stamps([key]),
+    "read_log_part": lambda store, key: store.read_log_part(key, None, 0),
+    "read_log_at": lambda store, key: store.read_log_at([(key, 0, 1)]),
     "read_folders": lambda backend, key: backend.read_folders("", "d", "l"),
     "commit": lambda backend, key: backend.commit([]),
+    "obstacles": lambda backend, key: backend.obstacles(),
     "verify": lambda backend, key: backend.verify(),
 }
 """Every method that can raise ClosedError, by name."""
@@ -101,6 +106,30 @@ class HandleCases(BackendCase):
         unopened = self.make_backend(StorageConfig())
         await unopened.close()
         assert self.peek("a/b") == b"1"
+
+    @says(
+        "StorageBackend.obstacles",
+        "Return what hinders an open store from being read and written; repair it with `fix`.",
+        "While there is any that is not fixed, every method that reads or writes raises IntegrityError.",
+    )
+    async def test_what_hinders_a_store_stops_it_until_it_is_repaired(self) -> None:
+        store = await self.open()
+        await store.write("a/b", b"1")
+        assert await store.obstacles() == [] and await store.obstacles(fix=True) == []
+        await store.close()
+        hindered = self.hinder()
+        store = await self.open()
+        if hindered:
+            [problem] = await store.obstacles()
+            assert not problem.fixed and not problem.harmless
+            for call in (lambda: store.read("a/b"), lambda: store.write("a/b", b"2"), lambda: store.list_keys("")):
+                with pytest.raises(IntegrityError):
+                    await call()
+            [problem] = await store.obstacles(fix=True)
+            assert problem.fixed
+            assert await store.obstacles() == []
+        assert await store.read("a/b") == b"1"
+        assert await store.write("a/b", b"2")
 
     @says(
         "StorageBackend.close",

@@ -21,6 +21,7 @@ from ..base import (
     Change,
     Changes,
     Delete,
+    LogPart,
     Outcome,
     Put,
     StorageBackend,
@@ -32,6 +33,7 @@ from ..base import (
 from . import forks
 from .blobs import WRITE_BYTES, BlobReader, BlobWriter
 from .engine import Engine, EngineChange, Extend, Mend, Place
+from .extents import read_part, read_places, stamp
 from .files import Files
 from .logs import Block, LogReader
 from .memo import Memo
@@ -51,7 +53,13 @@ class FlatfileBackend(StorageBackend):
     """
 
     capabilities = frozenset(
-        {Capability.PERSISTENT, Capability.PROCESSES, Capability.ATOMIC_APPEND, Capability.STREAMED_BLOBS}
+        {
+            Capability.PERSISTENT,
+            Capability.PROCESSES,
+            Capability.ATOMIC_APPEND,
+            Capability.STREAMED_BLOBS,
+            Capability.EXTENTS,
+        }
     )
 
     def __init__(self, config: StorageConfig, root: str | os.PathLike[str], *, files: Files | None = None) -> None:
@@ -372,6 +380,45 @@ class FlatfileBackend(StorageBackend):
             strict=strict,
         )
 
+    # --- what a derived index needs ------------------------------------------------------------------
+
+    async def changes(self, cursor: str | None) -> Changes:
+        def look() -> Changes:
+            with mapped(self._engine.journal_key):
+                return self._engine.history.changes(cursor)
+
+        return await self._in_thread(look)
+
+    async def stamps(self, keys: Sequence[str]) -> list[str | None]:
+        for key in keys:
+            check_key(key)
+
+        def look() -> list[str | None]:
+            with mapped():
+                return [stamp(self._files, self._tree.path(key)) for key in keys]
+
+        return await self._in_thread(look)
+
+    async def read_log_part(self, key: str, identity: str | None, start: int) -> LogPart | None:
+        check_key(key)
+
+        def read() -> LogPart | None:
+            with mapped(key):
+                return read_part(self._files, self._tree.path(key), key, identity, start)
+
+        return await self._in_thread(read)
+
+    async def read_log_at(self, places: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
+        for key, _, _ in places:
+            check_key(key)
+
+        def read() -> list[bytes | None]:
+            with mapped():
+                paths = [(self._tree.path(key), key, offset, length) for key, offset, length in places]
+                return read_places(self._files, paths)
+
+        return await self._in_thread(read)
+
     # --- blobs ---------------------------------------------------------------------------------------
 
     async def write_blob(self, key: str, chunks: AsyncIterator[bytes]) -> bool:
@@ -422,14 +469,8 @@ class FlatfileBackend(StorageBackend):
 
     # --- maintenance ---------------------------------------------------------------------------------
 
-    async def changes(self, cursor: str | None) -> Changes:
-        def look() -> Changes:
-            with mapped(self._engine.journal_key):
-                return self._engine.history.changes(cursor)
-
-        return await self._in_thread(look)
-
     async def obstacles(self, *, fix: bool = False) -> list[Problem]:
+        threads = self._threads()
         if self._obstacle is None:
             return []
 
@@ -441,7 +482,7 @@ class FlatfileBackend(StorageBackend):
                     self._obstacle = None
                 return [Problem("damaged-journal", key, detail, fixed=fixed) for key, detail in found]
 
-        return await asyncio.get_running_loop().run_in_executor(self._threads(), look)
+        return await asyncio.get_running_loop().run_in_executor(threads, look)
 
     async def verify(self, *, fix: bool = False) -> list[Problem]:
         def look() -> tuple[list[Problem], list[str], bool]:

@@ -9,6 +9,8 @@ from __future__ import annotations
 import fcntl
 import os
 import stat
+import struct
+import sys
 import threading
 from collections import Counter
 from typing import Literal
@@ -19,6 +21,9 @@ FileKind = Literal["file", "folder", "link", "other"]
 
 PRIVATE_FILE = 0o600
 PRIVATE_FOLDER = 0o700
+
+_GET_GENERATION = 0x80007601 | struct.calcsize("l") << 16
+"""FS_IOC_GETVERSION, _IOR('v', 1, long), of linux/fs.h."""
 
 _COMMON = os.O_CLOEXEC | os.O_NOFOLLOW
 
@@ -119,6 +124,13 @@ class Files:
 
     def status_of(self, descriptor: int) -> FileStatus:
         return _status(os.fstat(descriptor))
+
+    def generation(self, descriptor: int) -> int:
+        """Return what tells a file from an earlier one of the same inode; 0 where the file system does not know."""
+        try:
+            return int.from_bytes(fcntl.ioctl(descriptor, _GET_GENERATION, bytes(8))[:4], sys.byteorder)
+        except OSError:
+            return 0
 
     def try_lock(self, descriptor: int) -> bool:
         """Take the exclusive advisory lock of an open file; return False if another holds it."""

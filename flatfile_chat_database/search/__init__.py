@@ -1,0 +1,42 @@
+"""Searching: what a query means, and the derived index that answers it without reading everything.
+
+What a query means needs tables of characters, which would slow down every start, so it is imported when it is used.
+"""
+
+from __future__ import annotations
+
+import importlib
+from typing import TYPE_CHECKING
+
+if TYPE_CHECKING:
+    from .query import (
+        MAX_PHRASE,
+        MAX_TERMS,
+        MAX_WORD,
+        SNIPPET_WIDTH,
+        Measure,
+        Query,
+        Relevance,
+        Term,
+        normalise,
+        tokenise,
+    )
+
+__all__ = [
+    "MAX_PHRASE",
+    "MAX_TERMS",
+    "MAX_WORD",
+    "SNIPPET_WIDTH",
+    "Measure",
+    "Query",
+    "Relevance",
+    "Term",
+    "normalise",
+    "tokenise",
+]
+
+
+def __getattr__(name: str) -> object:
+    if name in __all__:
+        return getattr(importlib.import_module(".query", __name__), name)
+    raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -1,0 +1,316 @@
+"""The file of a derived index: one SQLite database a user, which anybody may delete at any moment.
+
+A file comes into being whole: it is built under another name, locked so that one process at a time does it, and then
+gets its name. So what stands under the name was complete once, and SQLite's write-ahead log keeps it so. A process
+that still has the file of before open notices by its inode.
+"""
+
+from __future__ import annotations
+
+import contextlib
+import fcntl
+import os
+import sqlite3
+import threading
+from collections.abc import Iterator
+from typing import Final
+from urllib.parse import quote
+
+from .catalogue import Page
+
+BUSY_SECONDS: Final = 0.5
+"""How long a query waits for another program that has the index locked, before it reads the files instead."""
+
+_CACHE_KIB = 65_536
+_SETTINGS = (f"cache_size=-{_CACHE_KIB}", "synchronous=NORMAL", "temp_store=FILE")
+
+_SCHEMA: Final = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
+CREATE TABLE sessions (session_id TEXT PRIMARY KEY, updated INTEGER, damaged INTEGER) WITHOUT ROWID;
+CREATE INDEX sessions_by_time ON sessions (updated, session_id) WHERE NOT damaged;
+CREATE INDEX damaged_sessions ON sessions (session_id) WHERE damaged;
+CREATE TABLE logs (
+    number INTEGER PRIMARY KEY AUTOINCREMENT, session_id TEXT UNIQUE, identity TEXT, bytes INTEGER, last INTEGER,
+    last_hash TEXT, messages INTEGER, tokens INTEGER, log_stamp TEXT, context_stamp TEXT, has_documents INTEGER
+);
+CREATE TABLE messages (
+    id INTEGER PRIMARY KEY, session INTEGER, position INTEGER, offset INTEGER, length INTEGER, moment INTEGER,
+    role TEXT, highest INTEGER, tokens INTEGER, text TEXT
+);
+CREATE TABLE notes (
+    id INTEGER PRIMARY KEY, session INTEGER, kind TEXT, filename TEXT, moment INTEGER, tokens INTEGER, text TEXT
+);
+CREATE INDEX notes_by_session ON notes (session);
+CREATE VIRTUAL TABLE words USING fts5 (text, content='', tokenize='ascii', columnsize=0);
+CREATE VIRTUAL TABLE note_words USING fts5 (text, content='', tokenize='ascii', columnsize=0);
+"""
+SESSION_INDEX: Final = "CREATE INDEX IF NOT EXISTS messages_by_session ON messages (session)"
+"""Made when messages are first taken out again, which most indexes never see, for it makes every build slower."""
+
+_DAMAGE = frozenset({sqlite3.SQLITE_ERROR, sqlite3.SQLITE_CORRUPT, sqlite3.SQLITE_NOTADB, sqlite3.SQLITE_MISMATCH})
+
+
+class IndexUnusable(Exception):
+    """The index cannot answer now; the files can. `str()` says why."""
+
+
+class IndexAbsent(IndexUnusable):
+    """There is no index, or none that this version can use; it can be built."""
+
+
+class IndexDamaged(IndexAbsent):
+    """What is there is no whole index; another can be built in its place."""
+
+
+class IndexFile:
+    """The index of one user; any thread may use it, one at a time."""
+
+    def __init__(self, path: str, fingerprint: str, *, read_only: bool) -> None:
+        """Name an index that may not exist; nothing is opened.
+
+        Args:
+            path: Where it is.
+            fingerprint: What a usable index was made with.
+            read_only: Never create or change a file.
+        """
+        self.path = path
+        self.fingerprint = fingerprint
+        self.read_only = read_only
+        self.seen: str | None = None
+        """The cursor up to which all changes were taken in, which may be later than the one in the file."""
+        self.listed: str | None = None
+        """The same of the catalogue."""
+        self.pages: dict[tuple[int | None, int], Page] = {}
+        """Pages of the catalogue, by limit and offset, as of that cursor."""
+        self.generation = 0
+        """Grows when the file turns out to be another one, so that nothing known of it counts any more."""
+        self.counts: dict[str, tuple[int, int, int]] = {}
+        """How many messages hold a term, by its expression: see `fulltext.py`."""
+        self._lock = threading.RLock()
+        self._connection: sqlite3.Connection | None = None
+        self._inode: tuple[int, int] | None = None
+
+    def __repr__(self) -> str:
+        return f"<IndexFile {self.path!r}{' open' if self._connection is not None else ''}>"
+
+    def exists(self) -> bool:
+        """Tell whether there is a file."""
+        return os.path.exists(self.path)
+
+    @contextlib.contextmanager
+    def reading(self) -> Iterator[sqlite3.Connection]:
+        """Give a connection on which nothing changes meanwhile.
+
+        Raises:
+            IndexUnusable: It cannot be read now.
+        """
+        with self._lock, self._mapped():
+            connection = self._open()
+            connection.execute("BEGIN")
+            try:
+                yield connection
+            finally:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+            if self.read_only:
+                self._close_unchanged()
+
+    @contextlib.contextmanager
+    def writing(self) -> Iterator[sqlite3.Connection]:
+        """Give a connection whose changes are made as one when the block ends without an error.
+
+        Raises:
+            IndexUnusable: It cannot be written now.
+        """
+        if self.read_only:
+            raise IndexUnusable("the store was opened read-only")
+        with self._lock, self._mapped():
+            connection = self._open()
+            connection.execute("BEGIN IMMEDIATE")
+            try:
+                if _inode(self.path) != self._inode:
+                    raise IndexUnusable("it was replaced meanwhile")
+                yield connection
+                connection.execute("COMMIT")
+            except BaseException:
+                if connection.in_transaction:
+                    connection.execute("ROLLBACK")
+                raise
+
+    def close(self) -> None:
+        """Close the file; it opens again when it is needed."""
+        with self._lock:
+            connection, self._connection, self._inode = self._connection, None, None
+            if connection is not None:
+                with contextlib.suppress(sqlite3.Error):
+                    connection.close()
+
+    def remove(self) -> None:
+        """Delete the index, an unfinished one too."""
+        with self._lock:
+            self.close()
+            self.forget()
+            for name in (self.path, *_companions(self.path), f"{self.path}.new", *_companions(f"{self.path}.new")):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name)
+
+    def forget(self) -> None:
+        """Forget what is remembered of the file's contents."""
+        self.generation += 1
+        self.seen = self.listed = None
+        self.counts.clear()
+        self.pages.clear()
+
+    def _open(self) -> sqlite3.Connection:
+        inode = _inode(self.path)
+        if self._connection is not None and inode == self._inode:
+            return self._connection
+        self.close()
+        self.forget()
+        if inode is None:
+            raise IndexAbsent("there is none")
+        mode = "rw"
+        if self.read_only:
+            # A write-ahead log of others has to be read with them; without one, nothing must be created beside it.
+            mode = "ro" if os.path.exists(_companions(self.path)[0]) else "ro&immutable=1"
+        connection = _connect(self.path, mode)
+        try:
+            found = dict(connection.execute("SELECT name, value FROM meta WHERE name = 'fingerprint'"))
+            if found.get("fingerprint") != self.fingerprint:
+                raise IndexAbsent("it was made by another version or with other settings")
+        except BaseException:
+            connection.close()
+            raise
+        if _inode(self.path) != inode:
+            connection.close()
+            raise IndexUnusable("it was replaced meanwhile")
+        self._connection, self._inode = connection, inode
+        return connection
+
+    def _close_unchanged(self) -> None:
+        """Close after a read without locks, and fail if somebody may have written meanwhile."""
+        inode = self._inode
+        self.close()
+        if _inode(self.path) != inode:
+            raise IndexUnusable("it was replaced meanwhile")
+
+    @contextlib.contextmanager
+    def _mapped(self) -> Iterator[None]:
+        try:
+            yield
+        except sqlite3.Error as error:
+            self.close()
+            self.forget()
+            code = getattr(error, "sqlite_errorcode", sqlite3.SQLITE_ERROR) & 0xFF
+            if code in _DAMAGE:
+                raise IndexDamaged(f"it is damaged: {error}") from error
+            raise IndexUnusable(str(error)) from error
+        except OSError as error:
+            self.close()
+            raise IndexUnusable(error.strerror or str(error)) from error
+
+
+class Build:
+    """A new index in the making, for the one process that has it locked."""
+
+    def __init__(self, file: IndexFile) -> None:
+        """Begin one.
+
+        Raises:
+            IndexUnusable: Another process is at it, or nothing can be written there.
+        """
+        if file.read_only:
+            raise IndexUnusable("the store was opened read-only")
+        self._file = file
+        self._place = f"{file.path}.new"
+        try:
+            os.makedirs(os.path.dirname(file.path), mode=0o700, exist_ok=True)
+            self._descriptor = os.open(self._place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+        except OSError as error:
+            raise IndexUnusable(error.strerror or str(error)) from error
+        try:
+            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+            status = os.fstat(self._descriptor)
+            if _inode(self._place) != (status.st_dev, status.st_ino):
+                raise BlockingIOError
+            os.ftruncate(self._descriptor, 0)  # what a process that died had done so far
+            for name in _companions(self._place):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name)
+            self.connection = _connect(self._place, "rw", journal="OFF")
+        except BlockingIOError as error:
+            os.close(self._descriptor)
+            raise IndexUnusable("another process is building it") from error
+        except (OSError, sqlite3.Error) as error:
+            os.close(self._descriptor)
+            raise IndexUnusable(str(error)) from error
+        try:
+            self.connection.executescript(_SCHEMA)
+            self.connection.execute("INSERT INTO meta VALUES ('fingerprint', ?)", (file.fingerprint,))
+            self.connection.execute("BEGIN")
+        except sqlite3.Error as error:
+            self.abandon()
+            raise IndexUnusable(str(error)) from error
+
+    def install(self) -> None:
+        """Give the finished index its name, in place of any that is there.
+
+        Raises:
+            IndexUnusable: It cannot be written.
+        """
+        path = self._file.path
+        try:
+            self.connection.execute("COMMIT")
+            self.connection.execute("PRAGMA journal_mode=WAL")
+            self.connection.close()
+            os.fsync(self._descriptor)
+            # The old name goes first, so that nobody opens the old file after its write-ahead log is gone: SQLite
+            # would take a log that is left for one of the new file.
+            for name in (path, *_companions(path)):
+                with contextlib.suppress(FileNotFoundError):
+                    os.unlink(name)
+            os.rename(self._place, path)
+        except (OSError, sqlite3.Error) as error:
+            raise IndexUnusable(str(error)) from error
+        os.close(self._descriptor)
+
+    def abandon(self) -> None:
+        """Remove what was made so far."""
+        with contextlib.suppress(sqlite3.Error):
+            self.connection.close()
+        for name in (self._place, *_companions(self._place)):
+            with contextlib.suppress(OSError):
+                os.unlink(name)
+        os.close(self._descriptor)
+
+
+def _connect(path: str, mode: str, *, journal: str | None = None) -> sqlite3.Connection:
+    # The lock of IndexFile keeps threads apart; the module's own check would bind a connection to one of them.
+    connection = sqlite3.connect(
+        f"file:{quote(path)}?mode={mode}",
+        uri=True,
+        isolation_level=None,
+        check_same_thread=False,
+        timeout=BUSY_SECONDS,
+        cached_statements=64,
+    )
+    try:
+        for setting in _SETTINGS if journal is None else (*_SETTINGS, f"journal_mode={journal}", "synchronous=OFF"):
+            connection.execute(f"PRAGMA {setting}")
+    except BaseException:
+        connection.close()
+        raise
+    return connection
+
+
+def _inode(path: str) -> tuple[int, int] | None:
+    try:
+        status = os.stat(path)
+    except FileNotFoundError:
+        return None
+    return status.st_dev, status.st_ino
+
+
+def _companions(path: str) -> tuple[str, str]:
+    """Return the names that SQLite makes of a database's."""
+    return f"{path}-wal", f"{path}-shm"

@@ -1,0 +1,507 @@
+"""The full text of a user's messages, contexts and analyses in an index: taking it in, and finding in it.
+
+Every text is kept as its tokens with a space between, in FTS5 and in a table: FTS5 needs it to take a text out again,
+so that nothing of what was removed is found or counted, and the measures of relevance are read from it.
+
+Messages get ids in the order in which they are taken in, sorted by time as far as that goes. A message is `highest` if
+it is newer than all with lower ids; so going down the ids, the newest N are known as soon as N were seen, the last of
+which is no newer than a message that is highest. Everything that came in its order is highest, and what came late
+costs a longer way and no wrong answer.
+"""
+
+from __future__ import annotations
+
+import heapq
+import json
+import sqlite3
+from collections.abc import Callable, Collection, Iterable, Sequence
+from typing import Any, Final
+
+from .. import codec
+from ..backends.base import logger
+from ..errors import IntegrityError, ValidationError
+from ..models import microseconds, parse_timestamp
+from .database import SESSION_INDEX, IndexFile
+from .query import Measure, Query, Relevance, Term, tokenise
+from .texts import Filters, Found, Lines, Log, Notes, line_hash, message_text
+
+RANKED: Final = 2000
+"""The newest matches that are put in order of relevance; older ones follow them, newest first."""
+
+_REMEMBERED_COUNTS = 1000
+_COLUMNS = "m.session, m.position, m.offset, m.length, m.moment, m.role, m.highest, m.tokens, m.text"
+
+
+# --- what is known ---------------------------------------------------------------------------------------
+
+
+def read_meta(connection: sqlite3.Connection) -> dict[str, Any]:
+    """Return all that the index notes of itself."""
+    return dict(connection.execute("SELECT name, value FROM meta"))
+
+
+def write_meta(connection: sqlite3.Connection, **values: object) -> None:
+    """Note something of the index itself."""
+    connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
+
+
+def read_logs(connection: sqlite3.Connection, session_ids: Collection[str] | None = None) -> dict[str, Log]:
+    """Return what was taken in of some sessions, or of all, by session."""
+    if session_ids is None:
+        rows = connection.execute("SELECT * FROM logs").fetchall()
+    else:
+        found = (connection.execute("SELECT * FROM logs WHERE session_id = ?", (each,)) for each in session_ids)
+        rows = [row for cursor in found for row in cursor]
+    return {row[1]: Log(*row) for row in rows}
+
+
+# --- taking in -------------------------------------------------------------------------------------------
+
+
+class Intake:
+    """Takes texts into an index, within one transaction of its connection."""
+
+    def __init__(self, connection: sqlite3.Connection, *, content: bool, metadata: bool, fresh: bool = False) -> None:
+        """Begin; a `fresh` index has no messages yet, and gets them in order of time when `finish` is called."""
+        self._connection = connection
+        self._content = content
+        self._metadata = metadata
+        self._fresh = fresh
+        if fresh:
+            connection.execute("CREATE TEMP TABLE incoming AS SELECT * FROM messages")
+            for table in ("words", "note_words"):
+                connection.execute(f"INSERT INTO {table} ({table}, rank) VALUES ('hashsize', 33554432)")
+
+    def take(self, pieces: Iterable[Lines | Notes]) -> None:
+        """Take in lines and notes; of one log in their order."""
+        rows: list[tuple[Any, ...]] = []
+        for piece in pieces:
+            if isinstance(piece, Lines):
+                rows += self._lines(piece)
+            else:
+                self._notes(piece)
+        if self._fresh:
+            self._connection.executemany("INSERT INTO incoming VALUES (NULL, ?, ?, ?, ?, ?, ?, NULL, ?, ?)", rows)
+        elif rows:
+            self._insert(rows)
+
+    def finish(self) -> None:
+        """Put what a fresh index was given in its order."""
+        connection = self._connection
+        connection.execute(
+            "INSERT INTO messages SELECT NULL, i.session, i.position, i.offset, i.length, i.moment, i.role, "
+            "i.moment IS NOT NULL, i.tokens, i.text FROM incoming AS i JOIN logs ON logs.number = i.session "
+            "ORDER BY i.moment, logs.session_id, i.position"
+        )
+        connection.execute("DROP TABLE incoming")
+        connection.execute("INSERT INTO words (rowid, text) SELECT id, text FROM messages ORDER BY id")
+        peak = connection.execute(
+            "SELECT moment, session_id, position FROM messages JOIN logs ON number = session WHERE highest "
+            "ORDER BY id DESC LIMIT 1"
+        ).fetchone()
+        write_meta(connection, peak=json.dumps(peak or (-(2**62), "", 0)), deletions=0, text=1)
+
+    def drop(self, session_ids: Iterable[str]) -> None:
+        """Take out everything of sessions that are gone."""
+        for session_id, log in read_logs(self._connection, list(session_ids)).items():
+            self._remove_messages(log)
+            self._remove_notes(log.number, ("context", "analysis"))
+            self._connection.execute("DELETE FROM logs WHERE session_id = ?", (session_id,))
+
+    def _log(self, session_id: str) -> Log:
+        found = read_logs(self._connection, [session_id])
+        if not found:
+            self._connection.execute(
+                "INSERT INTO logs VALUES (NULL, ?, NULL, 0, 0, NULL, 0, 0, NULL, NULL, 0)", (session_id,)
+            )
+            found = read_logs(self._connection, [session_id])
+        return found[session_id]
+
+    def _lines(self, piece: Lines) -> list[tuple[Any, ...]]:
+        log = self._log(piece.session_id)
+        if piece.reset:
+            self._remove_messages(log)
+            log.messages = log.tokens = 0
+            log.last, log.last_hash = 0, None
+        rows = []
+        position = log.messages
+        for offset, line in piece.lines:
+            try:
+                message = codec.decode_line(line)
+            except IntegrityError:  # what reads the log has passed it over for certain
+                continue
+            tokens = tokenise(message_text(message, content=self._content, metadata=self._metadata))
+            try:
+                moment: int | None = microseconds(parse_timestamp(message.timestamp))
+            except ValidationError as error:
+                moment = None
+                self._timeless(f"The message {message.id!r} of session {piece.session_id!r}", error)
+            count = len(tokens)
+            log.tokens += count
+            rows.append((log.number, position, offset, len(line), moment, message.role, count, " ".join(tokens)))
+            position += 1
+        log.messages = position
+        if piece.lines:
+            log.last, line = piece.lines[-1]
+            log.last_hash = line_hash(line)
+        self._connection.execute(
+            "UPDATE logs SET identity = ?, bytes = ?, last = ?, last_hash = ?, messages = ?, tokens = ?, log_stamp = ? "
+            "WHERE number = ?",
+            (piece.identity, piece.end, log.last, log.last_hash, log.messages, log.tokens, piece.stamp, log.number),
+        )
+        return rows
+
+    def _timeless(self, what: str, error: ValidationError) -> None:
+        """Note that a text has no time that can be read, so that it counts and is never a hit."""
+        logger.warning("%s is damaged: %s It is passed over.", what, error.message)
+        write_meta(self._connection, timeless=1)
+
+    def _insert(self, rows: list[tuple[Any, ...]]) -> None:
+        connection = self._connection
+        numbers = sorted({row[0] for row in rows})
+        marks = ",".join("?" * len(numbers))
+        names = dict(connection.execute(f"SELECT number, session_id FROM logs WHERE number IN ({marks})", numbers))
+        peak: tuple[Any, ...] = tuple(json.loads(read_meta(connection)["peak"]))
+        rows.sort(key=lambda row: (row[4] is not None, row[4] or 0, names[row[0]], row[1]))
+        first = (connection.execute("SELECT max(id) FROM messages").fetchone()[0] or 0) + 1
+        placed = []
+        for number, row in enumerate(rows, first):
+            key = (row[4], names[row[0]], row[1])
+            highest = row[4] is not None and key > peak
+            if highest:
+                peak = key
+            placed.append((number, *row[:6], highest, *row[6:]))
+        connection.executemany("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", placed)
+        connection.executemany("INSERT INTO words (rowid, text) VALUES (?, ?)", ((row[0], row[9]) for row in placed))
+        write_meta(connection, peak=json.dumps(peak))
+
+    def _remove_messages(self, log: Log) -> None:
+        if not log.messages:
+            return
+        if self._fresh:
+            self._connection.execute("DELETE FROM incoming WHERE session = ?", (log.number,))
+            return
+        self._connection.execute(SESSION_INDEX)
+        self._connection.execute(
+            "INSERT INTO words (words, rowid, text) "
+            "SELECT 'delete', id, text FROM messages WHERE session = ? ORDER BY id",
+            (log.number,),
+        )
+        self._connection.execute("DELETE FROM messages WHERE session = ?", (log.number,))
+        self._connection.execute("UPDATE meta SET value = value + 1 WHERE name = 'deletions'")
+
+    def _notes(self, piece: Notes) -> None:
+        log = self._log(piece.session_id)
+        self._remove_notes(log.number, piece.kinds)
+        for note in piece.notes:
+            tokens = tokenise(note.text)
+            try:
+                moment: int | None = microseconds(parse_timestamp(note.timestamp))
+            except ValidationError as error:
+                moment = None
+                self._timeless(f"The {note.kind} of session {piece.session_id!r}", error)
+            text = " ".join(tokens)
+            cursor = self._connection.execute(
+                "INSERT INTO notes VALUES (NULL, ?, ?, ?, ?, ?, ?)",
+                (log.number, note.kind, note.filename, moment, len(tokens), text),
+            )
+            self._connection.execute("INSERT INTO note_words (rowid, text) VALUES (?, ?)", (cursor.lastrowid, text))
+        if "analysis" in piece.kinds:
+            has = any(note.kind == "analysis" for note in piece.notes)
+            self._connection.execute("UPDATE logs SET has_documents = ? WHERE number = ?", (has, log.number))
+        if "context" in piece.kinds:
+            self._connection.execute(
+                "UPDATE logs SET context_stamp = ? WHERE number = ?", (piece.context_stamp, log.number)
+            )
+
+    def _remove_notes(self, number: int, kinds: Sequence[str]) -> None:
+        for kind in kinds:
+            rows = self._connection.execute(
+                "SELECT id, text FROM notes WHERE session = ? AND kind = ?", (number, kind)
+            ).fetchall()
+            self._connection.executemany(
+                "INSERT INTO note_words (note_words, rowid, text) VALUES ('delete', ?, ?)", rows
+            )
+            self._connection.executemany("DELETE FROM notes WHERE id = ?", ((row[0],) for row in rows))
+
+
+# --- finding ---------------------------------------------------------------------------------------------
+
+
+def find(
+    file: IndexFile, connection: sqlite3.Connection, query: Query, filters: Filters, *, relevance: bool, count: int
+) -> list[Found]:
+    """Return the first `count` texts that match, in order: see `records/finding.py`."""
+    return _Finder(file, connection, query, filters).find(relevance=relevance, count=count)
+
+
+class _Finder:
+    def __init__(self, file: IndexFile, connection: sqlite3.Connection, query: Query, filters: Filters) -> None:
+        self._file = file
+        self._connection = connection
+        self._query = query
+        self._filters = filters
+        self._log: Log | None = None
+        self._names: dict[int, str] = {}
+
+    def find(self, *, relevance: bool, count: int) -> list[Found]:
+        filters = self._filters
+        if filters.session_id is not None:
+            self._log = read_logs(self._connection, [filters.session_id]).get(filters.session_id)
+            if self._log is None:
+                return []
+        if relevance and count <= RANKED and filters.since is None and "message" in filters.kinds:
+            quick = self._best(count)
+            if quick is not None:
+                return quick
+        wanted = max(count, RANKED) if relevance else count
+        found: list[Found] = []
+        complete = True
+        if "message" in filters.kinds:
+            found, complete = self._messages(wanted)
+        if filters.kinds - {"message"}:
+            found += self._notes()
+            found.sort(key=lambda item: item.key, reverse=True)
+            found = found[:wanted]
+        if relevance and found:
+            self._rank(found[:RANKED], known=len(found) if complete else None)
+            best = sorted(found[:RANKED], key=lambda item: (item.score, item.key), reverse=True)
+            found[:RANKED] = best
+            if count > RANKED:
+                self._rank(found[RANKED:], known=len(found) if complete else None)
+        return found[:count]
+
+    # --- matches, newest first -----------------------------------------------------------------------
+
+    def _messages(self, count: int) -> tuple[list[Found], bool]:
+        """Return the newest matching messages, newest first, and whether they are all that there are."""
+        cursor = self._matching(_COLUMNS)
+        rows = cursor.fetchmany(count)
+        complete = len(rows) < count
+        since = self._filters.since
+        if not all(row[6] for row in rows) or (since is not None and rows and rows[-1][4] < since):
+            rows = self._in_order(cursor, rows, count)
+        return [self._found(row) for row in rows], complete and self._is_everything
+
+    @property
+    def _is_everything(self) -> bool:
+        """Whether every text that matches is a hit, so that counting hits counts the texts that hold a term."""
+        filters = self._filters
+        timeless = "timeless" in read_meta(self._connection)
+        return not timeless and (filters.roles, filters.since, filters.until) == (None, None, None)
+
+    def _matching(self, columns: str) -> sqlite3.Cursor:
+        """Select matching messages, the one that was taken in last first; `since` is the caller's to look at."""
+        filters = self._filters
+        conditions = ["words MATCH ?", "m.moment IS NOT NULL"]
+        values: list[Any] = [expression(self._query.terms)]
+        if self._log is not None:
+            conditions.append("m.session = ?")
+            values.append(self._log.number)
+        if filters.roles is not None:
+            conditions.append(f"m.role IN ({','.join('?' * len(filters.roles))})")
+            values += sorted(filters.roles)
+        if filters.until is not None:
+            conditions.append("m.moment < ?")
+            values.append(filters.until)
+        return self._connection.execute(
+            f"SELECT {columns} FROM words CROSS JOIN messages AS m ON m.id = words.rowid "
+            f"WHERE {' AND '.join(conditions)} ORDER BY words.rowid DESC",
+            values,
+        )
+
+    def _in_order(self, cursor: sqlite3.Cursor, first: list[tuple[Any, ...]], count: int) -> list[tuple[Any, ...]]:
+        """Return the newest rows where some came late, or are older than asked for."""
+        since = self._filters.since
+        heap: list[tuple[tuple[int, str, int], tuple[Any, ...]]] = []
+        for rows in (first, cursor):
+            for row in rows:
+                key = (row[4], self._name(row[0]), row[1])
+                if since is None or row[4] >= since:
+                    if len(heap) < count:
+                        heapq.heappush(heap, (key, row))
+                    elif key > heap[0][0]:
+                        heapq.heapreplace(heap, (key, row))
+                elif row[6]:
+                    break
+                if row[6] and len(heap) == count and heap[0][0] >= key:
+                    break
+            else:
+                continue
+            break
+        return [row for _, row in sorted(heap, reverse=True)]
+
+    def _found(self, row: tuple[Any, ...]) -> Found:
+        session, position, offset, length, moment, role, _, tokens, text = row
+        return Found("message", self._name(session), moment, position, offset, length, role, "", text, tokens)
+
+    def _notes(self) -> list[Found]:
+        filters = self._filters
+        if filters.roles is not None:
+            return []
+        rows = self._connection.execute(
+            "SELECT n.kind, n.session, n.moment, n.filename, n.text, n.tokens "
+            "FROM note_words CROSS JOIN notes AS n ON n.id = note_words.rowid "
+            "WHERE note_words MATCH ? AND n.moment IS NOT NULL",
+            (expression(self._query.terms),),
+        )
+        return [
+            Found(kind, self._name(session), moment, 0, 0, 0, None, filename, text, tokens)
+            for kind, session, moment, filename, text, tokens in rows
+            if kind in filters.kinds
+            and (self._log is None or session == self._log.number)
+            and (filters.since is None or moment >= filters.since)
+            and (filters.until is None or moment < filters.until)
+        ]
+
+    def _name(self, number: int) -> str:
+        name = self._names.get(number)
+        if name is None:
+            row = self._connection.execute("SELECT session_id FROM logs WHERE number = ?", (number,)).fetchone()
+            name = self._names[number] = row[0]
+        return name
+
+    # --- relevance -----------------------------------------------------------------------------------
+
+    def _at(self, number: int) -> Found:
+        """Return a message by its id."""
+        row = self._connection.execute(f"SELECT {_COLUMNS} FROM messages AS m WHERE id = ?", (number,)).fetchone()
+        return self._found(row)
+
+    def _best(self, count: int) -> list[Found] | None:
+        """Return the most relevant of few enough texts, of which all but the best are looked at in passing only.
+
+        None if there are more than are ranked, and some of them came late, so that the newest have to be found first.
+        """
+        notes = self._notes() if self._filters.kinds - {"message"} else []
+        rows = self._matching("m.tokens, m.text, m.highest, m.id").fetchmany(RANKED)
+        in_order = all(row[2] for row in rows)
+        complete = len(rows) < RANKED
+        if (not in_order and not complete) or (notes and len(rows) + len(notes) > RANKED):
+            return None
+        score = self._scoring(len(rows) + len(notes) if complete and self._is_everything else None)
+        scores = list(map(score, [row[0] for row in rows], [row[1] for row in rows]))
+        order = sorted(range(len(rows)), key=scores.__getitem__, reverse=True)  # of equal ones the first stays first
+        if in_order or len(order) <= count:
+            chosen = order[:count]
+        else:
+            least = scores[order[count - 1]]
+            chosen = [number for number in order if scores[number] >= least]
+        found = []
+        for number in chosen:
+            item = self._at(rows[number][3])
+            item.score = scores[number]
+            found.append(item)
+        for item in notes:
+            item.score = score(item.tokens, item.text)
+        found += notes
+        found.sort(key=lambda item: (item.score, item.key), reverse=True)
+        return found[:count]
+
+    def _rank(self, found: Iterable[Found], *, known: int | None) -> None:
+        """Give texts their score; `known` is how many texts match the query, if that is known."""
+        score = self._scoring(known)
+        for item in found:
+            item.score = score(item.tokens, item.text)
+
+    def _scoring(self, known: int | None) -> Callable[[int, str], float]:
+        """Return what makes a score of a text's number of tokens and its tokens."""
+        query = self._query
+        texts, tokens = self._totals()
+        if len(query.terms) == 1 and known is not None:
+            holding = [known]
+        else:
+            holding = [self._count(term) for term in query.terms]
+        relevance = Relevance.of(query, texts, tokens, holding)
+        scores: dict[tuple[int, tuple[int, ...]], float] = {}  # most texts have few lengths and frequencies
+        frequencies = query.frequencies
+
+        def score(length: int, text: str) -> float:
+            key = (length, frequencies(text))
+            found = scores.get(key)
+            if found is None:
+                found = scores[key] = relevance.score(Measure(*key))
+            return found
+
+        if len(query.terms) > 1:
+            return score
+        needle = query.terms[0].needle
+        once: dict[int, float] = {}
+
+        def score_of_one(length: int, text: str) -> float:
+            lined_up = f" {text} "
+            if lined_up.find(needle, lined_up.find(needle) + 1) >= 0:
+                return score(length, text)
+            found = once.get(length)
+            if found is None:
+                found = once[length] = score(length, text)
+            return found
+
+        return score_of_one  # the usual case: one word, once in each of thousands of texts
+
+    def _totals(self) -> tuple[int, int]:
+        """Return the number of texts that are compared, and of their tokens."""
+        texts = tokens = 0
+        where, values = ("WHERE number = ?", (self._log.number,)) if self._log is not None else ("", ())
+        if "message" in self._filters.kinds:
+            row = self._connection.execute(
+                f"SELECT coalesce(sum(messages), 0), coalesce(sum(tokens), 0) FROM logs {where}", values
+            ).fetchone()
+            texts, tokens = row
+        kinds = sorted(self._filters.kinds - {"message"})
+        if kinds:
+            where = where.replace("WHERE number", "AND session")
+            marks = ",".join("?" * len(kinds))
+            row = self._connection.execute(
+                f"SELECT count(*), coalesce(sum(tokens), 0) FROM notes WHERE kind IN ({marks}) {where}",
+                (*kinds, *values),
+            ).fetchone()
+            texts, tokens = texts + row[0], tokens + row[1]
+        return texts, tokens
+
+    def _count(self, term: Term) -> int:
+        """Return how many of the texts that are compared hold a term."""
+        match = expression([term])
+        count = 0
+        if "message" in self._filters.kinds:
+            if self._log is None:
+                count = self._counted(match)
+            else:
+                count = self._connection.execute(
+                    "SELECT count(*) FROM words CROSS JOIN messages AS m ON m.id = words.rowid "
+                    "WHERE words MATCH ? AND m.session = ?",
+                    (match, self._log.number),
+                ).fetchone()[0]
+        if self._filters.kinds - {"message"}:
+            rows = self._connection.execute(
+                "SELECT n.kind, n.session FROM note_words CROSS JOIN notes AS n ON n.id = note_words.rowid "
+                "WHERE note_words MATCH ?",
+                (match,),
+            )
+            count += sum(
+                kind in self._filters.kinds and (self._log is None or session == self._log.number)
+                for kind, session in rows
+            )
+        return count
+
+    def _counted(self, match: str) -> int:
+        """Count a term in all messages; what was counted once is counted on from there."""
+        counts = self._file.counts
+        deletions = self._connection.execute("SELECT value FROM meta WHERE name = 'deletions'").fetchone()[0]
+        highest = self._connection.execute("SELECT coalesce(max(id), 0) FROM messages").fetchone()[0]
+        known, until, count = counts.get(match, (deletions, 0, 0))
+        if known != deletions or until > highest:
+            until = count = 0
+        if until < highest:
+            count += self._connection.execute(
+                "SELECT count(*) FROM words WHERE words MATCH ? AND rowid > ?", (match, until)
+            ).fetchone()[0]
+            if len(counts) >= _REMEMBERED_COUNTS:
+                counts.clear()
+            counts[match] = (deletions, highest, count)
+        return int(count)
+
+
+def expression(terms: Iterable[Term]) -> str:
+    """Return the terms of a query for FTS5. A token holds no quotation mark, so nothing in it means anything else."""
+    return " AND ".join(f'"{" ".join(term.tokens)}"{" *" if term.prefix else ""}' for term in terms)
