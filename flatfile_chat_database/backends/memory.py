@@ -87,6 +87,10 @@ class MemoryBackend(StorageBackend):
         self._opened()
         return await super().changes(cursor)
 
+    async def obstacles(self, *, fix: bool = False) -> list[Problem]:
+        self._opened()
+        return []
+
     async def verify(self, *, fix: bool = False) -> list[Problem]:
         self._opened()
         return []
