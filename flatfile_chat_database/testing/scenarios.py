@@ -5,7 +5,7 @@ Each function yields trials to be checked, with the crash point from which on a 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
 from .disk import Nodes
@@ -143,6 +143,27 @@ def failing(
             for operation in second:
                 other.do(operation)
         yield f"{_name(first)}, sync {number} fails, then {_name(second)}", trial, 0
+
+
+def folding_together(
+    bench: Bench, one: Operation, other: Operation, *, calls: Iterable[int], syncs: Iterable[int]
+) -> Iterator[Found]:
+    """Two processes fold the journal at once, and for one of them a sync fails.
+
+    The store must be one that folds after each operation. The first process folds when it is closed; before one of its
+    `calls` the other one does its operation and closes as well, and one of its `syncs` fails.
+    """
+    syncs = list(syncs)
+    for call in calls:
+        for number in syncs:
+            with repeatable(late=True):
+                trial = bench.trial()
+                first, second = trial.start(), trial.start()
+                second.open()
+                first.do(one)
+                second.files.failing_syncs = frozenset([second.files.syncs + number])
+                _do_until(first, CLOSE, call, _all(second, (other, CLOSE)))
+            yield f"{one.name} is folded, and before call {call} {other.name}, whose sync {number} fails", trial, 0
 
 
 def _do_until(process: Process, operation: Operation, call: int, work: Callable[[], object]) -> bool:
