@@ -29,6 +29,7 @@ PYTHON ?= $(or $(call find,3.11),python3)
 
 VENV := .venv
 BIN := $(VENV)/bin
+BENCH := .venv-bench
 
 # $(call environment,PYTHON,FOLDER): a new virtual environment with all that requirements.lock names, and this package.
 # Debian keeps venv in a package of its own, so a first failure is mended when we may. The folder is removed first:
@@ -68,6 +69,7 @@ test: check ## everything CI runs: check, the whole suite, and the suite on ever
 	@echo "== Python $$($(BIN)/python -c 'import platform; print(platform.python_version())'): the whole suite"
 	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
 	@$(foreach version,$(OTHERS),$(MAKE) --no-print-directory suite-$(version) &&) true
+	@$(if $(ARGS),true,$(MAKE) --no-print-directory suite-bench)
 
 # Only a step of `test`: one other Python, without the tests marked slow.
 suite-%:
@@ -76,6 +78,11 @@ suite-%:
 	    && $(MAKE) --no-print-directory $(VENV)-$*/.stamp \
 	    && $(VENV)-$*/bin/python -m pytest -n $(JOBS) -m "not slow" $(ARGS), \
 	    echo "== Python $*: NOT PRESENT on this machine, so it was NOT TESTED")
+
+# Only a step of `test`: every scenario of the benchmarks with every peer, in a few seconds; the figures mean nothing.
+suite-bench: $(BENCH)/.stamp
+	@echo "== benchmarks: every scenario, with the peers"
+	@$(BENCH)/bin/python -m benchmarks --quick --peers --json >/dev/null
 
 check: $(VENV)/.stamp ## lint, format, types, layers, and whether the generated documentation is fresh
 	@echo "== ruff"
@@ -105,15 +112,17 @@ coverage: $(VENV)/.stamp ## the whole suite with coverage; the parts that can lo
 servers: ## install the servers that the tests need
 	@echo "The tests of this version need no server: nothing to install."
 
-bench: $(VENV)/.stamp ## measure the speed on this machine
-	@$(BIN)/python -m benchmarks $(ARGS)
+bench: $(BENCH)/.stamp ## measure the speed beside the peers, and write docs/benchmarks.md (ARGS="single --json": only look)
+	@$(BENCH)/bin/python -m benchmarks $(or $(ARGS),--check --report)
 
 soak: $(VENV)/.stamp ## the long test: crashes and load, far longer than the suite
 	@$(BIN)/python -m tests.soak $(ARGS)
 
-lock: $(VENV)/.stamp ## write requirements.lock from pyproject.toml (ARGS=--upgrade for newer versions)
+lock: $(VENV)/.stamp ## write the lock files from pyproject.toml (ARGS=--upgrade for newer versions)
 	@$(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --no-header --no-emit-index-url \
 	    --all-extras --group dev --quiet $(ARGS) -o requirements.lock
+	@$(BIN)/uv pip compile pyproject.toml --universal --generate-hashes --no-header --no-emit-index-url \
+	    --group bench --quiet $(ARGS) -o requirements-bench.lock
 
 format: $(VENV)/.stamp ## format the code and fix what ruff can fix by itself
 	@$(BIN)/ruff check --fix-only --quiet
@@ -129,3 +138,15 @@ $(VENV)/.stamp: requirements.lock pyproject.toml
 
 $(VENV)-%/.stamp: requirements.lock pyproject.toml
 	$(call environment,$(call find,$*),$(VENV)-$*)
+
+# The peers bring many packages, for which uv takes three seconds and pip more than a minute. uv does not read pip's
+# configuration, though: where packages come from elsewhere, pip gets them.
+$(BENCH)/.stamp: requirements-bench.lock pyproject.toml | $(VENV)/.stamp
+	@echo "== environment $(BENCH)"
+	@rm -rf $(BENCH)
+	@$(BIN)/python -m venv $(BENCH)
+	@$(BIN)/uv pip install --quiet --python $(BENCH) --require-hashes -r requirements-bench.lock || \
+	    $(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
+	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
+	@$(BENCH)/bin/python -m pip check
+	@touch $@

@@ -6,18 +6,32 @@ import argparse
 import dataclasses
 import importlib
 import json
-import os
-import platform
+import signal
 import sys
 from collections.abc import Sequence
+from pathlib import Path
 
-from . import latency, startup
+from . import latency, machine, report, startup
+from .result import Result
 
-SCENARIOS = ("latency", "startup", "importing")
+SCENARIOS = (
+    "appending",
+    "single",
+    "many",
+    "processes",
+    "paging",
+    "opening",
+    "importing",
+    "streaming",
+    "latency",
+    "startup",
+)
+
+DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
-    """Print what each scenario measured; return 1 if `--check` was asked for and something is too slow."""
+    """Print what each scenario measured; return 1 if something that was asked for does not hold."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument("names", nargs="*", metavar="NAME", help=f"scenarios: {', '.join(SCENARIOS)}")
     parser.add_argument("--json", action="store_true", help="print JSON lines")
@@ -25,24 +39,41 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser.add_argument(
         "--check",
         action="store_true",
-        help=f"fail (exit code 1) if an operation of `latency` takes {latency.LIMIT_MS:.0f} ms or more at the 99th "
-        f"percentile, or the package adds more than {startup.LIMIT_MS:.0f} ms to `startup`",
+        help="fail (exit code 1) if a figure is beyond its bar, a peer is not installed, an operation of `latency` "
+        f"takes {latency.LIMIT_MS:.0f} ms or more at the 99th percentile, or the package adds more than "
+        f"{startup.LIMIT_MS:.0f} ms to `startup`",
+    )
+    parser.add_argument("--peers", action="store_true", help="fail (exit code 1) if a peer is not installed")
+    parser.add_argument(
+        "--report", action="store_true", help="write docs/benchmarks.md and its plot, with what this run measured"
     )
     options = parser.parse_args(arguments)
-    if options.check and options.quick:
-        parser.error("--quick measures nothing that --check could judge")
+    if options.quick and (options.check or options.report):
+        parser.error(f"--quick measures nothing that --{'check' if options.check else 'report'} could use")
+    if options.report and options.names:
+        parser.error("--report is about all scenarios: give no names")
     unknown = set(options.names) - set(SCENARIOS)
     if unknown:
         parser.error(f"no such scenario: {', '.join(sorted(unknown))}")
+    facts = machine.facts()
     if not options.json:
-        print(f"Python {platform.python_version()}, {platform.system()} {platform.release()}, {os.cpu_count()} cores")
-    beyond: list[str] = []
+        print("; ".join(f"{name}: {value}" for name, value in facts.items()))
+    results: list[Result] = []
     for name in options.names or SCENARIOS:
-        result = importlib.import_module(f".{name}", __package__).run(quick=options.quick)
+        result: Result = importlib.import_module(f".{name}", __package__).run(quick=options.quick)
+        if options.quick:
+            result = dataclasses.replace(result, beyond=[])
         print(json.dumps(dataclasses.asdict(result)) if options.json else f"\n{result}", flush=True)
-        beyond += result.beyond
-    return 1 if options.check and beyond else 0
+        results.append(result)
+    if options.report:
+        report.write(DOCS, results, facts)
+    missing = sorted({peer for result in results for peer in result.missing})
+    if missing and (options.check or options.peers):
+        print(f"Not installed: {', '.join(missing)}. `make bench` installs what is needed.", file=sys.stderr)
+        return 1
+    return 1 if options.check and any(result.beyond for result in results) else 0
 
 
 if __name__ == "__main__":
+    signal.signal(signal.SIGTERM, lambda *_: sys.exit(128 + signal.SIGTERM))  # ended, but not without tidying up
     sys.exit(main())

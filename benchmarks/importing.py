@@ -1,79 +1,103 @@
-"""`chatdb import` of generated conversations into a new store, in a process of its own."""
+"""`chatdb import` of generated conversations into a new store, beside the same files made by plain system calls."""
 
 from __future__ import annotations
 
-import asyncio
 import json
+import os
+import shutil
 import subprocess
 import sys
-import tempfile
-import time
 from pathlib import Path
-from typing import Any
 
-from flatfile_chat_database import StorageConfig, StorageManager
-from flatfile_chat_database.importers import import_file
+from .corpus import CONVERSATIONS, write_conversations
+from .machine import work_folder
+from .result import Bar, Result, Table, median
+from .rounds import ROUNDS, settle, timed
 
-from .result import Result
+BAR = Bar(least=0.35)
 
-TEXT = "The quick brown fox jumps over the lazy dog, and then it rests for a while. " * 4  # 308 characters
-MESSAGES = 20  # in each conversation
+# The command, which says at the end how much memory it had.
+PROGRAM = """
+import atexit, sys
+from flatfile_chat_database.cli import main
+
+@atexit.register
+def say():
+    with open("/proc/self/status") as status:
+        sys.stderr.writelines(line for line in status if line.startswith("VmHWM:"))
+
+sys.exit(main())
+"""
 
 
 def run(*, quick: bool) -> Result:
-    """Measure the import alone: from opening the file until all of it is durable."""
-    conversations = 10 if quick else 5_000
-    with tempfile.TemporaryDirectory(prefix="chatdb-benchmark-") as folder:
-        source = Path(folder, "conversations.jsonl")
-        _generate(source, conversations)
-        finished = subprocess.run(
-            [sys.executable, "-m", __name__, str(source), str(Path(folder, "store"))],
-            stdout=subprocess.PIPE,
-            check=True,
-            text=True,
-        )
+    """Measure messages a second: the whole command, from the start of its process to its end."""
+    conversations, rounds = (50, 1) if quick else (CONVERSATIONS, ROUNDS)
+    ours: list[float] = []
+    theirs: list[float] = []
+    peaks: list[float] = []
+    with work_folder() as folder:
+        source = folder / "conversations.jsonl"
+        messages = write_conversations(source, conversations)
+        for number in range(rounds + 1):
+            settle(quick=quick)
+            store = folder / "store"
+            with timed() as watch:
+                peak = _import(source, store)
+            command = watch.seconds
+            files, folders = _read(store)
+            shutil.rmtree(store)
+            settle(quick=quick)
+            with timed() as watch:
+                _make(folder / "plain", files, folders)
+            shutil.rmtree(folder / "plain")
+            if number:  # the first one was to warm up
+                ours.append(messages / command)
+                theirs.append(messages / watch.seconds)
+                peaks.append(peak / 1e6)
         size = source.stat().st_size
-    what = f"a file of {size / 1e6:,.1f} MB with {MESSAGES} messages a conversation"
-    return Result("importing", what, [json.loads(finished.stdout)])
+    table = Table()
+    what = f"{conversations:,} conversations, {messages:,} messages"
+    table.compare(what, "messages/s", ours, "the same files by plain calls and one sync", theirs, BAR)
+    table.measure("peak memory of the command", "MB", peaks)
+    return Result(
+        "importing",
+        f"a file of {size / 1e6:,.1f} MB, {messages:,} messages in {messages / median(ours):.1f} s",
+        table.rows,
+        table.beyond,
+        [f"plain calls: {len(folders):,} folders and {len(files):,} files, then one sync of the file system"],
+        {"chatdb import": ours, "plain calls": theirs},
+    )
 
 
-def _generate(path: Path, conversations: int) -> None:
-    with path.open("w") as file:
-        for number in range(conversations):
-            messages = [
-                {"role": ("user", "assistant")[n % 2], "content": f"{number}, {n}: {TEXT}"} for n in range(MESSAGES)
-            ]
-            file.write(json.dumps({"id": f"conversation-{number}", "messages": messages}) + "\n")
+def _import(source: Path, store: Path) -> int:
+    """Run the command; return the most memory that it had."""
+    arguments = ["--store", str(store), "--set", "max_sessions_per_user=1000000", "--json"]
+    arguments += ["import", "--format", "openai-jsonl", str(source)]
+    finished = subprocess.run([sys.executable, "-c", PROGRAM, *arguments], capture_output=True, check=False, text=True)
+    if finished.returncode:
+        raise SystemExit(f"chatdb import failed: {finished.stderr}")
+    report = json.loads(finished.stdout)
+    if report["added"] != report["messages"] or report["skipped"]:
+        raise SystemExit(f"The import left something out: {report}.")
+    return int(finished.stderr.split()[-2]) * 1024  # VmHWM: 12345 kB
 
 
-def _import(source: str, store: str) -> dict[str, Any]:
-    async def work() -> dict[str, Any]:
-        config = StorageConfig(storage_base_path=store, max_sessions_per_user=10_000_000)
-        began = time.perf_counter()
-        async with StorageManager(config) as storage:
-            report = await import_file(storage, source, user_id="local")
-        seconds = time.perf_counter() - began
-        if report.skipped:
-            raise SystemExit(f"The import skipped something: {', '.join(report.skipped)}.")
-        return {
-            "conversations": report.conversations,
-            "messages": report.added,
-            "seconds": seconds,
-            "messages/s": report.added / seconds,
-            "peak MB": _peak_bytes() / 1e6,
-        }
-
-    return asyncio.run(work())
+def _read(store: Path) -> tuple[list[tuple[str, bytes]], list[str]]:
+    """Return the users' files as the command has left them, and their folders, outer ones first."""
+    files, folders = [], []
+    for place, _, names in os.walk(store / "users"):
+        folders.append(os.path.relpath(place, store))
+        files += [(os.path.join(folders[-1], name), Path(place, name).read_bytes()) for name in names]
+    return files, folders
 
 
-def _peak_bytes() -> int:
-    """Return the most memory that this process ever had."""
-    # Not `getrusage`: its figure also counts the process that this one was forked from, whose peak may be higher.
-    for line in Path("/proc/self/status").read_text().splitlines():
-        if line.startswith("VmHWM:"):
-            return int(line.split()[1]) * 1024
-    raise SystemExit("/proc/self/status has no VmHWM: the peak memory cannot be measured here.")
-
-
-if __name__ == "__main__":
-    print(json.dumps(_import(*sys.argv[1:])))
+def _make(folder: Path, files: list[tuple[str, bytes]], folders: list[str]) -> None:
+    os.mkdir(folder, 0o700)
+    for name in folders:
+        os.mkdir(f"{folder}/{name}", 0o700)
+    for name, content in files:
+        descriptor = os.open(f"{folder}/{name}", os.O_WRONLY | os.O_CREAT | os.O_EXCL, 0o600)
+        os.write(descriptor, content)
+        os.close(descriptor)
+    os.sync()

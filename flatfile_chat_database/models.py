@@ -51,9 +51,23 @@ def parse_timestamp(text: object, field_name: str = "timestamp") -> datetime:
     raise ValidationError(f"{field_name} {text[:80]!r} has no offset from UTC.", hint="Add one, for instance +00:00.")
 
 
-def now() -> str:
-    """Return the current time as a stored timestamp."""
-    return format_timestamp(utc_now())
+class _Now:
+    """The current time as a stored timestamp; what does not change within a second is made once."""
+
+    def __init__(self) -> None:
+        self._second = -1, ""
+
+    def __call__(self) -> str:
+        second, microsecond = divmod(time.time_ns() // 1000, 1_000_000)
+        known, text = self._second
+        if known != second:
+            text = datetime.fromtimestamp(second, UTC).isoformat()[:-6]
+            self._second = second, text
+        return f"{text}.{microsecond:06d}+00:00"
+
+
+now = _Now()
+"""Return the current time as a stored timestamp."""
 
 
 class _Uuid7Source:
@@ -61,31 +75,49 @@ class _Uuid7Source:
 
     A 12-bit counter, seeded at random in its lower half each millisecond, orders the ids of one
     millisecond; when it overflows, the clock is taken as one millisecond on. A clock that runs backwards is
-    ignored until it has caught up. The other 62 bits come from the operating system each time, so a forked
-    child repeats nothing.
+    ignored until it has caught up. The other 62 bits come from the operating system, for many ids at a time, and a
+    forked child asks anew, so it repeats nothing.
     """
 
     def __init__(self) -> None:
         self._lock = threading.Lock()
         self._millisecond = 0
         self._counter = 0
+        self._head = ""
+        self._tails: list[str] = []
+        self._process = 0
 
     def __call__(self) -> str:
-        random = int.from_bytes(os.urandom(10))
         with self._lock:
+            if not self._tails or self._process != os.getpid():
+                self._draw()
             millisecond = time.time_ns() // 1_000_000
             if millisecond > self._millisecond:
-                self._millisecond = millisecond
-                self._counter = (random >> 64) & 0x7FF
-            else:
+                self._begin(millisecond)
+            elif self._counter < 0xFFF:
                 self._counter += 1
-                if self._counter > 0xFFF:
-                    self._millisecond += 1
-                    self._counter = (random >> 64) & 0x7FF
-            head = self._millisecond << 16 | 0x7000 | self._counter
-        text = f"{head:016x}{0x8000_0000_0000_0000 | random & 0x3FFF_FFFF_FFFF_FFFF:016x}"
-        return f"{text[:8]}-{text[8:12]}-{text[12:16]}-{text[16:20]}-{text[20:]}"
+            else:
+                self._begin(self._millisecond + 1)
+            return f"{self._head}{self._counter:03x}{self._tails.pop()}"
 
+    def _begin(self, millisecond: int) -> None:
+        self._millisecond = millisecond
+        self._counter = int.from_bytes(os.urandom(2)) & 0x7FF
+        text = f"{millisecond:012x}"
+        self._head = f"{text[:8]}-{text[8:]}-7"
+
+    def _draw(self) -> None:
+        self._process = os.getpid()
+        drawn = os.urandom(8 * _DRAWN)
+        text = drawn.hex()
+        self._tails = [
+            f"-{'89ab'[drawn[at] >> 6]}{text[2 * at + 1 : 2 * at + 4]}-{text[2 * at + 4 : 2 * at + 16]}"
+            for at in range(0, len(drawn), 8)
+        ]
+
+
+_DRAWN = 64
+"""Ids that share a call of the operating system."""
 
 new_id = _Uuid7Source()
 """Return a new unique id: a version 7 UUID in its usual text form."""

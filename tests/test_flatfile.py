@@ -22,6 +22,7 @@ from flatfile_chat_database.errors import (
     DurabilityError,
     IntegrityError,
     UnavailableError,
+    ValidationError,
 )
 from flatfile_chat_database.models import Message
 from flatfile_chat_database.testing.faults import FaultyFiles
@@ -155,6 +156,18 @@ async def test_cut_at_every_byte_a_log_keeps_its_whole_records_and_the_next_appe
             assert aside == []
         await backend.commit([RemoveTree("system/quarantine")])
         await backend.close()
+
+
+async def test_an_append_may_bring_the_ids_of_its_lines(opened: Open) -> None:
+    backend = opened()
+    await backend.open()
+    assert await backend.commit([Append(LOG, (line("a"), line("b")), ids=("a", "b"))]) == [2]
+    assert await backend.commit([Append(LOG, (line("b"), line("c"), line("c")), ids=("b", "c", "c"))]) == [1]
+    with pytest.raises(ValidationError, match="'a' already"):
+        await backend.commit([Append(LOG, (line("a", "other"),), ids=("a",))])
+    with pytest.raises(ValidationError, match="an id for every line"):
+        await backend.commit([Append(LOG, (line("d"), line("e")), ids=("d",))])
+    assert await ids(backend) == ["a", "b", "c"]
 
 
 async def test_nul_bytes_at_the_end_are_set_aside_like_any_half_line(opened: Open, store_path: Path) -> None:

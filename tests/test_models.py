@@ -86,6 +86,14 @@ def test_a_forked_child_repeats_no_id() -> None:
     assert not mine & theirs
 
 
+def test_ids_of_one_moment_differ_in_what_is_random() -> None:
+    source = _Uuid7Source()
+    taken = [uuid.UUID(source()).int & (1 << 62) - 1 for _ in range(1000)]
+    assert len(set(taken)) == 1000
+    for bit in range(62):
+        assert 350 < sum(number >> bit & 1 for number in taken) < 650, f"bit {bit} is not random"
+
+
 # --- timestamps ----------------------------------------------------------------------------------------
 
 

@@ -21,11 +21,15 @@ TARGETS = {
 }  # fmt: skip
 
 
-def locked_requirements() -> dict[str, str]:
-    """Return each requirement of the lock by its name, with its continuation lines."""
+LOCKS = {"requirements.lock": "dev", "requirements-bench.lock": "bench"}
+"""With the group of dependencies that is in each, beside those of the package."""
+
+
+def locked_requirements(lock: str) -> dict[str, str]:
+    """Return each requirement of a lock by its name, with its continuation lines."""
     requirements: dict[str, str] = {}
     name = ""
-    for line in (ROOT / "requirements.lock").read_text().splitlines():
+    for line in (ROOT / lock).read_text().splitlines():
         if start := re.match(r"([\w.-]+)==", line):
             name = start[1]
             requirements[name] = line
@@ -35,24 +39,34 @@ def locked_requirements() -> dict[str, str]:
     return requirements
 
 
-def test_the_lock_names_no_address() -> None:
-    text = (ROOT / "requirements.lock").read_text()
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_names_no_address(lock: str) -> None:
+    text = (ROOT / lock).read_text()
     assert re.findall(r"\S+://\S*|--(?:extra-)?index-url.*|--find-links.*", text) == []
 
 
-def test_every_requirement_of_the_lock_has_hashes() -> None:
-    requirements = locked_requirements()
+@pytest.mark.parametrize("lock", LOCKS)
+def test_every_requirement_of_a_lock_has_hashes(lock: str) -> None:
+    requirements = locked_requirements(lock)
     assert requirements
     assert [name for name, text in requirements.items() if "--hash=sha256:" not in text] == []
 
 
-def test_the_lock_covers_every_declared_dependency() -> None:
+@pytest.mark.parametrize("lock", LOCKS)
+def test_a_lock_covers_every_declared_dependency(lock: str) -> None:
     project = tomllib.loads((ROOT / "pyproject.toml").read_text())
-    declared: list[str] = [*project["project"]["dependencies"], *project["dependency-groups"]["dev"]]
-    for extra in project["project"]["optional-dependencies"].values():
-        declared += extra
+    declared: list[str] = [*project["project"]["dependencies"], *project["dependency-groups"][LOCKS[lock]]]
+    if lock == "requirements.lock":
+        for extra in project["project"]["optional-dependencies"].values():
+            declared += extra
     names = {re.sub(r"[-_.]+", "-", re.split(r"[\s\[<>=!~;]", text)[0]).lower() for text in declared}
-    assert names - locked_requirements().keys() == set()
+    assert names - locked_requirements(lock).keys() == set()
+
+
+def test_what_is_only_compared_with_is_not_in_the_lock_of_developers() -> None:
+    assert {"openai-agents", "langchain-community", "agent-framework-core"}.isdisjoint(
+        locked_requirements("requirements.lock")
+    )
 
 
 def repository_files() -> list[Path]:

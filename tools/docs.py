@@ -40,7 +40,9 @@ change or remove a message. A session's `updated_at` in `session.json` is when i
 library answers with the time of the newest message where that is later, and spares the file.
 
 `system/trash/{entry}/` holds deleted things under the paths they had, `system/quarantine/` bytes that were damaged,
-each `.bin` with a `.json` that says where it was. `system/lock` is the lock file and stays."""
+each `.bin` with a `.json` that says where it was. `system/journal/` holds what was written last, as it goes to the files,
+until it is folded into them; a store that is closed needs none of it. `system/lock`, `system/open` and
+`system/checkpoint` are lock files and stay."""
 
 CONFIGURATION = """\
 `StorageConfig(...)` checks itself. `load_config` gathers one from, in rising order: the defaults, the class of the

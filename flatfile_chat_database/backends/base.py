@@ -15,14 +15,17 @@ A medium that cannot be read or written raises UnavailableError; what cannot be 
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import importlib
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncIterator, Callable, Collection, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Sequence
+from contextlib import aclosing
 from enum import Enum, StrEnum
-from typing import Final, cast
+from functools import lru_cache
+from typing import Final, TypeVar, cast
 
 import msgspec
 
@@ -44,6 +47,11 @@ logger = logging.getLogger("flatfile_chat_database")
 
 _KEY_SEGMENT = r"(?!\.\.?(/|\Z))[^/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]+"
 _KEY = re.compile(f"{_KEY_SEGMENT}(/{_KEY_SEGMENT})*")
+
+
+T = TypeVar("T")
+
+_DECODED_AT_ONCE = 200  # more lines are decoded in a thread: on the event loop they would hold everybody up
 
 
 class Capability(StrEnum):
@@ -131,6 +139,8 @@ class Append(msgspec.Struct, frozen=True):
     lines: tuple[bytes, ...]
     maximum: int | None = None
     limit_name: str = ""
+    ids: tuple[str, ...] = ()
+    """The ids of the lines, for a caller who knows them; else they are read from the lines."""
 
 
 class Edit(msgspec.Struct, frozen=True):
@@ -398,6 +408,35 @@ class StorageBackend(ABC):
         if lines:
             yield lines
 
+    async def read_log_as(
+        self,
+        key: str,
+        decode: Callable[[bytes], T | None],
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        strict: bool = False,
+    ) -> list[T]:
+        """Return what `decode` makes of the records that `read_log` returns.
+
+        `decode` makes None of a line that is no message. It may be called in any thread, and for further lines.
+        """
+        lines = await self.read_log(key, start, stop, strict=strict)
+        if len(lines) <= _DECODED_AT_ONCE:
+            return _decoded(lines, decode)
+        return await asyncio.to_thread(_decoded, lines, decode)
+
+    async def stream_log_as(
+        self, key: str, decode: Callable[[bytes], T | None], *, strict: bool = False
+    ) -> AsyncIterator[Iterable[T]]:
+        """Yield what `decode` makes of the runs that `stream_log` yields.
+
+        A run is made while it is iterated over; it is to be used up before the next.
+        """
+        async with aclosing(cast("AsyncGenerator[list[bytes]]", self.stream_log(key, strict=strict))) as runs:
+            async for run in runs:
+                yield (record for line in run if (record := decode(line)) is not None)
+
     async def count_log(self, key: str) -> int:
         """Return the number of records of a log; 0 if it is absent."""
         return len(await self.read_log(key))
@@ -521,6 +560,7 @@ class StorageBackend(ABC):
 # --- rules that every backend shares -------------------------------------------------------------------
 
 
+@lru_cache(maxsize=16384)
 def check_key(key: str) -> str:
     """Return `key` if it is one; see the module's docstring.
 
@@ -543,14 +583,16 @@ def check_change(change: Change) -> None:
     keys: tuple[str, ...]
     lines: tuple[bytes, ...] = ()
     match change:
+        case Append(key, lines):
+            keys = (key,)
+            if change.ids and len(change.ids) != len(lines):
+                raise ValidationError("An Append has an id for every line, or none.", key=key)
         case Move(source, target):
             keys = source, target
         case Quota(folder):
             keys = (folder,) if folder else ()
         case RemoveTree(folder):
             keys = (folder,)
-        case Append(key):
-            keys, lines = (key,), change.lines
         case Edit(key):
             keys, lines = (key,), (change.line,) if change.line is not None else ()
         case _:
@@ -607,8 +649,7 @@ def new_lines(append: Append, find: Callable[[str], bytes | None]) -> list[bytes
         ValidationError: The log, or the Append itself, has another message under the same id.
     """
     added: dict[str, bytes] = {}
-    for line in append.lines:
-        record_id = codec.written_id(line)
+    for record_id, line in zip(append.ids or map(codec.written_id, append.lines), append.lines, strict=True):
         existing = added.get(record_id) or find(record_id)
         if existing is None:
             added[record_id] = line
@@ -655,6 +696,10 @@ def good_lines(key: str, data: bytes, *, strict: bool = False, newline: bool = T
             report_bad_line(key, offset, strict=strict)
         offset += len(line) + 1
     return lines
+
+
+def _decoded(lines: Iterable[bytes], decode: Callable[[bytes], T | None]) -> list[T]:
+    return [record for line in lines if (record := decode(line)) is not None]
 
 
 def report_bad_line(key: str, offset: int, *, strict: bool) -> None:

@@ -2,14 +2,12 @@
 
 from __future__ import annotations
 
-import asyncio
 import logging
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Mapping, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable
 from contextlib import aclosing
 from dataclasses import fields
-from typing import Any, cast
-
-import msgspec
+from functools import partial
+from typing import Any, NamedTuple, cast
 
 from .. import codec
 from ..backends.base import Append, Edit, Require, Truncate, not_found
@@ -22,14 +20,19 @@ logger = logging.getLogger("flatfile_chat_database")
 _FIELDS = tuple(item.name for item in fields(Message))
 
 
-class LogName(msgspec.Struct, frozen=True):
+class LogName(NamedTuple):
     """Whose messages."""
 
     entry: str
     """The log in the layout."""
     owner: str
     """The entry of the document without which there is no such log."""
-    names: Mapping[str, str]
+    ids: tuple[str, ...]
+
+    @property
+    def names(self) -> dict[str, str]:
+        """The ids by placeholder."""
+        return dict(zip(_PLACEHOLDERS[self.owner], self.ids, strict=True))
 
     @property
     def is_panel(self) -> bool:
@@ -37,18 +40,20 @@ class LogName(msgspec.Struct, frozen=True):
         return self.owner == "panel"
 
 
+_PLACEHOLDERS = {"session": ("user_id", "session_id"), "panel": ("panel_id",)}
+
+
 def session_log(user_id: str, session_id: str) -> LogName:
     """Name the messages of a session."""
-    return LogName("messages", "session", {"user_id": user_id, "session_id": session_id})
+    return LogName("messages", "session", (user_id, session_id))
 
 
 def panel_log(panel_id: str) -> LogName:
     """Name the messages of a panel."""
-    return LogName("panel_messages", "panel", {"panel_id": panel_id})
+    return LogName("panel_messages", "panel", (panel_id,))
 
 
-_DECODED_AT_ONCE = 200
-"""More lines than this are decoded in a thread: on the event loop they would hold everybody up."""
+_REMEMBERED_LOGS = 16384
 
 
 class Messages:
@@ -57,6 +62,7 @@ class Messages:
     def __init__(self, store: Store) -> None:
         self._store = store
         self._config = store.config
+        self._places: dict[LogName, tuple[str, Require]] = {}
 
     # --- writing -------------------------------------------------------------------------------------
 
@@ -64,19 +70,26 @@ class Messages:
         """Append messages, all or none; return how many were new."""
         if not isinstance(messages, Iterable):
             raise ValidationError(f"messages must be several Message objects, not {type(messages).__name__}.")
-        append = Append(
-            self._key(log),
-            tuple(self._encode(log, message) for message in messages),
-            self._config.max_messages_per_session,
-            "max_messages_per_session",
-        )
-        changes = (self._owner(log), append) if append.lines else (self._owner(log),)
-        outcomes = await (await self._store.writing()).commit(changes)
-        return cast("int", outcomes[1]) if append.lines else 0
+        key, owner = self._place(log)
+        lines: list[bytes] = []
+        ids: list[str] = []
+        for message in messages:
+            codec.check_message(message)
+            if message.parent_id is not None:
+                self._check_thread(log, message.parent_id)
+            lines.append(self._check_size(key, codec.encode_message(message)))
+            ids.append(message.id)
+        backend = await self._store.writing()
+        if not lines:
+            await backend.commit((owner,))
+            return 0
+        maximum = self._config.max_messages_per_session
+        append = Append(key, tuple(lines), maximum, "max_messages_per_session", tuple(ids))
+        return cast("int", (await backend.commit((owner, append)))[1])
 
     async def update(self, log: LogName, message_id: str, updates: dict[str, Any]) -> bool:
         """Change a message in its place."""
-        key, owner = self._key(log), self._owner(log)
+        key, owner = self._place(log)
         codec.check_message_id(message_id, "message_id")
         updates = codec.own_object(updates, "updates")
         for name in updates:
@@ -157,8 +170,7 @@ class Messages:
         elif start < 0:
             start = max(0, await backend.count_log(key) + start)
             stop = start + limit
-        lines = await backend.read_log(key, start, stop, strict=strict)
-        return await self._decode_all(key, lines, strict=strict)
+        return await backend.read_log_as(key, self._decoder(key, strict=strict), start, stop, strict=strict)
 
     async def page(
         self, log: LogName, limit: int | None, before: str | None, after: str | None, *, strict: bool = False
@@ -168,28 +180,30 @@ class Messages:
         limit = self._limit(limit)
         if before is not None and after is not None:
             raise ValidationError("before and after cannot both be given.", hint="Ask for one page at a time.")
+        decode = self._decoder(key, strict=strict)
         backend = await self._store.reading()
         if after is not None:
             start = await self._position(log, after, "after") + 1
-            lines = await backend.read_log(key, start, start + limit + 1, strict=strict)
-            more, lines = len(lines) > limit, lines[:limit]
+            found = await backend.read_log_as(key, decode, start, start + limit + 1, strict=strict)
+            more, found = len(found) > limit, found[:limit]
         elif before is not None:
             stop = await self._position(log, before, "before")
             start = max(0, stop - limit)
             more = start > 0
-            lines = await backend.read_log(key, start, stop, strict=strict) if limit else []
+            found = await backend.read_log_as(key, decode, start, stop, strict=strict) if limit else []
         else:
-            lines = await backend.read_log(key, -limit - 1, strict=strict)
-            more, lines = len(lines) > limit, lines[max(0, len(lines) - limit) :]
-        return MessagePage(await self._decode_all(key, lines, strict=strict), more)
+            found = await backend.read_log_as(key, decode, -limit - 1, strict=strict)
+            more, found = len(found) > limit, found[max(0, len(found) - limit) :]
+        return MessagePage(found, more)
 
     async def stream(self, log: LogName, *, strict: bool = False) -> AsyncIterator[Message]:
         """Yield all messages, oldest first."""
         key = self._key(log)
         backend = await self._store.reading()
-        async with aclosing(cast("AsyncGenerator[list[bytes]]", backend.stream_log(key, strict=strict))) as runs:
-            async for lines in runs:
-                for message in await self._decode_all(key, lines, strict=strict):
+        stream = backend.stream_log_as(key, self._decoder(key, strict=strict), strict=strict)
+        async with aclosing(cast("AsyncGenerator[Iterable[Message]]", stream)) as runs:
+            async for run in runs:
+                for message in run:
                     yield message
 
     async def find(self, log: LogName, message_id: str) -> Message | None:
@@ -201,7 +215,7 @@ class Messages:
         key = self._key(log)
         codec.check_message_id(message_id, "message_id")
         found = await (await self._store.reading()).find_record(key, message_id)
-        return None if found is None else self._decode(key, found[1])
+        return None if found is None else self._decoder(key, strict=True)(found[1])
 
     async def count(self, log: LogName) -> int:
         """Return the number of messages."""
@@ -210,7 +224,7 @@ class Messages:
 
     async def _position(self, log: LogName, message_id: str, name: str) -> int:
         codec.check_message_id(message_id, name)
-        key, owner = self._key(log), self._owner(log)
+        key, owner = self._place(log)
         backend = await self._store.reading()
         found = await backend.find_record(key, message_id)
         if found is None and not await backend.exists(owner.key):
@@ -221,11 +235,22 @@ class Messages:
 
     # --- names, checks, lines ------------------------------------------------------------------------
 
-    def _key(self, log: LogName) -> str:
-        return self._store.layout.key(log.entry, **log.names)
+    def _place(self, log: LogName) -> tuple[str, Require]:
+        """Return the key of a log and the condition that its owner exists."""
+        try:
+            place = self._places.get(log)
+        except TypeError:  # an id that has no hash is none, as the layout is about to say
+            place = None
+        if place is None:
+            names = log.names
+            place = self._store.layout.key(log.entry, **names), self._store.require(log.owner, **names)
+            if len(self._places) >= _REMEMBERED_LOGS:
+                self._places.clear()
+            self._places[log] = place
+        return place
 
-    def _owner(self, log: LogName) -> Require:
-        return self._store.require(log.owner, **log.names)
+    def _key(self, log: LogName) -> str:
+        return self._place(log)[0]
 
     def _limit(self, limit: int | None) -> int:
         default = self._config.message_pagination_default_limit
@@ -239,11 +264,6 @@ class Messages:
                 hint="Set panel_message_threading_enabled if this is wanted.",
             )
 
-    def _encode(self, log: LogName, message: Message) -> bytes:
-        codec.check_message(message)
-        self._check_thread(log, message.parent_id)
-        return self._check_size(self._key(log), codec.encode_message(message))
-
     def _check_size(self, key: str, line: bytes) -> bytes:
         size, limit = len(line) - 1, self._config.max_message_size_bytes
         if size > limit:
@@ -256,33 +276,21 @@ class Messages:
             )
         return line
 
-    def _decode(self, key: str, line: bytes) -> Message:
-        message = codec.decode_message(line)
-        if self._config.validate_json_on_read:
+    def _decoder(self, key: str, *, strict: bool) -> Callable[[bytes], Message | None]:
+        """Return what makes messages of a log's lines.
+
+        One of which only the timestamp cannot be read is a message all the same: it has a position, and counts.
+        """
+        if not self._config.validate_json_on_read:
+            return codec.line_message
+
+        def doubt(message: Message) -> None:
             try:
                 parse_timestamp(message.timestamp)
             except ValidationError as error:
-                raise IntegrityError(
-                    f"The message {message.id!r} in {key} is damaged: {error.message}",
-                    key=key,
-                    hint="Run `chatdb check` to see all damage.",
-                ) from error
-        return message
-
-    async def _decode_all(self, key: str, lines: Sequence[bytes], *, strict: bool) -> list[Message]:
-        """Return the messages of lines, one of each: positions and counts are of lines, so none is passed over."""
-        if len(lines) <= _DECODED_AT_ONCE:
-            return self._decode_here(key, lines, strict=strict)
-        return await asyncio.to_thread(self._decode_here, key, lines, strict=strict)
-
-    def _decode_here(self, key: str, lines: Sequence[bytes], *, strict: bool) -> list[Message]:
-        messages = []
-        for line in lines:
-            try:
-                messages.append(self._decode(key, line))
-            except IntegrityError as error:
+                damage = f"The message {message.id!r} in {key} is damaged: {error.message}"
                 if strict:
-                    raise
-                logger.warning("%s", error.message)
-                messages.append(codec.decode_message(line))
-        return messages
+                    raise IntegrityError(damage, key=key, hint="Run `chatdb check` to see all damage.") from error
+                logger.warning("%s", damage)
+
+        return partial(codec.timed_message, doubt)  # by position: a keyword costs a fifth of decoding

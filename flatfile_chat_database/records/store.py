@@ -113,6 +113,8 @@ class Store:
         """
         if self.read_only:
             raise UnavailableError("The store was opened read-only.", hint="Open it without read_only=True.")
+        if self._created:
+            return self._backend
         backend = await self.reading()
         if not self._created:
             await self._create()

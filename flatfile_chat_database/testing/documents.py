@@ -102,6 +102,8 @@ ON_KEYS: dict[str, Callable[[StorageBackend, str], Awaitable[object]]] = {
     "read_many": lambda backend, key: backend.read_many(["a", key]),
     "read_log": lambda backend, key: backend.read_log(key),
     "stream_log": lambda backend, key: all_of(backend.stream_log(key)),
+    "read_log_as": lambda backend, key: backend.read_log_as(key, bytes.strip),
+    "stream_log_as": lambda backend, key: all_of(backend.stream_log_as(key, bytes.strip)),
     "count_log": lambda backend, key: backend.count_log(key),
     "find_record": lambda backend, key: backend.find_record(key, "m0"),
     "newest_records": lambda backend, key: backend.newest_records([key]),

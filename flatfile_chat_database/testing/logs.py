@@ -8,6 +8,7 @@ import tracemalloc
 
 import pytest
 
+from .. import codec
 from ..backends.base import Append, Capability, Change, Edit, Put, StorageBackend, Truncate
 from ..errors import IntegrityError, ValidationError
 from .case import LOG, BackendCase, all_of, bare, ids, leaves_damage, line, lines
@@ -257,6 +258,57 @@ class LogCases(BackendCase):
             assert await store.read_log(LOG, position - len(written)) == bare(written[position:])
 
     # --- the other readers ---------------------------------------------------------------------------
+
+    @leaves_damage
+    @says("StorageBackend.read_log_as", "Return what `decode` makes of the records that `read_log` returns.")
+    @says("StorageBackend.stream_log_as", "Yield what `decode` makes of the runs that `stream_log` yields.")
+    @says("StorageBackend.read_log_as", "`decode` makes None of a line that is no message.")
+    @says("StorageBackend.read_log_as", "It may be called in any thread, and for further lines.")
+    async def test_records_are_decoded_as_they_are_read(self, caplog: pytest.LogCaptureFixture) -> None:
+        good = lines(700)
+        self.poke(LOG, b"".join([*good[:300], b"not json\n", b"\n", *good[300:], b'{"half']))
+        store = await self.open()
+
+        def decode(record: bytes) -> tuple[str, int] | None:
+            found = codec.line_id(record)
+            return None if found is None else (found, len(record))
+
+        expected = [decode(record) for record in bare(good)]
+        for start, stop in ((0, None), (0, 2), (299, 301), (-3, None), (-450, -390), (5, -5), (900, None)):
+            assert await store.read_log_as(LOG, decode, start, stop) == expected[start:stop]
+        place = f"{LOG}: the line at byte {sum(map(len, good[:300]))} is no message"
+        assert place in caplog.text
+        assert [record async for run in store.stream_log_as(LOG, decode) for record in run] == expected
+        with pytest.raises(IntegrityError, match=r"the line at byte \d+ is no message"):
+            await store.read_log_as(LOG, decode, strict=True)
+        with pytest.raises(IntegrityError, match=r"the line at byte \d+ is no message"):
+            [record async for run in store.stream_log_as(LOG, decode, strict=True) for record in run]
+        assert await store.read_log_as("no/log", decode) == []
+
+        def refuse(record: bytes) -> bytes:
+            raise IntegrityError("as decode raises it")
+
+        with pytest.raises(IntegrityError, match="as decode raises it"):
+            await store.read_log_as(LOG, refuse, 1, 2)
+        with pytest.raises(IntegrityError, match="as decode raises it"):
+            [record async for run in store.stream_log_as(LOG, refuse) for record in run]
+
+    @says(
+        "StorageBackend.stream_log_as", "A run is made while it is iterated over; it is to be used up before the next."
+    )
+    async def test_a_run_of_decoded_records_is_made_while_it_is_iterated_over(self) -> None:
+        self.poke(LOG, b"".join(lines(50)))
+        store = await self.open()
+        made: list[bytes] = []
+
+        def decode(record: bytes) -> bytes:
+            made.append(record)
+            return record
+
+        async for run in store.stream_log_as(LOG, decode):
+            for count, record in enumerate(run, start=len(made) + 1):
+                assert made[count - 1 :] == [record]
+        assert made == bare(lines(50))
 
     @says("StorageBackend.stream_log", "Memory does not grow with the log where the backend overrides this.")
     async def test_a_stream_takes_no_more_memory_for_a_longer_log(self) -> None:

@@ -2,10 +2,13 @@
 
 - files.py: every system call that touches storage; oserrors.py: what the system's errors mean to a caller
 - tree.py: walking the folder: keys, children, and what does not belong there
-- logs.py: reading JSONL logs; blobs.py: streaming files in and out; memo.py: results kept until their files change
-- engine.py: making changes durable, a batch at a time, with lock.py (the store's lock), folders.py (folders durable up
-  to the root) and openlogs.py (what is known of the logs that are appended to)
+- logs.py: reading JSONL logs, with offsets.py (where their records are); blobs.py: streaming files in and out; memo.py:
+  results kept until their files change
 - writer.py: one thread that takes the changes of one turn of the event loop as one batch
+- engine.py: making a batch durable: plan.py (its conditions and its steps), journal.py (what it writes first), openlogs.py
+  and wholes.py (what it does to the files), folders.py, syncs.py, lock.py
+- checkpoint.py: folding the journal into the files; recovery.py and replay.py: doing it again after a death; history.py:
+  what changed since a moment
 - forks.py: what a forked child must let go of
 - backend.py: the contract's async face over all of these
 """

@@ -6,8 +6,9 @@ import asyncio
 import copy
 import os
 import threading
-from collections.abc import AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import aclosing
 from functools import partial
 from typing import TypeVar
 
@@ -32,8 +33,9 @@ from . import forks
 from .blobs import WRITE_BYTES, BlobReader, BlobWriter
 from .engine import Engine, EngineChange, Extend, Mend, Place
 from .files import Files
-from .logs import LogReader
+from .logs import Block, LogReader
 from .memo import Memo
+from .offsets import Offsets
 from .oserrors import mapped
 from .writer import Writer
 
@@ -63,6 +65,7 @@ class FlatfileBackend(StorageBackend):
         self._writer = Writer(self._engine.run, self._engine.idle, self._engine.close)
         self._documents = Memo(self._files)
         self._newest = Memo(self._files)
+        self._offsets = Offsets()
         self._readers: ThreadPoolExecutor | None = None
         self._state = threading.Lock()
         self._opening = threading.Lock()
@@ -246,29 +249,59 @@ class FlatfileBackend(StorageBackend):
     # --- logs ----------------------------------------------------------------------------------------
 
     async def read_log(self, key: str, start: int = 0, stop: int | None = None, *, strict: bool = False) -> list[bytes]:
+        return await self.read_log_as(key, codec.record_line, start, stop, strict=strict)
+
+    async def read_log_as(
+        self,
+        key: str,
+        decode: Callable[[bytes], T | None],
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        strict: bool = False,
+    ) -> list[T]:
         check_key(key)
 
-        def page() -> list[bytes]:
+        def page() -> list[T]:
             with mapped(key), self._open_log(key, strict=strict) as log:
-                if start < 0 and (stop is None or stop < 0):
-                    return log.newest(-start)[:stop]
-                if start >= 0 and (stop is None or stop >= 0):
-                    return log.forward(start, stop)
-                return log.forward(0, None)[start:stop]
+                return self._offsets.page(log, start, stop, decode)
 
         return await self._in_thread(page)
 
     async def stream_log(self, key: str, *, strict: bool = False) -> AsyncIterator[list[bytes]]:
+        runs = self._stream(key, lambda log, block: list(log.decoded(block, codec.record_line)), strict=strict)
+        async with aclosing(runs):
+            async for run in runs:
+                if run:
+                    yield run
+
+    async def stream_log_as(
+        self, key: str, decode: Callable[[bytes], T | None], *, strict: bool = False
+    ) -> AsyncIterator[Iterable[T]]:
+        def run(log: LogReader, block: Block) -> Iterable[T]:
+            records = log.decoded(block, decode)
+            # Decoding large lines one by one would hold the event loop up.
+            return records if block.is_light else list(records)
+
+        async with aclosing(self._stream(key, run, strict=strict)) as runs:
+            async for records in runs:
+                yield records
+
+    async def _stream(
+        self, key: str, work: Callable[[LogReader, Block], T], *, strict: bool
+    ) -> AsyncGenerator[T, None]:
+        """Yield what `work` makes of the blocks of a log in a reader's thread."""
         check_key(key)
 
-        def following() -> list[bytes] | None:
+        def following() -> tuple[T] | None:
             with mapped(key):
-                return log.next_run()
+                block = log.next_block()
+                return None if block is None else (work(log, block),)
 
         log = self._open_log(key, strict=strict)
         try:
-            while run := await self._in_thread(following):
-                yield run
+            while made := await self._in_thread(following):
+                yield made[0]
         finally:
             await asyncio.shield(self._later(log.close))
 
@@ -277,7 +310,7 @@ class FlatfileBackend(StorageBackend):
 
         def count() -> int:
             with mapped(key), self._open_log(key) as log:
-                return sum(len(run) for run in log.runs())
+                return self._offsets.count(log)
 
         return await self._in_thread(count)
 
@@ -286,13 +319,7 @@ class FlatfileBackend(StorageBackend):
 
         def find() -> tuple[int, bytes] | None:
             with mapped(key), self._open_log(key) as log:
-                position = 0
-                for run in log.runs():
-                    for line in run:
-                        if codec.line_id(line) == record_id:
-                            return position, line
-                        position += 1
-            return None
+                return self._offsets.find(log, record_id)
 
         return await self._in_thread(find)
 
@@ -305,7 +332,7 @@ class FlatfileBackend(StorageBackend):
     def _newest_kept(self, key: str) -> bytes | None:
         def read() -> bytes | None:
             with self._open_log(key) as log:
-                return next(iter(log.newest(1)), None)
+                return next(iter(log.newest(1, codec.record_line)), None)
 
         try:
             with mapped(key):

@@ -55,10 +55,6 @@ class Checkpoint:
         """Let others fold."""
         self._lock.release()
 
-    def was_begun(self) -> bool:
-        """Tell whether somebody began to fold and did not end, perhaps for a sync that failed; the lock is held."""
-        return self._lock.is_noted()
-
     def let_go(self) -> None:
         """Close the lock file."""
         self._lock.close()
@@ -98,12 +94,10 @@ class Checkpoint:
         Raises:
             OSError: Something could not be made durable; the segments stay.
         """
-        self._lock.note(b"begun\n")
         pasts = [self._past(number) for number in numbers]
         self._syncs.files({*moved, *(key for past in pasts for key in past.keys)})
         self._journal.remember(pasts)
         self._journal.remove(numbers)
-        self._lock.note(b"")
         self._files.count("checkpoints")
 
     def _past(self, number: int) -> Past:

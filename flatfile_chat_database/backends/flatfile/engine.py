@@ -21,8 +21,6 @@ import logging
 import time
 from collections.abc import Iterable, Iterator, Sequence
 
-import msgspec
-
 from ... import codec
 from ...config import StorageConfig
 from ...errors import DurabilityError, StorageError
@@ -136,8 +134,9 @@ class Engine:
         try:
             self._look_around()
             self._flush()
-            if self._presence.is_alone():
-                self._fold()
+            if self._presence.is_alone():  # then whoever comes after a sync that failed does all of it again
+                self._checkpoint.take()
+                self._checkpoint.fold(self._old())
         finally:
             self.lock.release()
 
@@ -306,9 +305,7 @@ class Engine:
             batches = list(segment.batches(segment.end))
             self._checkpoint.take()
             try:
-                old = self._journal.numbers()
-                if len(old) > 1:
-                    self._redo(old)
+                old = self._old()
                 self._go_on_in(batches)
                 self._checkpoint.fold(old)
             finally:
@@ -350,8 +347,8 @@ class Engine:
         segment.end += size
         return segment
 
-    def _move_mark(self, segment: Segment, *, folded: bool = False) -> None:
-        self._mark = Mark(segment.id, segment.end, folded)
+    def _move_mark(self, segment: Segment) -> None:
+        self._mark = Mark(segment.id, segment.end)
         self.lock.write_mark(self._mark)
 
     def _flush(self) -> None:
@@ -420,13 +417,14 @@ class Engine:
     def _adopt(self, mark: Mark | None) -> None:
         """Go on where the last writer stopped."""
         current = self._journal.current
-        if mark is not None and not mark.folded and current is not None and current.id == mark.segment:
+        if mark is not None and current is not None and current.id == mark.segment and not current.is_gone():
             current.end = mark.applied
         else:
             segment = None if mark is None else self._journal.find(mark.segment)
             numbers = self._journal.numbers() if segment is None else []
             if segment is None and numbers:
                 segment = self._journal.open(numbers[-1])  # the mark is lost, so all of it may have to be done
+                self._syncs.folders_of([segment.key])  # and its maker may have died before its name was durable
                 self._syncs.folders_of([segment.key])  # and its maker may have died before its name was durable
             elif segment is not None and mark is not None:
                 segment.end = mark.applied
@@ -457,11 +455,12 @@ class Engine:
         self._logs.forget_below("")
         replay = self._recovery.replay(batches)
         replay.run()
-        self._oldest = time.monotonic()
-        if replay.is_structural:  # nobody may write behind it before nothing of it is left to do again
-            self._fold(replay.keys)
         fresh.end = end
-        self._move_mark(fresh, folded=replay.is_structural)
+        if replay.is_structural:
+            self._end_structural(fresh, replay.keys)
+        else:
+            self._move_mark(fresh)
+            self._oldest = time.monotonic()
 
     def _go_on_in(self, batches: Sequence[Batch]) -> tuple[Segment, int]:
         """Begin a segment with copies of batches that are still to be done; return it, and where they end."""
@@ -515,34 +514,29 @@ class Engine:
             logger.warning("%s: it cannot be folded into the files now (%s)", self._layout.journal, error)
 
     def _roll(self) -> list[int]:
-        """Begin a new segment; return the numbers of the older ones."""
-        old = self._journal.numbers()
+        """Begin a new segment; return the numbers of the older ones.
+
+        They are there until they are folded, which tells whoever finds them that it was begun and not ended.
+        """
         self._flush()  # what comes next must not be durable before what came before it
-        if len(old) > 1 or self._checkpoint.was_begun():
-            # Somebody began to fold and did not end, perhaps for a sync that failed: what looks done may be on no disk.
-            self._redo(old)
-        segment = self._journal.create()
-        self._set_segment(segment)
-        self._move_mark(segment)
+        old = self._old()
+        self._go_on_in([])
         return old
 
-    def _redo(self, numbers: Sequence[int]) -> None:
-        self._logs.forget_below("")
-        self._recovery.redo(numbers)
+    def _old(self) -> list[int]:
+        """Return the numbers of the segments that there are, fit to be folded."""
+        numbers = self._journal.numbers()
+        if len(numbers) > 1:
+            # Somebody began to fold and did not end, perhaps for a sync that failed: what looks done may be on no disk.
+            self._logs.forget_below("")
+            self._recovery.redo(numbers)
+        return numbers
 
     def _fold(self, moved: Iterable[str] = ()) -> None:
-        """Fold all of the journal into the files now, and leave none; `moved` are folders to make durable as well."""
+        """Fold all of the journal into the files now; `moved` are folders to make durable as well."""
         self._checkpoint.take()
         try:
-            old = self._journal.numbers()
-            if old:
-                if len(old) > 1 or self._checkpoint.was_begun():
-                    self._redo(old)
-                if self._mark is not None:  # or others would go on writing to a segment that is gone
-                    self._mark = msgspec.structs.replace(self._mark, folded=True)
-                    self.lock.write_mark(self._mark)
-                self._checkpoint.fold(old, moved)
-            self._set_segment(None)
+            self._checkpoint.fold(self._roll(), moved)
         finally:
             self._checkpoint.release()
 
@@ -595,13 +589,25 @@ class Engine:
                     self._logs.forget_below("")
                     replay = self._recovery.replay([Batch(0, 0, 0, [*structural, *steps], payload)])
                     replay.run()
-                    # The mark stays before it until nothing of it is left to do again: nobody may write behind it.
-                    self._fold(replay.keys)
-                    self._move_mark(segment, folded=True)
+                    self._end_structural(segment, replay.keys)
             except Exception as error:
                 self._stop_before(segment)
                 raise self._later(error) from error
         job.outcomes = outcomes
+
+    def _end_structural(self, segment: Segment, keys: Iterable[str]) -> None:
+        """Fold a segment whose batch moved and removed folders.
+
+        Its mark moves when that is done, so whoever comes after a death in between does it again before anything else:
+        done behind later changes, it would move and remove what is new.
+        """
+        self._checkpoint.take()
+        try:
+            self._checkpoint.fold(self._journal.numbers(), keys)
+        finally:
+            self._checkpoint.release()
+        self._move_mark(segment)
+        self._set_segment(None)
 
     def _structural_step(self, change: EngineChange) -> tuple[Step | None, Outcome]:
         """Return the step of a Move or RemoveTree, None if there is nothing to do, and its outcome."""

@@ -190,6 +190,10 @@ class Segment:
         self._files.truncate(self.descriptor, self.end)
         self._reserved = self.end
 
+    def is_gone(self) -> bool:
+        """Tell whether the file has been removed."""
+        return self._files.status_of(self.descriptor).links == 0
+
     def has_more(self) -> bool:
         """Tell whether anything stands behind the end."""
         return self._files.read(self.descriptor, 1, self.end) not in (b"", b"\0")

@@ -36,12 +36,10 @@ class Mark(msgspec.Struct, frozen=True):
 
     segment: str
     applied: int
-    folded: bool = False
-    """Whether the segment is gone, or about to go, with all that it says done."""
 
     def encode(self) -> bytes:
         """Return it as the lock file has it: with a checksum, for anybody may have written to that file."""
-        text = f"{self.segment} {self.applied} {'folded' if self.folded else 'open'}".encode()
+        text = f"{self.segment} {self.applied}".encode()
         return b"%s %08x\n" % (text, zlib.crc32(text))
 
     @classmethod
@@ -50,8 +48,8 @@ class Mark(msgspec.Struct, frozen=True):
         text, _, crc = data.partition(b"\n")[0].rpartition(b" ")
         if not text or crc != b"%08x" % zlib.crc32(text):
             return None
-        segment, applied, state = [*text.decode(errors="replace").split(" "), "", ""][:3]
-        return cls(segment, int(applied), state == "folded") if applied.isdecimal() else None
+        segment, _, applied = text.decode(errors="replace").partition(" ")
+        return cls(segment, int(applied)) if applied.isdecimal() else None
 
 
 class LockFile:
@@ -122,17 +120,6 @@ class LockFile:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             self._files.close(descriptor)
-
-    def note(self, text: bytes) -> None:
-        """Replace what the file holds, for whoever takes the lock next. Not flushed: it tells the living of the dead."""
-        descriptor = self._held()
-        self._files.truncate(descriptor, 0)
-        if text and self._files.write_at(descriptor, text, 0) != len(text):
-            raise UnavailableError("The lock file could not be written whole.", key=self.key)
-
-    def is_noted(self) -> bool:
-        """Tell whether the file holds a note."""
-        return self._files.status_of(self._held()).size > 0
 
     def _open(self) -> None:
         self._folders.make(self.key.rpartition("/")[0])

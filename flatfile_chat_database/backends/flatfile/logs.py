@@ -7,13 +7,37 @@ from __future__ import annotations
 
 import errno
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
+from typing import NamedTuple, TypeVar, cast
 
 from ... import codec
 from ..base import report_bad_line
-from .files import Files
+from .files import Files, FileStatus
+
+T = TypeVar("T")
+
 
 _LARGEST_BLOCK = 1 << 20
+_LARGEST_STREAMED = 1 << 18
+"""A caller decodes one block of a stream at a time, between turns of its event loop."""
+_LIKELY_LINE = 400
+"""Bytes; longer lines cost one more read."""
+_LARGE_LINE = 1 << 15
+
+
+class Block(NamedTuple):
+    """Neighbouring lines of a log."""
+
+    offset: int
+    end: int
+    """The offset behind the newline of the last line."""
+    lines: list[bytes] | None
+    """None stands for one line that is too long to keep."""
+
+    @property
+    def is_light(self) -> bool:
+        """Whether no line takes long to decode."""
+        return self.end - self.offset <= _LARGE_LINE or max(map(len, self.lines or (b"",))) <= _LARGE_LINE
 
 
 class LogReader:
@@ -21,6 +45,9 @@ class LogReader:
 
     What stands behind the last newline is no line yet, and what stands behind `limit` belongs to a batch that is being
     written. An absent log reads as empty.
+
+    `decode` of the methods returns what the caller wants of a line, or None for one that is no record. It is called
+    once a line.
     """
 
     def __init__(
@@ -34,29 +61,34 @@ class LogReader:
         limit: Callable[[], int | None] = lambda: None,
     ) -> None:
         """Read the log at `path` by blocks of at least `block` bytes; the first read opens it."""
-        self._files = files
-        self._path = path
-        self._key = key
-        self._block = block
-        self._strict = strict
+        self.files = files
+        self.path = path
+        self.key = key
+        self.strict = strict
+        self.block = block
         self._limit = limit
-        self._descriptor: int | None = None
-        self._size = 0
+        self._opened: tuple[int, FileStatus] | None = None
+        self._end: int | None = None
         self._lock = threading.Lock()
         self._ended = False
-        self._runs = self.runs()
+        self._blocks: Iterator[Block] | None = None
 
     def close(self) -> None:
-        with self._lock:  # a cancelled caller may have left `next_run` at work in another thread
+        with self._lock:  # a cancelled caller may have left `next_block` at work in another thread
             self._ended = True
-            descriptor, self._descriptor = self._descriptor, None
-            if descriptor is not None:
-                self._files.close(descriptor)
+            self._blocks = None  # it refers to this object, which would wait for the garbage collector
+            opened, self._opened = self._opened, None
+            if opened is not None:
+                self.files.close(opened[0])
 
-    def next_run(self) -> list[bytes] | None:
-        """Return the next of `runs`, or None at the end."""
+    def next_block(self) -> Block | None:
+        """Return the next of `blocks`, or None at the end."""
         with self._lock:
-            return next(self._runs, None) if not self._ended else None
+            if self._ended:
+                return None
+            if self._blocks is None:
+                self._blocks = self.blocks(_LARGEST_STREAMED)
+            return next(self._blocks, None)
 
     def __enter__(self) -> LogReader:
         return self
@@ -64,95 +96,153 @@ class LogReader:
     def __exit__(self, *_: object) -> None:
         self.close()
 
-    def _open(self) -> int | None:
-        """Open the log once; return its descriptor, or None if it is absent."""
-        if self._descriptor is None:
+    def open(self) -> tuple[int, FileStatus] | None:
+        """Open the log once; return its descriptor and its status then, or None if it is absent."""
+        if self._opened is None:
             try:
-                self._descriptor = self._files.open_to_read(self._path)
+                descriptor = self.files.open_to_read(self.path)
             except FileNotFoundError:
                 return None
-            status = self._files.status_of(self._descriptor)
+            status = self.files.status_of(descriptor)
+            self._opened = descriptor, status
             if status.kind != "file":
-                raise IsADirectoryError(errno.EISDIR, "Is no file", self._key)
-            limit = self._limit()
-            size = status.size if limit is None else min(limit, status.size)
-            self._size = end_of_lines(self._files, self._descriptor, size)
-        return self._descriptor
+                raise IsADirectoryError(errno.EISDIR, "Is no file", self.key)
+        return self._opened
+
+    def end(self) -> int:
+        """Return the offset behind the last newline."""
+        if self._end is None:
+            opened = self.open()
+            if opened is None:
+                return 0
+            limit, size = self._limit(), opened[1].size
+            self._end = end_of_lines(self.files, opened[0], size if limit is None else min(limit, size))
+        return self._end
+
+    def between(self, start: int, end: int, block: int, largest: int = _LARGEST_BLOCK) -> Iterator[Block]:
+        """Yield the lines between two offsets."""
+        opened = self.open()
+        return scan_blocks(self.files, opened[0], start, end, block, largest) if opened else iter(())
+
+    def blocks(self, largest: int = _LARGEST_BLOCK) -> Iterator[Block]:
+        """Yield all lines, oldest first."""
+        yield from self.between(0, self.end(), self.block, largest)
+
+    def decoded(self, block: Block, decode: Callable[[bytes], T | None]) -> Iterator[T]:
+        """Yield what `decode` returns for the records of a block; what is none of them and not blank is reported."""
+        offset, _, lines = block
+        if lines is None:
+            report_bad_line(self.key, offset, strict=self.strict)
+            return
+        for index, line in enumerate(lines):
+            record = decode(line)
+            if record is not None:
+                yield record
+            else:
+                self._report(offset, lines, index)
+
+    def _report(self, offset: int, lines: list[bytes], index: int) -> None:
+        """Report one of the lines from `offset` on, which is no record, unless it is blank."""
+        if lines[index].strip():
+            report_bad_line(self.key, offset + index + sum(map(len, lines[:index])), strict=self.strict)
+
+    def take(self, offset: int, lines: list[bytes], decode: Callable[[bytes], T | None]) -> list[T]:
+        """Return the same as `decoded` for neighbouring lines, faster where no line is bad."""
+        records = list(map(decode, lines))
+        if None not in records:
+            return cast("list[T]", records)
+        for index in (index for index, record in enumerate(records) if record is None):
+            self._report(offset, lines, index)
+        return [record for record in records if record is not None]
 
     def runs(self) -> Iterator[list[bytes]]:
         """Yield the records oldest first, as many at a time as a block holds."""
-        descriptor = self._open()
-        if descriptor is None:
-            return
-        for run in scan_lines(self._files, descriptor, 0, self._size, self._block):
-            records = [line for offset, _, line in run if line is not None and self._is_record(offset, line)]
-            for offset, _, line in run:
-                if line is None:
-                    report_bad_line(self._key, offset, strict=self._strict)
-            if records:
+        for block in self.blocks():
+            if records := list(self.decoded(block, codec.record_line)):
                 yield records
 
-    def forward(self, start: int, stop: int | None) -> list[bytes]:
-        """Return the records from position `start` up to `stop`."""
-        found: list[bytes] = []
-        position = 0
-        for run in self.runs():
-            if position + len(run) > start:
-                found += run[max(0, start - position) : None if stop is None else max(0, stop - position)]
-            position += len(run)
-            if stop is not None and position >= stop:
+    def forward(self, blocks: Iterable[Block], count: int | None, decode: Callable[[bytes], T | None]) -> list[T]:
+        """Return the first `count` records of blocks (None: all), and look at no line behind them."""
+        found: list[T] = []
+        for offset, _, lines in blocks:
+            if lines is None:
+                report_bad_line(self.key, offset, strict=self.strict)
+            while lines and (count is None or len(found) < count):
+                some, lines = (lines, []) if count is None else split_at(lines, count - len(found))
+                found += self.take(offset, some, decode)
+                offset += len(some) + sum(map(len, some)) if lines else 0
+            if len(found) == count:
                 break
         return found
 
-    def newest(self, count: int) -> list[bytes]:
+    def newest(self, count: int, decode: Callable[[bytes], T | None]) -> list[T]:
         """Return the last `count` records, oldest first, without reading what stands before them."""
-        return [line for _, line in self.backward(count)][::-1]
-
-    def backward(self, count: int) -> list[tuple[int, bytes]]:
-        """Return the last `count` records with their offsets, newest first."""
-        found: list[tuple[int, bytes]] = []
-        if count > 0:
-            for offset, line in self._lines_backward():
-                if line is None:
-                    report_bad_line(self._key, offset, strict=self._strict)
-                elif self._is_record(offset, line):
-                    found.append((offset, line))
-                    if len(found) == count:
-                        break
+        found: list[T] = []
+        for offset, _, lines in self._blocks_backward(count):
+            if lines is None:
+                report_bad_line(self.key, offset, strict=self.strict)
+            while lines and len(found) < count:
+                lines, some = split_at(lines, len(found) - count)
+                begin = offset + len(lines) + sum(map(len, lines)) if lines else offset
+                found = self.take(begin, some, decode) + found
+            if len(found) == count:
+                break
         return found
 
-    def _lines_backward(self) -> Iterator[tuple[int, bytes | None]]:
-        """Yield the lines with their offsets, last one first; None for one that is too long to keep."""
-        descriptor = self._open()
-        if descriptor is None or self._size == 0:
-            return
-        end = self._size
-        block = self._block
-        rest: bytes | None = b""  # the end of a line whose beginning is not read yet; None if it is too long
-        while end > 0:
-            size = min(block, end)
-            block = min(block * 2, _LARGEST_BLOCK)
-            end -= size
-            data = self._files.read(descriptor, size, end)
-            if end + size == self._size:
-                data = data[:-1]  # the newline of the last line
-            *whole, last = data.split(b"\n")
-            rest = None if rest is None or len(last) + len(rest) > codec.MAX_LINE_BYTES else last + rest
-            if whole:
-                offset = end + len(data) - len(last)
-                yield offset, rest
-                for line in reversed(whole[1:]):
-                    offset -= len(line) + 1
-                    yield offset, line
-                rest = whole[0]
-        yield 0, rest
+    def backward(self, count: int) -> list[tuple[int, bytes]]:
+        """Return the lines of the last `count` records with their offsets, newest first."""
+        found: list[tuple[int, bytes]] = []
+        for offset, end, lines in self._blocks_backward(count):
+            if lines is None:
+                report_bad_line(self.key, offset, strict=self.strict)
+            for line in reversed(lines or ()):
+                end -= len(line) + 1
+                if codec.line_id(line) is not None:
+                    found.append((end, line))
+                    if len(found) == count:
+                        return found
+                elif line.strip():
+                    report_bad_line(self.key, end, strict=self.strict)
+        return found
 
-    def _is_record(self, offset: int, line: bytes) -> bool:
-        if codec.line_id(line) is not None:
-            return True
-        if line.strip():
-            report_bad_line(self._key, offset, strict=self._strict)
-        return False
+    def _blocks_backward(self, count: int) -> Iterator[Block]:
+        """Yield all lines, the last block first; it is so large that it likely holds `count` lines."""
+        opened, end = self.open(), self.end()
+        if opened is None or end == 0 or count <= 0:
+            return
+        block = max(self.block, min(count * _LIKELY_LINE, _LARGEST_BLOCK))
+        position = end - 1  # the newline of the last line
+        rest: bytes | None = b""  # the end of a line whose beginning is not read yet; None if it is too long
+        while True:
+            start = max(0, position - block)
+            data = self.files.read(opened[0], position - start, start)
+            if len(data) < position - start:
+                return  # the file was truncated meanwhile
+            block = min(block * 2, _LARGEST_BLOCK)
+            *lines, last = data.rsplit(b"\n", min(count, _LARGEST_BLOCK))
+            rest = None if rest is None or len(last) + len(rest) > codec.MAX_LINE_BYTES else last + rest
+            if not lines and start > 0:
+                position = start
+                continue
+            whole, rest, last_offset = rest, b"", start + len(data) - len(last)
+            # What stands before the first newline found may be half a line, or several lines.
+            ended = start == 0 and len(lines) < min(count, _LARGEST_BLOCK)
+            position = start if ended else start + len(lines.pop(0))
+            begin = position if ended else position + 1
+            if whole is None:
+                yield Block(last_offset, end, None)
+            else:
+                lines.append(whole)
+            if lines:
+                yield Block(begin, end if whole is not None else last_offset, lines)
+            if ended:
+                return
+            end = begin
+
+
+def split_at(lines: list[bytes], index: int) -> tuple[list[bytes], list[bytes]]:
+    """Return the lines before an index and the others."""
+    return lines[:index], lines[index:]
 
 
 def end_of_lines(files: Files, descriptor: int, size: int) -> int:
@@ -167,12 +257,12 @@ def end_of_lines(files: Files, descriptor: int, size: int) -> int:
     return 0
 
 
-def scan_lines(
-    files: Files, descriptor: int, start: int, end: int, block: int
-) -> Iterator[list[tuple[int, int, bytes | None]]]:
-    """Yield the complete lines between two offsets, a block at a time: offset, offset of the next line, line.
+def scan_blocks(
+    files: Files, descriptor: int, start: int, end: int, block: int, largest: int = _LARGEST_BLOCK
+) -> Iterator[Block]:
+    """Yield the complete lines between two offsets, a block at a time.
 
-    Blocks begin at `block` bytes and double up to 1 MiB. A line longer than `codec.MAX_LINE_BYTES` comes as None.
+    Blocks begin at `block` bytes and double up to `largest`. A line longer than `codec.MAX_LINE_BYTES` comes as None.
     """
     offset = start  # of the line that `rest` begins
     rest = b""
@@ -183,21 +273,33 @@ def scan_lines(
         if not data:
             return  # the file was truncated meanwhile
         position += len(data)
-        block = min(block * 2, _LARGEST_BLOCK)
-        head, newline, tail = data.rpartition(b"\n")
-        if not newline:
+        block = min(block * 2, max(largest, block))
+        *lines, tail = data.split(b"\n")
+        if not lines:
             if skipping or len(rest) + len(data) > codec.MAX_LINE_BYTES:
                 rest, skipping = b"", True
             else:
                 rest += data
             continue
-        run: list[tuple[int, int, bytes | None]] = []
-        first, *others = (rest + head).split(b"\n")
-        line_start = position - len(tail)  # behind the last newline of this block
-        for line in reversed(others):
-            line_start -= len(line) + 1
-            run.append((line_start, line_start + len(line) + 1, line))
-        run.append((offset, line_start, None if skipping or len(first) > codec.MAX_LINE_BYTES else first))
-        run.reverse()
+        if skipping or len(rest) + len(lines[0]) > codec.MAX_LINE_BYTES:
+            end_of_first = position - len(data) + len(lines.pop(0)) + 1
+            yield Block(offset, end_of_first, None)
+            offset = end_of_first
+        else:
+            lines[0] = rest + lines[0]
+        end_of_last = position - len(tail)
+        if lines:
+            yield Block(offset, end_of_last, lines)
+        offset, rest, skipping = end_of_last, tail, False
+
+
+def scan_lines(
+    files: Files, descriptor: int, start: int, end: int, block: int
+) -> Iterator[list[tuple[int, int, bytes | None]]]:
+    """Yield what `scan_blocks` does, with each line its offset and the offset of the next."""
+    for offset, behind, lines in scan_blocks(files, descriptor, start, end, block):
+        run: list[tuple[int, int, bytes | None]] = [] if lines is not None else [(offset, behind, None)]
+        for line in lines or ():
+            run.append((offset, offset + len(line) + 1, line))
+            offset += len(line) + 1
         yield run
-        offset, rest, skipping = position - len(tail), tail, False

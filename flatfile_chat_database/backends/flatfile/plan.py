@@ -306,7 +306,7 @@ class Plan:
     def _new(self, change: Append, log: OpenLog) -> _Lines:
         """Return what of an Append its log does not hold yet."""
         lines = change.lines
-        ids = [codec.written_id(line) for line in lines]
+        ids: Sequence[str] = change.ids or [codec.written_id(line) for line in lines]
         if len(lines) == 1 and hash(ids[0]) not in log.offsets:
             return _Lines(log, lines, ids)
         lines = tuple(new_lines(change, lambda record_id: self._logs.find(change.key, log, record_id)))

@@ -10,6 +10,7 @@ failed sync has kept from the disk.
 from __future__ import annotations
 
 import contextlib
+import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
 from functools import partial
@@ -23,6 +24,8 @@ from .logs import scan_lines
 from .plan import exists, read
 from .syncs import Syncs
 from .tree import Item, Tree
+
+logger = logging.getLogger("flatfile_chat_database")
 
 _SCAN_BYTES = 1 << 20
 _PAGE = 512
@@ -177,8 +180,10 @@ class Replay:
         # What is moved must not become durable in a folder that is not: it would be gone from both places.
         self._syncs.folders_of([step.key])
         with contextlib.suppress(FileNotFoundError):
-            if self._files.status(target).kind == "folder":
-                self._tree.remove(Item(step.key, "folder"))  # empty folders and leftovers only; it was looked at
+            if self._files.status(target).kind != "folder" or self._tree.holds_files(step.key):
+                logger.warning("%s stays where it is: something is at %s already", step.source, step.key)
+                return
+            self._tree.remove(Item(step.key, "folder"))
         self._folders.forget(step.source)
         self._files.rename(source, target)
         self._folders.emptied(step.source)

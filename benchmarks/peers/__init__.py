@@ -1,0 +1,55 @@
+"""Other ways to store messages, each used as its own documentation shows: one module a peer."""
+
+from __future__ import annotations
+
+import importlib
+import importlib.metadata
+from dataclasses import dataclass
+from pathlib import Path
+
+from .contestant import Contestant
+
+__all__ = ["PEERS", "Contestant", "Peer", "open_peer"]
+
+
+@dataclass(frozen=True, slots=True)
+class Peer:
+    """Where to find one."""
+
+    module: str
+    name: str
+    """Of the class."""
+    distribution: str = ""
+    """The package that has to be installed; empty if Python is enough."""
+
+    @property
+    def is_installed(self) -> bool:
+        """Whether it can be measured here."""
+        try:
+            return not self.distribution or bool(importlib.metadata.version(self.distribution))
+        except importlib.metadata.PackageNotFoundError:
+            return False
+
+
+PEERS = {
+    "raw sqlite3": Peer("sqlite", "Raw"),
+    "raw sqlite3, synchronous=NORMAL": Peer("sqlite", "RawNormal"),
+    "sqlite3 through asyncio.to_thread": Peer("sqlite", "Threaded"),
+    "OpenAI Agents SQLiteSession": Peer("openai_agents", "OpenAIAgents", "openai-agents"),
+    "LangChain FileChatMessageHistory": Peer("langchain", "LangChain", "langchain-community"),
+    "Agent Framework FileHistoryProvider": Peer("agent_framework", "AgentFramework", "agent-framework-core"),
+    "plain system calls (floor)": Peer("system_calls", "SystemCalls"),
+}
+
+
+def open_peer(name: str, folder: Path, sessions: int) -> Contestant | None:
+    """Open a peer on a new folder of its own, with so many sessions; None if it is not installed."""
+    peer = PEERS[name]
+    if not peer.is_installed:
+        return None
+    place = folder / peer.name
+    place.mkdir()
+    kind = getattr(importlib.import_module(f".{peer.module}", __package__), peer.name)
+    contestant = kind(place, sessions)
+    assert isinstance(contestant, Contestant)
+    return contestant

@@ -1,0 +1,66 @@
+"""One session with one writer, who awaits each append before the next."""
+
+from __future__ import annotations
+
+import asyncio
+from pathlib import Path
+
+from .appending import verify
+from .corpus import Texts
+from .machine import work_folder
+from .ours import OURS, Ours
+from .peers import Contestant, open_peer
+from .result import Bar, Result, Table, median
+from .rounds import Contest, interleave, timed
+
+MESSAGES = 2_000
+"""A round."""
+
+BARS = {
+    "sqlite3 through asyncio.to_thread": Bar(least=1.0, aim=1.5),
+    "OpenAI Agents SQLiteSession": None,
+}
+
+
+def run(*, quick: bool) -> Result:
+    """Measure messages a second."""
+    with work_folder() as folder:
+        return asyncio.run(_measure(folder, quick=quick))
+
+
+async def _measure(folder: Path, *, quick: bool) -> Result:
+    messages = 50 if quick else MESSAGES
+    ours = Ours(folder / "ours", 1)
+    await ours.create()
+    contestants: dict[str, Contestant] = {OURS: ours}
+    contestants |= {name: peer for name in BARS if (peer := open_peer(name, folder, 1)) is not None}
+    texts = Texts()
+    stored = dict.fromkeys(contestants, 0)
+
+    def contest(name: str, contestant: Contestant) -> Contest:
+        async def append() -> float:
+            said = [texts.take(messages)]
+            with timed() as watch:
+                await contestant.append_all(said)
+            stored[name] += messages
+            return messages / watch.seconds
+
+        return append
+
+    contests = {name: contest(name, contestant) for name, contestant in contestants.items()}
+    rates = await interleave(contests, quick=quick)
+    notes = [f"{name}: {contestant.durability}" for name, contestant in contestants.items()]
+    await verify(contestants, stored)
+    table = Table()
+    for name, bar in BARS.items():
+        table.compare("one session, one writer", "messages/s", rates[OURS], name, rates.get(name), bar)
+    return Result(
+        "single",
+        f"one session whose writer awaits each append, {messages:,} messages a round",
+        table.rows,
+        table.beyond,
+        notes,
+        rates,
+        {name: median(values) for name, values in rates.items()},
+        table.missing,
+    )
