@@ -233,10 +233,11 @@ class Laboratory:
     def check(self, trial: Trial, *, first: int = 0, level: int = 1) -> Report:
         """Check every state that a power loss during a trial may leave, from crash point `first` on."""
         trace = trial.trace()
-        floor = 0
-        for asked in trial.history.asked:
-            if asked.answer == "done" and any(isinstance(step, Close) for step in asked.operation.steps):
-                floor = asked.ended or 0
+        closed = [
+            asked.ended or 0
+            for asked in trial.history.asked
+            if asked.answer == "done" and any(isinstance(step, Close) for step in asked.operation.steps)
+        ]
         seen: set[tuple[bytes, int]] = set()
         answers = {asked.ended for asked in trial.history.asked if asked.ended is not None}
         for state in states(
@@ -251,7 +252,8 @@ class Laboratory:
             self.report.checked += 1
             self.report.digests.add(digest)
             found = self.observe(state.nodes, digest)
-            reason = self._judge(found, trial.history, state, min(floor, state.point))
+            floor = max((end for end in closed if end <= state.point), default=0)
+            reason = self._judge(found, trial.history, state, floor)
             reason = reason or _kept_in_vain(found, trial.history)
             if reason is not None:
                 self.report.violations.append(Violation(state.point, reason, state.nodes))
@@ -306,8 +308,9 @@ class Laboratory:
             return f"verify says {found.problems}"
         possible = history.survivors(state.point, floor)
         for key in set(possible) | set(found.contents):
+            left = found.contents.get(key)
             # A log that is there without records is as good as none.
-            if (found.contents.get(key) or None) not in possible.get(key, {None}):
+            if left not in possible.get(key, {None}) and not (left == b"" and None in possible.get(key, {None})):
                 return f"{key} holds {found.contents.get(key)!r:.300}"
         return None
 
