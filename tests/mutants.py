@@ -104,16 +104,16 @@ class ForgetsFolderOfNewLog(SimulatedFiles):
         super().__init__(*arguments)  # type: ignore[arg-type]
         self._folders: set[str] = set()
 
-    def create(self, path: str) -> int:
+    def create_to_append(self, path: str) -> int:
         self._note(path)
-        return super().create(path)
+        return super().create_to_append(path)
 
     def rename(self, source: str, target: str) -> None:
         self._note(target)
         super().rename(source, target)
 
     def _note(self, path: str) -> None:
-        if path.endswith(".jsonl"):
+        if path.endswith(".jsonl") and "/journal/" not in path:
             self._folders.add(path.rpartition("/")[0])
 
     def sync_folder(self, path: str) -> None:

@@ -40,6 +40,10 @@ class Bench:
             files=self.files,
         )
 
+    def with_store(self, open_store: OpenStore) -> Bench:
+        """Return a bench like this one, whose store is opened otherwise."""
+        return replace(self, open_store=open_store)
+
     def with_files(self, files: type[SimulatedFiles]) -> Bench:
         """Return a bench like this one, with other system calls."""
         return replace(self, files=files)
@@ -62,9 +66,9 @@ Found = tuple[str, Trial, int]
 """The name of a trial, the trial, and the first crash point that no other trial has."""
 
 
-def alone(bench: Bench, operations: Sequence[Operation]) -> Iterator[Found]:
-    """One process does operations in a row."""
-    with repeatable():
+def alone(bench: Bench, operations: Sequence[Operation], *, late: bool = False) -> Iterator[Found]:
+    """One process does operations in a row; its other threads work at once, or only when it waits for them."""
+    with repeatable(late=late):
         trial = bench.trial()
         process = trial.start()
         begun = 0
@@ -122,7 +126,12 @@ def at_each_call(
 
 
 def failing(
-    bench: Bench, first: Sequence[Operation], second: Sequence[Operation], *, present: Sequence[Operation] = (), every: int = 1
+    bench: Bench,
+    first: Sequence[Operation],
+    second: Sequence[Operation],
+    *,
+    present: Sequence[Operation] = (),
+    every: int = 1,
 ) -> Iterator[Found]:
     """Each sync in turn fails; the process goes on as far as it may and ends, and another one does the rest.
 
@@ -143,9 +152,7 @@ def failing(
             one.files.kill()
             for operation in second:
                 other.do(operation)
-        point = next(
-            index for index, event in enumerate(trial.disk.log) if isinstance(event, Synced) and event.failed
-        )
+        point = next(index for index, event in enumerate(trial.disk.log) if isinstance(event, Synced) and event.failed)
         yield f"{_name(first)}, sync {number} fails, then {_name(second)}", trial, point
 
 

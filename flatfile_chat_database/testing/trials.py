@@ -333,7 +333,9 @@ class Laboratory:
             files=self._files,
         )
         process = trial.start()
-        with repeatable((level + 1) << 64):  # names of temporary files that are neither in the state nor taken by `_open`
+        with repeatable(
+            (level + 1) << 64
+        ):  # names of temporary files that are neither in the state nor taken by `_open`
             again = [asked for asked in history.asked if asked.may_have_happened(state.point)][-1:]
             process.open()
             process.store.problems()
