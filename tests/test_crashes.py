@@ -12,6 +12,7 @@ from typing import Any
 
 import pytest
 
+from flatfile_chat_database.backends.base import Append
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.testing import scenarios
 from flatfile_chat_database.testing import workloads as work
@@ -199,7 +200,7 @@ TOY_WORK = (
     Operation("add", work.ADD.steps[1:]),
     Operation("put again", work.UPDATE_CONTEXT.steps[1:]),
     Operation("put another", (work.CREATE_USER.steps[0], *work.UPDATE_CONTEXT.steps[1:])),
-    Operation("add three", work.ADD_THREE.steps[1:]),
+    Operation("add another", (Append(work.LOG, (work.line(6),)),)),
 )
 
 
