@@ -44,8 +44,8 @@ FOLDING = open_flatfile(StorageConfig(lock_timeout_seconds=0, journal_max_bytes=
 NORMAL = open_flatfile(StorageConfig(lock_timeout_seconds=0, durability="normal"))
 MOST = 12
 """States of one crash point where they are drawn."""
-LONGER = 3
-"""Workloads of two and of three operations that are drawn for each start and first operation."""
+LONGER = 2
+"""Workloads of two operations, and of three, that are drawn for each start and first operation."""
 PAIRS = (
     (work.ADD, work.ADD),
     (work.ADD, work.ADD_THREE),
@@ -104,8 +104,8 @@ def test_nothing_is_lost_or_made_up_whenever_power_fails(start: str, operation: 
 
 @by_pair
 def test_what_one_process_left_undone_when_it_was_killed_does_not_harm_another_one(pair: Pair, record: Record) -> None:
-    for present in (True, False):
-        trials = scenarios.after_a_death(CLOSED, pair[:1], pair[1:], present=present, every=2)
+    for present, every in ((True, 5), (False, 7)):
+        trials = scenarios.after_a_death(CLOSED, pair[:1], pair[1:], present=present, every=every)
         examine(Laboratory(FLATFILE, most=2), trials, record)
 
 
@@ -118,13 +118,13 @@ def test_a_process_may_come_between_any_two_calls_of_another(pair: Pair, record:
 def test_after_a_flush_that_failed_nothing_is_acknowledged_that_is_not_on_disk(pair: Pair, record: Record) -> None:
     # The other process goes on in the segment that it knows, or opens the store when nobody else is there.
     for first, present in ((pair[:1], (work.UPDATE_CONTEXT,)), (pair, ())):
-        trials = scenarios.failing(CLOSED, first, (pair[0], work.ADD), present=present, every=3)
+        trials = scenarios.failing(CLOSED, first, (pair[0], work.ADD), present=present, every=4)
         examine(Laboratory(FLATFILE, most=1), trials, record)
 
 
 @by_pair
 def test_power_may_fail_once_more_while_the_store_is_opened(pair: Pair, record: Record) -> None:
-    laboratory = Laboratory(FLATFILE, most=3, levels=2, nested=29)
+    laboratory = Laboratory(FLATFILE, most=2, levels=2, nested=37)
     examine(laboratory, scenarios.alone(CLOSED, pair), record)
 
 
