@@ -224,3 +224,40 @@ class FlatConfig(Protocol):
 def flat_config(store_path: Path) -> FlatConfig:
     """Make configurations for the flat-file store that `flat_storage` uses."""
     return _Stores("flatfile", store_path).config
+
+
+# --- crash states --------------------------------------------------------------------------------------
+
+LEAST_CRASH_STATES = 20_000
+"""Distinct disk images that a whole run of `test_crashes.py` opens, at least."""
+
+
+def pytest_sessionfinish(session: pytest.Session) -> None:
+    """Count the crash states over all processes of the run; a run of all their tests that has too few fails."""
+    reporter = session.config.pluginmanager.get_plugin("terminalreporter")
+    if reporter is None or hasattr(session.config, "workerinput"):
+        return
+    digests: set[str] = set()
+    tests: set[str] = set()
+    for report in reporter.stats.get("passed", []):
+        for name, value in report.user_properties:
+            if name == "crash_states" and report.when == "call":
+                digests.update(value[start : start + 32] for start in range(0, len(value), 32))
+                tests.add(report.nodeid)
+    session.config.stash[CRASH_STATES] = (len(digests), len(tests))
+    if len(tests) >= CRASH_TESTS and len(digests) < LEAST_CRASH_STATES:
+        session.exitstatus = pytest.ExitCode.TESTS_FAILED
+
+
+CRASH_STATES = pytest.StashKey[tuple[int, int]]()
+CRASH_TESTS = 107
+"""How many tests count crash states."""
+
+
+def pytest_terminal_summary(terminalreporter: pytest.TerminalReporter, config: pytest.Config) -> None:
+    """Print how many crash states were opened."""
+    states, tests = config.stash.get(CRASH_STATES, (0, 0))
+    if tests:
+        terminalreporter.write_line(
+            f"{states:,} crash states, distinct by hash of the disk image, in {tests} of {CRASH_TESTS} tests"
+        )

@@ -1,5 +1,16 @@
-"""Protocols that are known to be wrong, as small patches of the seam: whatever the engine, a step goes missing."""
+"""Protocols that are known to be wrong, as small patches of the seam or of the engine: a step goes missing."""
 
+import contextlib
+from collections.abc import Callable, Iterable, Iterator
+from typing import Any
+from unittest import mock
+
+from flatfile_chat_database.backends.flatfile.checkpoint import Checkpoint
+from flatfile_chat_database.backends.flatfile.engine import Engine
+from flatfile_chat_database.backends.flatfile.journal import Journal, Segment
+from flatfile_chat_database.backends.flatfile.plan import steps_of
+from flatfile_chat_database.backends.flatfile.recovery import Recovery
+from flatfile_chat_database.backends.flatfile.syncs import Syncs
 from flatfile_chat_database.testing.simulated import SimulatedFiles
 
 
@@ -93,16 +104,16 @@ class ForgetsFolderOfNewLog(SimulatedFiles):
         super().__init__(*arguments)  # type: ignore[arg-type]
         self._folders: set[str] = set()
 
-    def create(self, path: str) -> int:
+    def create_to_append(self, path: str) -> int:
         self._note(path)
-        return super().create(path)
+        return super().create_to_append(path)
 
     def rename(self, source: str, target: str) -> None:
         self._note(target)
         super().rename(source, target)
 
     def _note(self, path: str) -> None:
-        if path.endswith(".jsonl"):
+        if path.endswith(".jsonl") and "/journal/" not in path:
             self._folders.add(path.rpartition("/")[0])
 
     def sync_folder(self, path: str) -> None:
@@ -119,3 +130,173 @@ SEAM: dict[str, type[SimulatedFiles]] = {
     "no directory sync after creating the log": ForgetsFolderOfNewLog,
 }
 """The six of reliability.md, M8."""
+
+
+# --- rules of the journal ------------------------------------------------------------------------------
+
+
+@contextlib.contextmanager
+def data_before_journal() -> Iterator[None]:
+    """Files are changed before the journal can do the change again."""
+
+    def commit(engine: Any, plan: Any) -> None:
+        if plan.drafts:
+            steps, parts = steps_of(plan.drafts)
+            for step, data in zip(steps, parts, strict=True):
+                if step.op == "append":
+                    engine._logs.append(step.key, data)
+                else:
+                    engine._apply(step, data)
+            engine._move_mark(engine._write(steps, b"".join(parts)))
+
+    with mock.patch.object(Engine, "_commit", commit):
+        yield
+
+
+@contextlib.contextmanager
+def apply_before_flush() -> Iterator[None]:
+    """The journal is written first, but flushed after the files are changed."""
+    move, file = Engine._move_mark, Syncs.file
+
+    def move_mark(engine: Any, segment: Segment, **how: Any) -> None:
+        if segment is engine._journal.current:
+            file(engine._syncs, segment.descriptor)
+        move(engine, segment, **how)
+
+    def write(engine: Any, steps: Any, payload: bytes) -> Segment:
+        with mock.patch.object(Syncs, "file", lambda *_: None):
+            return original(engine, steps, payload)
+
+    original = Engine._write
+    with mock.patch.object(Engine, "_write", write), mock.patch.object(Engine, "_move_mark", move_mark):
+        yield
+
+
+@contextlib.contextmanager
+def dead_peers_records_dropped() -> Iterator[None]:
+    """What a dead process committed is written over, whether it was done or not."""
+    with mock.patch.object(Engine, "_finish", lambda _, segment: segment.cut()):
+        yield
+
+
+@contextlib.contextmanager
+def dead_peers_records_not_written_again() -> Iterator[None]:
+    """What a dead process wrote is done from where it stands, though the flush of it may have failed."""
+    original = Engine._finish
+
+    def finish(engine: Any, segment: Segment) -> None:
+        segment.synced = 1 << 60
+        original(engine, segment)
+
+    with mock.patch.object(Engine, "_finish", finish):
+        yield
+
+
+@contextlib.contextmanager
+def recovery_without_flush() -> Iterator[None]:
+    """What recovery did is not flushed before the journal goes."""
+    original = Recovery.run
+
+    def run(recovery: Any, numbers: Any) -> Any:
+        with mock.patch.object(Syncs, "files", lambda *_: None):
+            return original(recovery, numbers)
+
+    with mock.patch.object(Recovery, "run", run):
+        yield
+
+
+@contextlib.contextmanager
+def segment_name_not_durable() -> Iterator[None]:
+    """A new segment takes batches before its name is flushed."""
+    original = Journal.create
+
+    def create(journal: Any, *arguments: Any) -> Segment:
+        with mock.patch.object(Syncs, "folders_of", lambda *_: None):
+            return original(journal, *arguments)
+
+    with mock.patch.object(Journal, "create", create):
+        yield
+
+
+@contextlib.contextmanager
+def only_the_nearest_folder() -> Iterator[None]:
+    """Of the folders up to the root only the one that a file is in is flushed."""
+
+    def folders_of(syncs: Syncs, keys: Iterable[str]) -> None:
+        for folder in sorted({key.rpartition("/")[0] for key in keys}):
+            syncs.folder(folder)
+
+    with mock.patch.object(Syncs, "folders_of", folders_of):
+        yield
+
+
+@contextlib.contextmanager
+def several_checkpoints_at_a_time() -> Iterator[None]:
+    """Whoever folds does not ask whether somebody else does."""
+    real = Checkpoint.take
+
+    def take(checkpoint: Any) -> bool:
+        real(checkpoint)  # which opens the file of the lock
+        checkpoint._lock.release()
+        return True
+
+    def attempt(checkpoint: Any) -> bool:
+        return bool(checkpoint._thread_has_ended()) and take(checkpoint)
+
+    with mock.patch.object(Checkpoint, "take", take), mock.patch.object(Checkpoint, "try_take", attempt):
+        yield
+
+
+@contextlib.contextmanager
+def structural_changes_without_the_lock() -> Iterator[None]:
+    """A folder is moved while others may write to what is in it."""
+    original = Engine._run_structural
+
+    def run(engine: Any, job: Any, **how: Any) -> None:
+        engine.lock.release()
+        try:
+            original(engine, job, **how)
+        finally:
+            engine.lock.take()
+
+    with mock.patch.object(Engine, "_run_structural", run):
+        yield
+
+
+@contextlib.contextmanager
+def recovery_from_the_mark() -> Iterator[None]:
+    """Recovery believes the mark, as if the machine had not been started anew since it was written."""
+    original = Engine._recover
+
+    def recover(engine: Any) -> None:
+        mark = engine.lock.read_mark()
+        numbers = engine._journal.numbers()
+        segment = None if mark is None else engine._journal.find(mark.segment)
+        if mark is None or segment is None or numbers != [segment.number]:
+            original(engine)
+            return
+        segment.end = mark.applied
+        done = not segment.has_more()
+        segment.close()
+        if done:
+            engine._fold()
+        else:
+            original(engine)
+
+    with mock.patch.object(Engine, "_recover", recover):
+        yield
+
+
+RULES: dict[str, Callable[[], contextlib.AbstractContextManager[None]]] = {
+    "journal before data": data_before_journal,
+    "flush before apply": apply_before_flush,
+    "finishing a dead peer's records first": dead_peers_records_dropped,
+    "writing them again before flushing": dead_peers_records_not_written_again,
+    "flushing in recovery": recovery_without_flush,
+    "durable segment names": segment_name_not_durable,
+    "folders up to the root": only_the_nearest_folder,
+    "one checkpoint at a time": several_checkpoints_at_a_time,
+    "structural changes under the lock": structural_changes_without_the_lock,
+    "replay without a boot-id shortcut": recovery_from_the_mark,
+}
+"""The ten of architecture.md, 5, each left out."""

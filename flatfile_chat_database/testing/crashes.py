@@ -18,7 +18,7 @@ from __future__ import annotations
 import hashlib
 import itertools
 import random
-from collections.abc import Iterator, Sequence
+from collections.abc import Collection, Iterator, Sequence
 from dataclasses import dataclass
 
 from .disk import (
@@ -81,7 +81,14 @@ def digest_of(nodes: Nodes) -> bytes:
 
 
 def states(
-    trace: Trace, *, most: int = 64, seed: int = 0, ordered: bool = False, first: int = 0, last: int | None = None
+    trace: Trace,
+    *,
+    most: int = 64,
+    seed: int = 0,
+    ordered: bool = False,
+    first: int = 0,
+    last: int | None = None,
+    answers: Collection[int] = (),
 ) -> Iterator[State]:
     """Yield states that a power loss during a trace may leave; some come more than once.
 
@@ -92,6 +99,8 @@ def states(
         ordered: Choose the stricter model.
         first: The first crash point, as a number of events.
         last: The last crash point; the end by default.
+        answers: Crash points at which somebody was told something. A sample is drawn there, at the end and before each
+            sync, where the most effects are open to choice; at the points between, only a small one.
     """
     lost = lost_by_failed_syncs(trace.log)
     end = len(trace.log) if last is None else last
@@ -103,7 +112,12 @@ def states(
         choosing = (_ordered if ordered else _independent)(trace, point, lost)
         covered = choosing.size <= most
         dice = random.Random(f"{seed} {point}")
-        picked = choosing.all() if covered else choosing.sample(most, dice)
+        if covered:
+            picked = choosing.all()
+        elif following is None or isinstance(following, Synced | Dropped) or point in answers:
+            picked = choosing.sample(most, dice)
+        else:
+            picked = choosing.few(most // 4, dice)
         for nodes in picked:
             yield State(point, nodes)
 
@@ -139,12 +153,16 @@ class _Choosing:
         nothing = [choices[0] for choices in self._open]
         everything = [choices[-1] for choices in self._open]
         yield self._made(nothing)
-        yield self._made(everything)
         for index, choices in enumerate(self._open):
             for choice in choices[:-1]:
                 yield self._made([*everything[:index], choice, *everything[index + 1 :]])
             for choice in choices[1:]:
                 yield self._made([*nothing[:index], choice, *nothing[index + 1 :]])
+        yield from self.few(most, dice)
+
+    def few(self, most: int, dice: random.Random) -> Iterator[Nodes]:
+        """Yield the state in which nothing is missing, and `most` others."""
+        yield self._made([choices[-1] for choices in self._open])
         for number in range(most):
             # Whole and missing effects make more of a difference than torn ones, so those come by themselves as well.
             narrow = number % 2 == 0
@@ -251,6 +269,9 @@ class _OrderedChoosing(_Choosing):
                 if choice != NOTHING or isinstance(effect, Made):
                     effect.apply(nodes, choice)
             yield nodes
+
+    def few(self, most: int, dice: random.Random) -> Iterator[Nodes]:
+        yield from self.sample(most, dice)
 
     def sample(self, most: int, dice: random.Random) -> Iterator[Nodes]:
         kept = self._combinations

@@ -242,6 +242,8 @@ class FlatfileStore:
     def __init__(self, config: StorageConfig, files: SimulatedFiles, backend: type[InlineBackend]) -> None:
         self._layout = _layout(config)
         self._backend = backend(config, ROOT_FOLDER, files=files)
+        self._disk = files.disk
+        self._seen: tuple[int, Contents] | None = None
         finish(self._backend.open())
 
     def commit(self, changes: Sequence[Change]) -> list[Outcome]:
@@ -263,6 +265,12 @@ class FlatfileStore:
         return [data for key, data in self._all().items() if key.startswith(f"{aside}/") and key.endswith(".bin")]
 
     def _all(self) -> Contents:
+        moment = len(self._disk.log)
+        if self._seen is None or self._seen[0] != moment:
+            self._seen = moment, self._read_all()
+        return dict(self._seen[1])
+
+    def _read_all(self) -> Contents:
         keys = finish(self._backend.list_keys(""))
         datas = finish(self._backend.read_many(keys))
         return {key: data for key, data in zip(keys, datas, strict=True) if data is not None}

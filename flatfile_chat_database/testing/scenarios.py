@@ -1,14 +1,15 @@
 """How processes meet: alone, one after a dead one, two at once, and with a flush that fails.
 
-Each function yields trials to be checked, with the crash point from which on a trial is new.
+Each function yields trials to be checked, with the crash point from which on a trial is new. Where there are many calls
+or syncs to choose from, `every` takes only each n-th.
 """
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from dataclasses import dataclass, replace
 
-from .disk import Nodes
+from .disk import Nodes, Synced
 from .histories import Contents, Operation
 from .inline import OpenStore, repeatable
 from .simulated import SimulatedFiles
@@ -39,6 +40,10 @@ class Bench:
             files=self.files,
         )
 
+    def with_store(self, open_store: OpenStore) -> Bench:
+        """Return a bench like this one, whose store is opened otherwise."""
+        return replace(self, open_store=open_store)
+
     def with_files(self, files: type[SimulatedFiles]) -> Bench:
         """Return a bench like this one, with other system calls."""
         return replace(self, files=files)
@@ -61,9 +66,9 @@ Found = tuple[str, Trial, int]
 """The name of a trial, the trial, and the first crash point that no other trial has."""
 
 
-def alone(bench: Bench, operations: Sequence[Operation]) -> Iterator[Found]:
-    """One process does operations in a row."""
-    with repeatable():
+def alone(bench: Bench, operations: Sequence[Operation], *, late: bool = False) -> Iterator[Found]:
+    """One process does operations in a row; its other threads work at once, or only when it waits for them."""
+    with repeatable(late=late):
         trial = bench.trial()
         process = trial.start()
         begun = 0
@@ -84,10 +89,10 @@ def alternating(bench: Bench, operations: Sequence[Operation]) -> Iterator[Found
 
 
 def after_a_death(
-    bench: Bench, first: Sequence[Operation], second: Sequence[Operation], *, present: bool = True
+    bench: Bench, first: Sequence[Operation], second: Sequence[Operation], *, present: bool = True, every: int = 1
 ) -> Iterator[Found]:
     """A process is killed at each of the calls of its last operation; another one, `present` or new, goes on."""
-    for call in range(1, _LONGEST):
+    for call in range(every, _LONGEST, every):
         with repeatable():
             trial = bench.trial()
             one, other = trial.start(), trial.start()
@@ -95,39 +100,44 @@ def after_a_death(
                 other.open()
             for operation in first[:-1]:
                 one.do(operation)
-            begun = len(trial.disk.log)
-            alive = _do_until(one, first[-1], call, one.files.kill)
-            if alive:
+            point = _do_until(trial, one, first[-1], call, one.files.kill)
+            if point is None:
                 return
             for operation in second:
                 other.do(operation)
-        yield f"{_name(first)}, killed at call {call}, then {_name(second)}", trial, begun
+        yield f"{_name(first)}, killed at call {call}, then {_name(second)}", trial, point
 
 
-def at_each_call(bench: Bench, one: Sequence[Operation], other: Sequence[Operation]) -> Iterator[Found]:
+def at_each_call(
+    bench: Bench, one: Sequence[Operation], other: Sequence[Operation], *, every: int = 1
+) -> Iterator[Found]:
     """While a process does its last operation another one does all of its own, before one of the calls."""
-    for call in range(1, _LONGEST):
+    for call in range(every, _LONGEST, every):
         with repeatable():
             trial = bench.trial()
             first, second = trial.start(), trial.start()
             second.open()
             for operation in one[:-1]:
                 first.do(operation)
-            begun = len(trial.disk.log)
-            missed = _do_until(first, one[-1], call, _all(second, other))
-            if missed:
+            point = _do_until(trial, first, one[-1], call, _all(second, other))
+            if point is None:
                 return
-        yield f"{_name(one)}, and before call {call}: {_name(other)}", trial, begun
+        yield f"{_name(one)}, and before call {call}: {_name(other)}", trial, point
 
 
 def failing(
-    bench: Bench, first: Sequence[Operation], second: Sequence[Operation], *, present: Sequence[Operation] = ()
+    bench: Bench,
+    first: Sequence[Operation],
+    second: Sequence[Operation],
+    *,
+    present: Sequence[Operation] = (),
+    every: int = 1,
 ) -> Iterator[Found]:
     """Each sync in turn fails; the process goes on as far as it may and ends, and another one does the rest.
 
     The other one may have been at work before, with the operations `present`.
     """
-    for number in range(1, _LONGEST):
+    for number in range(every, _LONGEST, every):
         with repeatable():
             trial = bench.trial()
             one, other = trial.start(), trial.start()
@@ -142,22 +152,48 @@ def failing(
             one.files.kill()
             for operation in second:
                 other.do(operation)
-        yield f"{_name(first)}, sync {number} fails, then {_name(second)}", trial, 0
+        point = next(index for index, event in enumerate(trial.disk.log) if isinstance(event, Synced) and event.failed)
+        yield f"{_name(first)}, sync {number} fails, then {_name(second)}", trial, point
 
 
-def _do_until(process: Process, operation: Operation, call: int, work: Callable[[], object]) -> bool:
-    """Do an operation, and some work before one of its calls; return whether it has not so many calls."""
-    missed = True
+def folding_together(
+    bench: Bench, one: Operation, other: Operation, *, calls: Iterable[int], syncs: Iterable[int]
+) -> Iterator[Found]:
+    """Two processes fold the journal at once, and for one of them a sync fails.
+
+    The store must be one that folds after each operation. The first process folds when it is closed; before one of its
+    `calls` the other one does its operation and closes as well, and one of its `syncs` fails.
+    """
+    syncs = list(syncs)
+    for call in calls:
+        for number in syncs:
+            with repeatable(late=True):
+                trial = bench.trial()
+                first, second = trial.start(), trial.start()
+                second.open()
+                first.do(one)
+                second.files.failing_syncs = frozenset([second.files.syncs + number])
+                point = _do_until(trial, first, CLOSE, call, _all(second, (other, CLOSE)))
+            if point is None:
+                return
+            yield f"{one.name} is folded, and before call {call} {other.name}, whose sync {number} fails", trial, point
+
+
+def _do_until(
+    trial: Trial, process: Process, operation: Operation, call: int, work: Callable[[], object]
+) -> int | None:
+    """Do an operation, and some work before one of its calls; return when that was, None if it has not so many."""
+    point: int | None = None
 
     def happen() -> None:
-        nonlocal missed
-        missed = False
+        nonlocal point
+        point = len(trial.disk.log)
         work()
 
     process.at(call, happen)
     process.do(operation)
     process.files.before = None
-    return missed
+    return point
 
 
 def _all(process: Process, operations: Sequence[Operation]) -> Callable[[], object]:

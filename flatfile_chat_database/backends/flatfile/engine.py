@@ -160,8 +160,7 @@ class Engine:
                 return left
             try:
                 self._flush()
-            except OSError as error:
-                self._break(error)
+            except DurabilityError:  # whoever writes next is told
                 return None
         if self._oldest is None:
             return None
@@ -271,6 +270,8 @@ class Engine:
                     draft.source for draft in plan.drafts if draft.op == "install" and not draft.staged
                 )
                 segment = self._write_or_make_room(steps, payload)
+                if self._config.durability == "normal" and any(step.op == "install" for step in steps):
+                    self._flush()  # or the file might be durable without what the journal did to the one before it
         except Exception as error:
             plan.discard()
             for job in plan.jobs:
@@ -358,7 +359,11 @@ class Engine:
         """Make durable what was answered before it was."""
         if self._unflushed_since is not None and self._journal.current is not None:
             end = self._journal.current.end
-            self._syncs.file(self._journal.current.descriptor)
+            try:
+                self._syncs.file(self._journal.current.descriptor)
+            except OSError as error:
+                self._break(error)
+                raise self._outcome_unknown() from error
             self._journal.current.synced = end
         self._unflushed_since = None
 

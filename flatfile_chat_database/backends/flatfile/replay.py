@@ -186,6 +186,7 @@ class Replay:
             self._tree.remove(Item(step.key, "folder"))
         self._folders.forget(step.source)
         self._files.rename(source, target)
+        self._syncs.folder(step.key.rpartition("/")[0])  # before the folder goes that it was in
         self._folders.emptied(step.source)
 
     def remove(self, step: Step) -> None:
