@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from flatfile_chat_database import Message, StorageManager
-from flatfile_chat_database.codec import decode_message
+from flatfile_chat_database.codec import timed_message
 
 from .corpus import Texts
 from .machine import work_folder
@@ -141,10 +141,15 @@ class _Database:
         rows = self._connection.execute(statement, values).fetchall()
         if newest_first:
             rows.reverse()
-        return [decode_message(body) for (body,) in rows]
+        # The very decoder that our pages go through, which looks at the timestamps as well.
+        return [message for (body,) in rows if (message := timed_message(_refuse, body)) is not None]
 
     def close(self) -> None:
         self._connection.close()
+
+
+def _refuse(message: Message) -> None:
+    raise SystemExit(f"The message {message.id} has an unusual timestamp.")
 
 
 async def _verify(reads: dict[str, Read], places: _Places) -> None:

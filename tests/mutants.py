@@ -8,6 +8,7 @@ from unittest import mock
 from flatfile_chat_database.backends.flatfile.checkpoint import Checkpoint
 from flatfile_chat_database.backends.flatfile.engine import Engine
 from flatfile_chat_database.backends.flatfile.journal import Journal, Segment
+from flatfile_chat_database.backends.flatfile.ledger import Ledger
 from flatfile_chat_database.backends.flatfile.plan import steps_of
 from flatfile_chat_database.backends.flatfile.recovery import Recovery
 from flatfile_chat_database.backends.flatfile.syncs import Syncs
@@ -147,7 +148,7 @@ def data_before_journal() -> Iterator[None]:
                     engine._logs.append(step.key, data)
                 else:
                     engine._apply(step, data)
-            engine._move_mark(engine._write(steps, b"".join(parts)))
+            engine.ledger.move_mark(engine.ledger.write(steps, b"".join(parts)))
 
     with mock.patch.object(Engine, "_commit", commit):
         yield
@@ -156,39 +157,39 @@ def data_before_journal() -> Iterator[None]:
 @contextlib.contextmanager
 def apply_before_flush() -> Iterator[None]:
     """The journal is written first, but flushed after the files are changed."""
-    move, file = Engine._move_mark, Syncs.file
+    move, file = Ledger.move_mark, Syncs.file
 
-    def move_mark(engine: Any, segment: Segment, **how: Any) -> None:
-        if segment is engine._journal.current:
-            file(engine._syncs, segment.descriptor)
-        move(engine, segment, **how)
+    def move_mark(ledger: Any, segment: Segment, **how: Any) -> None:
+        if segment is ledger._journal.current:
+            file(ledger._syncs, segment.descriptor)
+        move(ledger, segment, **how)
 
-    def write(engine: Any, steps: Any, payload: bytes) -> Segment:
+    def write(ledger: Any, steps: Any, payload: bytes, **how: Any) -> Segment:
         with mock.patch.object(Syncs, "file", lambda *_: None):
-            return original(engine, steps, payload)
+            return original(ledger, steps, payload, **how)
 
-    original = Engine._write
-    with mock.patch.object(Engine, "_write", write), mock.patch.object(Engine, "_move_mark", move_mark):
+    original = Ledger.write
+    with mock.patch.object(Ledger, "write", write), mock.patch.object(Ledger, "move_mark", move_mark):
         yield
 
 
 @contextlib.contextmanager
 def dead_peers_records_dropped() -> Iterator[None]:
     """What a dead process committed is written over, whether it was done or not."""
-    with mock.patch.object(Engine, "_finish", lambda _, segment: segment.cut()):
+    with mock.patch.object(Ledger, "_finish", lambda _, segment: segment.cut()):
         yield
 
 
 @contextlib.contextmanager
 def dead_peers_records_not_written_again() -> Iterator[None]:
     """What a dead process wrote is done from where it stands, though the flush of it may have failed."""
-    original = Engine._finish
+    original = Ledger._finish
 
-    def finish(engine: Any, segment: Segment) -> None:
+    def finish(ledger: Any, segment: Segment) -> None:
         segment.synced = 1 << 60
-        original(engine, segment)
+        original(ledger, segment)
 
-    with mock.patch.object(Engine, "_finish", finish):
+    with mock.patch.object(Ledger, "_finish", finish):
         yield
 
 
@@ -253,11 +254,11 @@ def structural_changes_without_the_lock() -> Iterator[None]:
     original = Engine._run_structural
 
     def run(engine: Any, job: Any, **how: Any) -> None:
-        engine.lock.release()
+        engine.ledger.lock.release()
         try:
             original(engine, job, **how)
         finally:
-            engine.lock.take()
+            engine.ledger.lock.take()
 
     with mock.patch.object(Engine, "_run_structural", run):
         yield
@@ -266,24 +267,24 @@ def structural_changes_without_the_lock() -> Iterator[None]:
 @contextlib.contextmanager
 def recovery_from_the_mark() -> Iterator[None]:
     """Recovery believes the mark, as if the machine had not been started anew since it was written."""
-    original = Engine._recover
+    original = Ledger._recover
 
-    def recover(engine: Any) -> None:
-        mark = engine.lock.read_mark()
-        numbers = engine._journal.numbers()
-        segment = None if mark is None else engine._journal.find(mark.segment)
+    def recover(ledger: Any) -> None:
+        mark = ledger.lock.read_mark()
+        numbers = ledger._journal.numbers()
+        segment = None if mark is None else ledger._journal.find(mark.segment)
         if mark is None or segment is None or numbers != [segment.number]:
-            original(engine)
+            original(ledger)
             return
         segment.end = mark.applied
         done = not segment.has_more()
         segment.close()
         if done:
-            engine._fold()
+            ledger.fold()
         else:
-            original(engine)
+            original(ledger)
 
-    with mock.patch.object(Engine, "_recover", recover):
+    with mock.patch.object(Ledger, "_recover", recover):
         yield
 
 

@@ -106,7 +106,7 @@ class FlatfileBackend(StorageBackend):
             if self._recovered:
                 return
             try:
-                with mapped(self._engine.journal_key):
+                with mapped(self._engine.ledger.key):
                     self._engine.open()
             except IntegrityError as error:
                 self._obstacle = error
@@ -384,8 +384,8 @@ class FlatfileBackend(StorageBackend):
 
     async def changes(self, cursor: str | None) -> Changes:
         def look() -> Changes:
-            with mapped(self._engine.journal_key):
-                return self._engine.history.changes(cursor)
+            with mapped(self._engine.ledger.key):
+                return self._engine.ledger.history.changes(cursor)
 
         return await self._in_thread(look)
 
@@ -475,9 +475,9 @@ class FlatfileBackend(StorageBackend):
             return []
 
         def look() -> list[Problem]:
-            with mapped(self._engine.journal_key):
-                found = self._engine.damage()
-                fixed = fix and self._engine.salvage()
+            with mapped(self._engine.ledger.key):
+                found = self._engine.ledger.damage()
+                fixed = fix and self._engine.ledger.salvage()
                 if fixed:
                     self._obstacle = None
                 return [Problem("damaged-journal", key, detail, fixed=fixed) for key, detail in found]
@@ -495,7 +495,7 @@ class FlatfileBackend(StorageBackend):
                             torn.append(key)
                     except OSError as error:
                         problems.append(Problem("unreadable", key, f"The log cannot be read: {error.strerror}."))
-                return problems, torn, self._engine.has_unfinished()
+                return problems, torn, self._engine.ledger.has_unfinished()
 
         problems, torn, unfinished = await self._in_thread(look)
         if torn:  # a writer at work looks the same for a moment
@@ -506,7 +506,7 @@ class FlatfileBackend(StorageBackend):
             if fix:
                 await self._commit([])  # taking the lock does it
             detail = "A process died before it had done what it wrote to the journal; the next write does it."
-            problems.append(Problem("unfinished-batch", self._engine.journal_key, detail, fixed=fix, harmless=True))
+            problems.append(Problem("unfinished-batch", self._engine.ledger.key, detail, fixed=fix, harmless=True))
         for key in torn:
             if fix:
                 await self._commit([Mend(key)])

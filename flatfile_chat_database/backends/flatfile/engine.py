@@ -16,26 +16,21 @@ from __future__ import annotations
 
 import contextlib
 import copy
-import errno
 import logging
-import time
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Iterator, Sequence
 
 from ... import codec
 from ...config import StorageConfig
 from ...errors import DurabilityError, StorageError
 from ...layout import Layout
 from ..base import Move, Outcome, RemoveTree
-from .checkpoint import Checkpoint
 from .files import Files
 from .folders import Folders
-from .history import History
-from .journal import Batch, Journal, Segment, Step
-from .lock import Mark, Presence, StoreLock
+from .journal import Batch, Step
+from .ledger import Ledger, is_full
 from .openlogs import OpenLogs
 from .oserrors import mapped, unavailable
 from .plan import EngineChange, Extend, Job, Known, Later, Mend, Mixed, Place, Plan, exists, key_of, read, steps_of
-from .recovery import Recovery
 from .syncs import Syncs
 from .tree import Tree
 from .wholes import Wholes
@@ -61,35 +56,24 @@ class Engine:
         self._folders = Folders(files, self.tree, clean_up=config.auto_cleanup_empty_directories)
         self._logs = OpenLogs(files, self.tree, self._folders, maximum=config.max_open_files)
         self._syncs = Syncs(files, self.tree, wanted=config.durability != "os")
-        self._journal = Journal(files, self.tree, self._folders, self._layout, self._syncs)
-        timeout = config.lock_timeout_seconds
-        self.lock = StoreLock(
-            files,
-            self._folders,
-            root,
-            self._layout.lock,
-            timeout_seconds=timeout,
-            allow_network=config.allow_network_file_system,
-        )
         self._wholes = Wholes(config, files, self.tree, self._folders, self._syncs)
-        self._recovery = Recovery(files, self.tree, self._folders, self._journal, self._syncs, self._wholes)
-        self._presence = Presence(files, self._folders, root, self._layout.presence, timeout_seconds=timeout)
-        self._checkpoint = Checkpoint(
-            files, self._folders, root, self._layout, self._journal, self._syncs, timeout_seconds=timeout
-        )
-        self.history = History(self._journal, self.lock)
         self._known = Known()
-        self._mark: Mark | None = None
-        self._unflushed_since: float | None = None
-        self._oldest: float | None = None  # when the segment took its first batch
-        self._broken: str | None = None
+        self.ledger = Ledger(
+            config,
+            root,
+            files,
+            self.tree,
+            self._folders,
+            self._syncs,
+            self._wholes,
+            forget=lambda: self._logs.forget_below(""),
+            others_wrote=self._known.keys.clear,
+        )
 
     @property
     def open_files(self) -> int:
         """The number of descriptors that are kept between jobs."""
-        return len(self._logs) + self.lock.is_open + self._presence.is_open + (self._journal.current is not None)
-
-    # --- opening and closing -------------------------------------------------------------------------
+        return len(self._logs) + self.ledger.open_files
 
     def open(self) -> None:
         """Do again what the journal says if nobody is at work on the store; do nothing if there is no journal.
@@ -97,78 +81,24 @@ class Engine:
         Raises:
             IntegrityError: The journal is damaged, or of another format.
         """
-        if not self._journal.numbers():
-            return
-        try:
-            self.lock.take()
-            try:
-                if self._presence.join():
-                    self._recover()
-            finally:
-                self._presence.leave()
-                self.lock.release()
-        except OSError as error:
-            if error.errno not in (errno.EACCES, errno.EPERM, errno.EROFS):
-                raise
-            # Whoever cannot write cannot mend either. What is not in the files yet is in the journal.
-            logger.warning(
-                "%s: the last changes may be missing, for the journal cannot be done again here (%s); "
-                "open the store once where it can be written",
-                self._layout.journal,
-                error.strerror or error,
-            )
+        self.ledger.open()
+
+    def idle(self) -> float | None:
+        """Do what is due while there are no jobs; return in how many seconds to come again, None for never."""
+        return self.ledger.idle()
 
     def close(self) -> None:
         """Fold the journal into the files if nobody else is at work; let go of everything."""
         try:
-            self._checkpoint.wait()
-            if self._broken is None and self._presence.joined:
-                self._close()
-        except (OSError, StorageError) as error:
-            logger.warning("%s: it stays for the next to open the store (%s)", self._layout.journal, error)
+            self.ledger.close()
         finally:
             self.let_go()
             self._syncs.close()
 
-    def _close(self) -> None:
-        self.lock.take()
-        try:
-            self._look_around()
-            self._flush()
-            if self._presence.is_alone():  # then whoever comes after a sync that failed does all of it again
-                self._checkpoint.take()
-                self._checkpoint.fold(self._old())
-        finally:
-            self.lock.release()
-
     def let_go(self) -> None:
         """Close all descriptors and touch nothing else: a forked child has locks of threads that it does not have."""
         self._logs.forget_below("")
-        self._set_segment(None)
-        self._presence.leave()
-        self._checkpoint.let_go()
-        self.lock.close()
-
-    def idle(self) -> float | None:
-        """Do what is due while there are no jobs; return in how many seconds to come again, None for never."""
-        if self._broken is not None:
-            return None
-        now = time.monotonic()
-        if self._unflushed_since is not None:
-            left = self._unflushed_since + _FLUSH_SECONDS - now
-            if left > 0:
-                return left
-            try:
-                self._flush()
-            except DurabilityError:  # whoever writes next is told
-                return None
-        if self._oldest is None:
-            return None
-        left = self._oldest + self._config.journal_max_age_seconds - now
-        if left > 0:
-            return left
-        self._start_checkpoint()
-        return self._config.journal_max_age_seconds
+        self.ledger.let_go()
 
     # --- running jobs --------------------------------------------------------------------------------
 
@@ -177,33 +107,33 @@ class Engine:
         self._files.count("batches")
         self._files.count("commits", len(jobs))
         try:
-            with mapped(self._layout.lock):
-                if self._broken is not None:
-                    raise self._refusal()
-                self.lock.take()
-                self._prepare()
+            with mapped(self.ledger.lock.key):
+                if self.ledger.broken is not None:
+                    raise self.ledger.refusal()
+                self.ledger.lock.take()
+                self.ledger.prepare()
         except Exception as error:
             for job in jobs:
                 job.error = _again(error)
         else:
             self._run(jobs)
             self._logs.evict()
-            self._checkpoint_if_due()
+            self.ledger.checkpoint_if_due()
         finally:
-            self.lock.release()
+            self.ledger.lock.release()
 
     def _run(self, jobs: Sequence[Job]) -> None:
         self._known.begin()
         plan = self._plan()
         for job in jobs:
             try:
-                if self._broken is not None:
-                    raise self._refusal()
+                if self.ledger.broken is not None:
+                    raise self.ledger.refusal()
                 if job.is_structural:
                     self._commit(plan)
                     plan = self._plan()
-                    if self._broken is not None:
-                        raise self._refusal()
+                    if self.ledger.broken is not None:
+                        raise self.ledger.refusal()
                     self._run_structural(job)
                     continue
                 try:
@@ -211,8 +141,8 @@ class Engine:
                 except (Later, Mixed):
                     self._commit(plan)
                     plan = self._plan()
-                    if self._broken is not None:
-                        raise self._refusal() from None
+                    if self.ledger.broken is not None:
+                        raise self.ledger.refusal() from None
                     self._run_alone(job, plan)
                 if plan.size > _LARGEST_BATCH_BYTES:
                     self._commit(plan)
@@ -264,14 +194,14 @@ class Engine:
         steps, parts = steps_of(plan.drafts)
         payload = b"".join(parts)
         try:
-            with mapped(self._layout.journal):
+            with mapped(self.ledger.key):
                 # The bytes of a blob are durable, but a file without a name is found by nobody after a power cut.
                 self._syncs.folders_of(
                     draft.source for draft in plan.drafts if draft.op == "install" and not draft.staged
                 )
-                segment = self._write_or_make_room(steps, payload)
+                segment = self.ledger.commit(steps, payload)
                 if self._config.durability == "normal" and any(step.op == "install" for step in steps):
-                    self._flush()  # or the file might be durable without what the journal did to the one before it
+                    self.ledger.flush()  # or the file might be durable without what the journal did to that before it
         except Exception as error:
             plan.discard()
             for job in plan.jobs:
@@ -286,268 +216,15 @@ class Engine:
                     self._apply(step, data)
                 done += 1
         except Exception as error:
-            self._stop_before(segment)
-            if _is_full(error) and self._has_finished(segment):
+            self.ledger.stop_before(segment)
+            if is_full(error) and self.ledger.has_finished(segment):
                 return
             if isinstance(error, OSError):
                 error = unavailable(error, steps[done].key)
             for job in plan.jobs_of({step.key for step in steps[done:]}):
-                job.outcomes, job.error = None, self._later(error)
+                job.outcomes, job.error = None, _later(error)
         else:
-            self._move_mark(segment)
-
-    def _stop_before(self, segment: Segment) -> None:
-        """Leave what is committed to whoever writes next: the mark stays before it, so it is done first."""
-        self._logs.forget_below("")
-        with contextlib.suppress(OSError):
-            segment.cut()  # what is reserved may be the room that the files lack
-        segment.end = segment.start if self._mark is None else self._mark.applied
-
-    def _has_finished(self, segment: Segment) -> bool:
-        """Try to do what is committed once more, with the room that the journal takes for what was done before."""
-        try:
-            batches = list(segment.batches(segment.end))
-            self._checkpoint.take()
-            try:
-                old = self._old()
-                self._go_on_in(batches)
-                self._checkpoint.fold(old)
-            finally:
-                self._checkpoint.release()
-            self._look_around()
-        except (OSError, StorageError):
-            return False
-        return True
-
-    def _write_or_make_room(self, steps: Sequence[Step], payload: bytes) -> Segment:
-        """Commit steps; where there is no room for them, use that of the journal, which is not needed any more."""
-        try:
-            return self._write(steps, payload)
-        except OSError as error:
-            if not _is_full(error):
-                raise
-            self._fold()
-            return self._write(steps, payload, ahead=False)
-
-    def _write(self, steps: Sequence[Step], payload: bytes, *, ahead: bool = True) -> Segment:
-        """Commit steps: when this returns they are in the journal, and durable if that is wanted."""
-        segment = self._journal.current
-        if segment is None:
-            segment = self._journal.create()
-            self._set_segment(segment)
-            self._move_mark(segment)
-        size = segment.write(steps, payload, ahead=ahead)
-        if self._config.durability == "full":
-            try:
-                self._syncs.file(segment.descriptor)
-            except OSError as error:
-                self._break(error)
-                raise self._outcome_unknown() from error
-            segment.synced = segment.end + size
-        elif self._unflushed_since is None:
-            self._unflushed_since = time.monotonic()
-        if self._oldest is None:
-            self._oldest = time.monotonic()
-        segment.end += size
-        return segment
-
-    def _move_mark(self, segment: Segment) -> None:
-        self._mark = Mark(segment.id, segment.end)
-        self.lock.write_mark(self._mark)
-
-    def _flush(self) -> None:
-        """Make durable what was answered before it was."""
-        if self._unflushed_since is not None and self._journal.current is not None:
-            end = self._journal.current.end
-            try:
-                self._syncs.file(self._journal.current.descriptor)
-            except OSError as error:
-                self._break(error)
-                raise self._outcome_unknown() from error
-            self._journal.current.synced = end
-        self._unflushed_since = None
-
-    # --- errors --------------------------------------------------------------------------------------
-
-    def _break(self, error: Exception) -> None:
-        """Take no further job: it is not known any more what is durable.
-
-        One-shot: after a failed sync the system may call the pages clean, so a second try would prove nothing.
-        """
-        self._broken = getattr(error, "strerror", None) or str(error)
-        self._logs.forget_below("")
-        self._set_segment(None)
-        self._presence.leave()  # so that whoever opens the store now looks at what is really on disk
-
-    def _refusal(self) -> DurabilityError:
-        return DurabilityError(
-            f"An earlier write could not be made durable ({self._broken}); nothing was changed.",
-            hint="Reopen the store and look which messages are there.",
-        )
-
-    def _outcome_unknown(self) -> DurabilityError:
-        return DurabilityError(
-            f"{DurabilityError.__doc__} ({self._broken})", hint="Reopen the store and look whether it is there."
-        )
-
-    def _later(self, error: Exception) -> DurabilityError:
-        text = error.message if isinstance(error, StorageError) else str(error)
-        return DurabilityError(
-            f"The change is in the journal, but not in its place yet. {text}",
-            key=getattr(error, "key", None),
-            hint="It is done before the next write, once the medium allows it.",
-        )
-
-    # --- before a batch ------------------------------------------------------------------------------
-
-    def _prepare(self) -> None:
-        """Be present, and see that all that is in the journal has been done."""
-        if not self._presence.joined:
-            try:
-                if self._presence.join():
-                    self._recover()
-                    self._presence.share()
-            except BaseException:
-                self._presence.leave()
-                raise
-            self._mark = None
-        self._look_around()
-
-    def _look_around(self) -> None:
-        """Take in what other processes wrote, and finish what a dead one did not."""
-        mark = self.lock.read_mark()
-        if mark is None or mark != self._mark:
-            self._adopt(mark)
-        segment = self._journal.current
-        if segment is not None and segment.has_more():
-            self._finish(segment)
-
-    def _adopt(self, mark: Mark | None) -> None:
-        """Go on where the last writer stopped."""
-        self._known.keys.clear()
-        current = self._journal.current
-        if mark is not None and current is not None and current.id == mark.segment and not current.is_gone():
-            current.end = mark.applied
-        else:
-            segment = None if mark is None else self._journal.find(mark.segment)
-            numbers = self._journal.numbers() if segment is None else []
-            if segment is None and numbers:
-                segment = self._journal.open(numbers[-1])  # the mark is lost, so all of it may have to be done
-                self._syncs.folders_of([segment.key])  # and its maker may have died before its name was durable
-                self._syncs.folders_of([segment.key])  # and its maker may have died before its name was durable
-            elif segment is not None and mark is not None:
-                segment.end = mark.applied
-            self._set_segment(segment)
-        self._mark = mark
-
-    def _set_segment(self, segment: Segment | None) -> None:
-        if self._journal.current is not None:
-            self._journal.current.close()
-        self._journal.current = segment
-        self._unflushed_since = None
-        self._oldest = None
-
-    def _finish(self, segment: Segment) -> None:
-        """Do what a process committed and did not finish, or began to commit.
-
-        Its flush may have failed, and only the dead were told; so what it wrote is written anew to a segment that is
-        durable before any of it is done. What this process has flushed by itself need not be.
-        """
-        batches = list(segment.batches(segment.end))
-        if not batches:
-            segment.cut()
-            return
-        if segment.synced < batches[-1].end:
-            fresh, end = self._go_on_in(batches)
-        else:
-            fresh, end = segment, batches[-1].end
-        self._logs.forget_below("")
-        replay = self._recovery.replay(batches)
-        replay.run()
-        fresh.end = end
-        if replay.is_structural:
-            self._end_structural(fresh, replay.keys)
-        else:
-            self._move_mark(fresh)
-            self._oldest = time.monotonic()
-
-    def _go_on_in(self, batches: Sequence[Batch]) -> tuple[Segment, int]:
-        """Begin a segment with copies of batches that are still to be done; return it, and where they end."""
-        fresh = self._journal.create(batches)
-        end, fresh.end = fresh.end, fresh.start
-        self._set_segment(fresh)
-        self._move_mark(fresh)
-        return fresh, end
-
-    def _recover(self) -> None:
-        """Do all of the journal again, if there is any: nobody else is at work."""
-        self._set_segment(None)
-        self._logs.forget_below("")
-        numbers = self._journal.numbers()
-        if numbers:
-            self._move_mark(self._recovery.run(numbers))
-
-    # --- folding the journal into the files ----------------------------------------------------------
-
-    def _checkpoint_if_due(self) -> None:
-        segment = self._journal.current
-        if segment is None or self._broken is not None:
-            return
-        if segment.end >= self._config.journal_max_bytes:
-            self._start_checkpoint_locked()
-
-    def _start_checkpoint(self) -> None:
-        """Begin to fold the journal, while there is nothing else to do."""
-        try:
-            self.lock.take()
-            try:
-                self._look_around()
-                self._start_checkpoint_locked()
-            finally:
-                self.lock.release()
-        except (OSError, StorageError) as error:
-            logger.warning("%s: it cannot be folded into the files now (%s)", self._layout.journal, error)
-
-    def _start_checkpoint_locked(self) -> None:
-        """Go on in a new segment, and fold the old ones into the files in another thread, if nobody does so."""
-        try:
-            if not self._checkpoint.try_take():
-                return
-            try:
-                old = self._roll()
-            except BaseException:
-                self._checkpoint.release()
-                raise
-            self._checkpoint.start(old)
-        except (OSError, StorageError) as error:
-            logger.warning("%s: it cannot be folded into the files now (%s)", self._layout.journal, error)
-
-    def _roll(self) -> list[int]:
-        """Begin a new segment; return the numbers of the older ones.
-
-        They are there until they are folded, which tells whoever finds them that it was begun and not ended.
-        """
-        self._flush()  # what comes next must not be durable before what came before it
-        old = self._old()
-        self._go_on_in([])
-        return old
-
-    def _old(self) -> list[int]:
-        """Return the numbers of the segments that there are, fit to be folded."""
-        numbers = self._journal.numbers()
-        if len(numbers) > 1:
-            # Somebody began to fold and did not end, perhaps for a sync that failed: what looks done may be on no disk.
-            self._logs.forget_below("")
-            self._recovery.redo(numbers)
-        return numbers
-
-    def _fold(self, moved: Iterable[str] = ()) -> None:
-        """Fold all of the journal into the files now; `moved` are folders to make durable as well."""
-        self._checkpoint.take()
-        try:
-            self._checkpoint.fold(self._roll(), moved)
-        finally:
-            self._checkpoint.release()
+            self.ledger.move_mark(segment)
 
     # --- jobs that move and remove folders -------------------------------------------------------------
 
@@ -586,38 +263,23 @@ class Engine:
             steps, parts = steps_of(plan.drafts)
             payload = b"".join(parts)
             try:
-                with mapped(self._layout.journal):
-                    self._fold()
-                    segment = self._write([*structural, *steps], payload)
+                with mapped(self.ledger.key):
+                    self.ledger.fold()
+                    segment = self.ledger.write([*structural, *steps], payload)
                     if self._config.durability == "normal":
-                        self._flush()
+                        self.ledger.flush()
             except BaseException:
                 plan.discard()
                 raise
             try:
                 with mapped(key_of(job.changes[-1])):
-                    self._logs.forget_below("")
-                    replay = self._recovery.replay([Batch(0, 0, 0, [*structural, *steps], payload)])
+                    replay = self.ledger.replay([Batch(0, 0, 0, [*structural, *steps], payload)])
                     replay.run()
-                    self._end_structural(segment, replay.keys)
+                    self.ledger.end_structural(segment, replay.keys)
             except Exception as error:
-                self._stop_before(segment)
-                raise self._later(error) from error
+                self.ledger.stop_before(segment)
+                raise _later(error) from error
         job.outcomes = outcomes
-
-    def _end_structural(self, segment: Segment, keys: Iterable[str]) -> None:
-        """Fold a segment whose batch moved and removed folders.
-
-        Its mark moves when that is done, so whoever comes after a death in between does it again before anything else:
-        done behind later changes, it would move and remove what is new.
-        """
-        self._checkpoint.take()
-        try:
-            self._checkpoint.fold(self._journal.numbers(), keys)
-        finally:
-            self._checkpoint.release()
-        self._move_mark(segment)
-        self._set_segment(None)
 
     def _structural_step(self, change: EngineChange) -> tuple[Step | None, Outcome]:
         """Return the step of a Move or RemoveTree, None if there is nothing to do, and its outcome."""
@@ -674,9 +336,9 @@ class Engine:
             finally:
                 self._files.close(descriptor)
         if codec.line_id(tail) is not None:
-            segment = self._write([Step("append", key, 1, size)], b"\n")
+            segment = self.ledger.write([Step("append", key, 1, size)], b"\n")
             self._logs.append(key, b"\n")
-            self._move_mark(segment)
+            self.ledger.move_mark(segment)
         else:
             self._cut(key, size - half, size)
         self._logs.forget(key)
@@ -705,44 +367,14 @@ class Engine:
         """Return a file's bytes, or None if it is absent or a folder."""
         return read(self._files, self.tree, key)
 
-    @property
-    def journal_key(self) -> str:
-        """The folder of the journal."""
-        return self._layout.journal
 
-    def has_unfinished(self) -> bool:
-        """Tell whether there is something in the journal that has not been done, and nobody is at work on it."""
-        with self.lock.glance() as mark:
-            segment = None if mark is None else self._journal.find(mark.segment)
-            if mark is None or segment is None:
-                return False
-            try:
-                segment.end = mark.applied
-                return segment.has_more()
-            finally:
-                segment.close()
-
-    # --- a damaged journal ---------------------------------------------------------------------------
-
-    def damage(self) -> list[tuple[str, str]]:
-        """Return what hinders the journal from being done again: the file, and what is wrong with it."""
-        return self._recovery.damage()
-
-    def salvage(self) -> bool:
-        """Do again what can be read of a damaged journal, and set it aside; return whether nobody was in the way."""
-        self.lock.take()
-        try:
-            if not self._presence.join():
-                return False
-            self._move_mark(self._recovery.salvage())
-            return True
-        finally:
-            self._presence.leave()
-            self.lock.release()
-
-
-def _is_full(error: Exception) -> bool:
-    return isinstance(error, OSError) and error.errno in (errno.ENOSPC, errno.EDQUOT)
+def _later(error: Exception) -> DurabilityError:
+    text = error.message if isinstance(error, StorageError) else str(error)
+    return DurabilityError(
+        f"The change is in the journal, but not in its place yet. {text}",
+        key=getattr(error, "key", None),
+        hint="It is done before the next write, once the medium allows it.",
+    )
 
 
 def _is_simple(job: Job) -> bool:

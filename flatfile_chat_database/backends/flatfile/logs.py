@@ -43,8 +43,7 @@ class Block(NamedTuple):
 class LogReader:
     """One log as it is when it is first read: later appends are not seen, later rewrites do not disturb.
 
-    What stands behind the last newline is no line yet, and what stands behind `limit` belongs to a batch that is being
-    written. An absent log reads as empty.
+    What stands behind the last newline is no line yet. An absent log reads as empty.
 
     `decode` of the methods returns what the caller wants of a line, or None for one that is no record. It is called
     once a line.
@@ -58,7 +57,6 @@ class LogReader:
         *,
         block: int,
         strict: bool = False,
-        limit: Callable[[], int | None] = lambda: None,
     ) -> None:
         """Read the log at `path` by blocks of at least `block` bytes; the first read opens it."""
         self.files = files
@@ -66,7 +64,6 @@ class LogReader:
         self.key = key
         self.strict = strict
         self.block = block
-        self._limit = limit
         self._opened: tuple[int, FileStatus] | None = None
         self._end: int | None = None
         self._lock = threading.Lock()
@@ -115,8 +112,7 @@ class LogReader:
             opened = self.open()
             if opened is None:
                 return 0
-            limit, size = self._limit(), opened[1].size
-            self._end = end_of_lines(self.files, opened[0], size if limit is None else min(limit, size))
+            self._end = end_of_lines(self.files, opened[0], opened[1].size)
         return self._end
 
     def between(self, start: int, end: int, block: int, largest: int = _LARGEST_BLOCK) -> Iterator[Block]:
