@@ -84,7 +84,7 @@ def states(
     trace: Trace,
     *,
     most: int = 64,
-    seed: int = 0,
+    seed: float = 0,
     ordered: bool = False,
     first: int = 0,
     last: int | None = None,

@@ -196,7 +196,7 @@ class Laboratory:
         open_store: OpenStore,
         *,
         most: int = 64,
-        seed: int = 0,
+        seed: float = 0,
         ordered: bool = False,
         levels: int = 1,
         nested: int = 0,
