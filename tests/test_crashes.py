@@ -37,7 +37,7 @@ STARTS = {
     "a store whose process died": Bench(FLATFILE).prepared(closed=False),
 }
 CLOSED = STARTS["a closed store"]
-FOLDED: dict[str, Any] = {"calls": range(1, 30, 3), "syncs": (6,)}
+FOLDED: dict[str, Any] = {"calls": range(1, 30, 3), "syncs": (6, 7)}
 """Before which calls of one process another one folds too, and which of its syncs fail."""
 FOLDING = open_flatfile(StorageConfig(lock_timeout_seconds=0, journal_max_bytes=1))
 """Folds its journal into the files after each operation."""
