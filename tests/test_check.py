@@ -134,6 +134,7 @@ def test_every_kind_has_a_sample() -> None:
     assert KINDS.keys() - sampled == {
         "unreadable",  # test_a_file_that_cannot_be_read_hides_nothing_else
         "unfinished-batch",  # the crash tests kill a writer in a batch
+        "damaged-journal",  # tests/test_journal.py
     }
 
 

@@ -12,6 +12,8 @@ import pytest
 from click.testing import CliRunner, Result
 
 from flatfile_chat_database.cli import cli
+from flatfile_chat_database.config import StorageConfig
+from flatfile_chat_database.layout import Layout
 
 CHATDB = [sys.executable, "-m", "flatfile_chat_database"]
 
@@ -44,7 +46,8 @@ def test_the_tree_is_what_is_on_the_disk(said: str, store_path: Path) -> None:
     printed = re.search(r"^The files\n(.*?)\n\n", said, re.DOTALL | re.MULTILINE)
     assert printed is not None
     tree = [line.strip().rstrip("/") for line in printed[1].splitlines()]
-    files = [path for path in store_path.rglob("*") if path.is_file() and path.suffix in (".json", ".jsonl", ".md")]
+    files = [path for path in store_path.rglob("*.*") if path.is_file() and path.suffix in (".json", ".jsonl", ".md")]
+    files = [path for path in files if not Layout(StorageConfig()).is_own(path.relative_to(store_path).as_posix())]
     assert len(files) > 15
     assert {path.name for path in files} <= set(tree)
 

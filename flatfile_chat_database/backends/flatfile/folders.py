@@ -25,6 +25,7 @@ class Folders:
         self._clean_up = clean_up
         self._known: set[str] = set()
         self._inside: dict[str, tuple[FileStatus, set[str]]] = {}
+        self._filled: dict[str, tuple[FileStatus, set[str]]] = {}
 
     def make(self, folder: str) -> None:
         """Make a folder and its parents."""
@@ -37,6 +38,7 @@ class Folders:
             try:
                 self._files.make_folder(self._tree.path(folder))
             except FileExistsError:
+                self._filled.pop(parent, None)  # it may have been empty, and is about to be filled
                 if self._files.status(self._tree.path(folder)).kind != "folder":
                     raise NotADirectoryError(errno.ENOTDIR, "Not a directory", folder) from None
             except FileNotFoundError:  # the parent is gone, though it was there before
@@ -108,6 +110,25 @@ class Folders:
                 del self._inside[next(iter(self._inside))]
             self._inside[folder] = (status, names)
         return names
+
+    def filled(self, folder: str) -> set[str]:
+        """Return the folders in a folder that are not empty; remembered until a folder comes or goes.
+
+        One that is filled meanwhile was made by the writer, or is found with the next change.
+        """
+        try:
+            status = self._files.status(self._tree.path(folder))
+        except FileNotFoundError:
+            return set()
+        known = self._filled.get(folder)
+        if known is None or known[0] != status:
+            names = {
+                name for name in self._tree.folders(folder) if self._tree.holds_files(f"{folder}/{name}".lstrip("/"))
+            }
+            if len(self._filled) >= _COUNTED:
+                del self._filled[next(iter(self._filled))]
+            known = self._filled[folder] = status, names
+        return known[1]
 
     def _inside_if_unchanged(self, folder: str) -> set[str] | None:
         if folder not in self._inside:

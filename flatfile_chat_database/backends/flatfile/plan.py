@@ -411,8 +411,7 @@ class Plan:
         try:
             check_quota(quota, self._folders.inside(folder), coming)
         except StorageLimitExceeded:  # count again, without the folders that a failed creation left empty
-            names = self._tree.folders(folder)
-            check_quota(quota, [name for name in names if self._tree.keys(f"{folder}/{name}/".lstrip("/"))], coming)
+            check_quota(quota, self._folders.filled(folder), coming)
 
     def _check_absent(self, key: str) -> None:
         if self._removes:
