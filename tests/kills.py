@@ -45,8 +45,8 @@ class Report:
         )
 
 
-def config(folder: Path) -> StorageConfig:
-    return StorageConfig(storage_base_path=str(folder))
+def config(folder: Path, durability: str = "full") -> StorageConfig:
+    return StorageConfig(storage_base_path=str(folder), durability=durability, journal_max_bytes=4_000_000)
 
 
 def content(message_id: str) -> str:
@@ -76,7 +76,7 @@ class Unsynced(Files):
         self.count("syncs")
 
 
-def write_until_killed(folder: str, cycle: int, seed: int, pipe: int) -> None:
+def write_until_killed(folder: str, cycle: int, seed: int, pipe: int, durability: str) -> None:
     """Write messages to all sessions at once; tell the pipe the id of each that was acknowledged.
 
     Every second cycle is for tearing: large messages and batches, and no waiting for the disk, for a kill, other than
@@ -95,7 +95,7 @@ def write_until_killed(folder: str, cycle: int, seed: int, pipe: int) -> None:
 
     async def main() -> None:
         files = Unsynced() if tearing else Files()
-        backend = FlatfileBackend(config(Path(folder)), folder, files=files)
+        backend = FlatfileBackend(config(Path(folder), durability), folder, files=files)
         storage = StorageManager(backend=backend)
         await asyncio.gather(*(write(storage, session) for session in range(SESSIONS)))
 
@@ -109,7 +109,7 @@ def context() -> ForkServerContext:
     return chosen
 
 
-def run(folder: Path, *, kills: int, seed: int, longest_seconds: float = 0.4) -> Report:
+def run(folder: Path, *, kills: int, seed: int, longest_seconds: float = 0.4, durability: str = "full") -> Report:
     """Kill a writer `kills` times and look each time whether all that it acknowledged is there."""
     report = Report(problems=[])
     dice = random.Random(seed)
@@ -122,7 +122,7 @@ def run(folder: Path, *, kills: int, seed: int, longest_seconds: float = 0.4) ->
             reading, writing = os.pipe()
             os.set_inheritable(writing, True)
             process = starting.Process(
-                target=_child, args=(str(store), cycle, dice.randrange(1 << 30), _Handle(writing))
+                target=_child, args=(str(store), cycle, dice.randrange(1 << 30), _Handle(writing), durability)
             )
             process.start()
             os.close(writing)
@@ -162,8 +162,8 @@ class _Handle:
         return int(self._sent.detach())
 
 
-def _child(folder: str, cycle: int, seed: int, pipe: _Handle) -> None:
-    write_until_killed(folder, cycle, seed, pipe.take())
+def _child(folder: str, cycle: int, seed: int, pipe: _Handle, durability: str) -> None:
+    write_until_killed(folder, cycle, seed, pipe.take(), durability)
 
 
 def _collect(reading: int, process: int, seconds: float, logs: list[Path]) -> list[str]:

@@ -160,6 +160,7 @@ class TestFlatfile(BackendContract):
         return not self.root.exists()
 
     def hinder(self) -> bool:
+        self.root.joinpath("system/journal").mkdir(exist_ok=True)
         (self.root / "system/journal/00000001.jsonl").write_text("no journal\n")
         return True
 
@@ -168,6 +169,24 @@ class TestFlatfile(BackendContract):
         path.parent.mkdir(parents=True, exist_ok=True)
         os.symlink(path.name, path)  # leads to itself, and is an error even for root
         return True
+
+
+@pytest.mark.slow
+class TestFlatfileNormal(TestFlatfile):
+    """The same where nobody waits for the disk."""
+
+    def make_backend(self, config: StorageConfig) -> StorageBackend:
+        config.durability = "normal"
+        return FlatfileBackend(config, self.root)
+
+
+@pytest.mark.slow
+class TestFlatfileOs(TestFlatfile):
+    """The same where the system writes when it likes."""
+
+    def make_backend(self, config: StorageConfig) -> StorageBackend:
+        config.durability = "os"
+        return FlatfileBackend(config, self.root)
 
 
 def test_only_the_six_are_needed() -> None:

@@ -26,6 +26,14 @@ class FlatfileMachine(StorageMachine):
         shutil.rmtree(self.folder)
 
 
+class NormalMachine(FlatfileMachine):
+    """The same, where nobody waits for the disk, and the journal is folded all the time."""
+
+    def open_storage(self, **arguments: Any) -> StorageManager:
+        config = self.config(storage_base_path=self.folder, durability="normal", journal_max_bytes=2000)
+        return StorageManager(config, **arguments)
+
+
 class SixMethodsMachine(StorageMachine):
     """The contract's defaults on the smallest backend, whose methods give way to each other."""
 
@@ -44,6 +52,10 @@ SETTINGS = settings(
 
 def test_flat_files_answer_as_memory_does() -> None:
     run_state_machine_as_test(FlatfileMachine, settings=settings(SETTINGS, max_examples=70))
+
+
+def test_flat_files_at_the_level_normal_answer_as_memory_does() -> None:
+    run_state_machine_as_test(NormalMachine, settings=settings(SETTINGS, max_examples=40))
 
 
 def test_six_methods_answer_as_memory_does() -> None:

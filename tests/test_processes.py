@@ -98,9 +98,11 @@ def test_20_kills_of_a_writing_process_lose_no_acknowledged_message(tmp_path: Pa
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize("seed", [2, 3])  # two halves, one for each worker
-def test_150_kills_of_a_writing_process_lose_no_acknowledged_message(tmp_path: Path, seed: int) -> None:
-    report = kills.run(tmp_path, kills=150, seed=seed)
+@pytest.mark.parametrize(("durability", "seed"), [("full", 2), ("normal", 3)])  # one for each worker
+def test_150_kills_of_a_writing_process_lose_no_acknowledged_message(
+    tmp_path: Path, durability: str, seed: int
+) -> None:
+    report = kills.run(tmp_path, kills=150, seed=seed, durability=durability)
     print(report)
     assert report.problems == [], report
     assert report.kills == 150 and report.acknowledged >= 50_000 and report.torn_tails >= 15, report

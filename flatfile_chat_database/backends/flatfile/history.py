@@ -43,13 +43,14 @@ class History:
         found = False
         live = list(self._live(since, now))  # before the list of those that are gone: one of them may join it meanwhile
         known = {segment for segment, _, _ in live}
-        for past in self._journal.pasts():
-            if past.segment == since.segment:
-                if since.applied > past.end:
-                    return None
-                found = True
-            if found and past.segment not in known:
-                keys.update(past.keys)
+        if since.segment not in known:
+            for past in self._journal.pasts():
+                if past.segment == since.segment:
+                    if since.applied > past.end:
+                        return None
+                    found = True
+                if found and past.segment not in known:
+                    keys.update(past.keys)
         for segment, end, changed in live:
             if segment == since.segment:
                 if since.applied > end:
