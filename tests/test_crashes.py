@@ -37,7 +37,7 @@ STARTS = {
     "a store whose process died": Bench(FLATFILE).prepared(closed=False),
 }
 CLOSED = STARTS["a closed store"]
-FOLDED: dict[str, Any] = {"calls": range(1, 30, 3), "syncs": (6, 7)}
+FOLDED: dict[str, Any] = {"calls": (1, 5, 12), "syncs": range(4, 11)}
 """Before which calls of one process another one folds too, and which of its syncs fail."""
 FOLDING = open_flatfile(StorageConfig(lock_timeout_seconds=0, journal_max_bytes=1))
 """Folds its journal into the files after each operation."""
@@ -143,7 +143,7 @@ def test_the_journal_may_be_folded_after_each_operation(pair: Pair, record: Reco
 
 def test_two_processes_fold_the_journal_one_after_the_other(record: Record) -> None:
     trials = scenarios.folding_together(CLOSED.with_store(FOLDING), work.ADD, work.UPDATE_CONTEXT, **FOLDED)
-    examine(Laboratory(FOLDING, most=2), trials, record)
+    examine(Laboratory(FOLDING, most=1), trials, record)
 
 
 @pytest.mark.parametrize("operation", work.OPERATIONS, ids=lambda operation: operation.name)
@@ -261,7 +261,7 @@ EXPOSING: dict[str, tuple[Callable[[], Iterable[Found]], Callable[[], Laboratory
     "flushing in recovery": (plain, lambda: Laboratory(FLATFILE, most=10, stop=True, levels=2, nested=3)),
     "one checkpoint at a time": (
         lambda: scenarios.folding_together(CLOSED.with_store(FOLDING), work.ADD, work.UPDATE_CONTEXT, **FOLDED),
-        lambda: Laboratory(FOLDING, most=10, stop=True),
+        lambda: Laboratory(FOLDING, most=4, stop=True),
     ),
     "structural changes under the lock": (
         lambda: scenarios.at_each_call(CLOSED, (work.DELETE_SESSION,), (work.ADD,)),

@@ -1,6 +1,7 @@
 """The journal: its format, what recovery makes of it, and what it makes of a journal that is damaged or not ours."""
 
 import asyncio
+import contextlib
 import errno
 import json
 import os
@@ -467,7 +468,8 @@ async def test_whichever_flush_fails_nothing_that_was_acknowledged_is_lost(
                 assert "error" in str(error) or "space" in str(error)
                 continue
             acknowledged.append(name)
-        await backend.close()
+        with contextlib.suppress(DurabilityError):  # which is how what was not flushed is told
+            await backend.close()
         again = await started(opened, root=root)
         found = await ids(again)
         assert [name for name in found if name in acknowledged] == acknowledged, call

@@ -14,7 +14,7 @@ from typing import TypeVar
 
 from ... import codec
 from ...config import StorageConfig
-from ...errors import ClosedError, IntegrityError, StorageError, UnavailableError, ValidationError
+from ...errors import ClosedError, DurabilityError, IntegrityError, StorageError, UnavailableError, ValidationError
 from ...models import Problem
 from ..base import (
     Capability,
@@ -118,7 +118,10 @@ class FlatfileBackend(StorageBackend):
         if first and self._process == os.getpid():
             self._closing = asyncio.ensure_future(self._finish())
         if self._closing is not None and self._closing.get_loop() is asyncio.get_running_loop():
-            await asyncio.shield(self._closing)  # a caller that is cancelled does not stop it half-way
+            if first:
+                await asyncio.shield(self._closing)  # a caller that is cancelled does not stop it half-way
+            else:
+                await asyncio.wait([self._closing])
 
     async def _finish(self) -> None:
         await asyncio.sleep(0)  # what was submitted in this turn is handed over first
@@ -128,6 +131,8 @@ class FlatfileBackend(StorageBackend):
         self._writer.close()
         if self._readers is not None:
             self._readers.shutdown()
+        if self._engine.failure is not None:
+            raise self._engine.failure
 
     def statistics(self) -> dict[str, int]:
         return {**self._files.counters, "open_files": self._engine.open_files}
@@ -446,6 +451,8 @@ class FlatfileBackend(StorageBackend):
             raise
         try:
             return bool((await self._commit([Place(blob.path, key)]))[0])
+        except DurabilityError:  # it may be needed when the store is opened again
+            raise
         except StorageError:
             await asyncio.shield(self._later(blob.discard))
             raise
@@ -475,7 +482,9 @@ class FlatfileBackend(StorageBackend):
             return []
 
         def look() -> list[Problem]:
-            with mapped(self._engine.ledger.key):
+            with self._opening, mapped(self._engine.ledger.key):
+                if self._obstacle is None:
+                    return []
                 found = self._engine.ledger.damage()
                 fixed = fix and self._engine.ledger.salvage()
                 if fixed:

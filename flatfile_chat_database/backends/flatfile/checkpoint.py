@@ -8,9 +8,9 @@ from __future__ import annotations
 
 import logging
 import threading
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
-from ...errors import StorageError
+from ...errors import IntegrityError, StorageError
 from ...layout import Layout
 from .files import Files
 from .folders import Folders
@@ -34,7 +34,10 @@ class Checkpoint:
         syncs: Syncs,
         *,
         timeout_seconds: float,
+        settle: Callable[[], None],
     ) -> None:
+        """Call `settle` before segments are removed: their mark must be durable, or one of before would be believed."""
+        self._settle = settle
         self._files = files
         self._layout = layout
         self._journal = journal
@@ -97,6 +100,7 @@ class Checkpoint:
         pasts = [self._past(number) for number in numbers]
         self._syncs.files({*moved, *(key for past in pasts for key in past.keys)})
         self._journal.remember(pasts)
+        self._settle()
         self._journal.remove(numbers)
         self._files.count("checkpoints")
 
@@ -107,6 +111,13 @@ class Checkpoint:
             end = segment.start
             for end, steps in segment.headers(segment.start):  # noqa: B007 - the last one is wanted
                 keys |= keys_of(steps)
+            segment.end = end
+            if segment.has_more():
+                raise IntegrityError(
+                    f"{segment.key}: the batch at byte {end} cannot be read.",
+                    key=segment.key,
+                    hint="Open the store again: it is done again then, or says what is wrong.",
+                )
             return Past(segment.id, end, sorted(keys))
         finally:
             segment.close()

@@ -40,8 +40,6 @@ __all__ = ["Engine", "EngineChange", "Extend", "Job", "Mend", "Place"]
 logger = logging.getLogger("flatfile_chat_database")
 
 _LARGEST_BATCH_BYTES = 8 << 20
-_FLUSH_SECONDS = 0.5
-"""At the level `normal`: how long what was answered waits for its flush, at most; the disk may take as long again."""
 
 
 class Engine:
@@ -55,9 +53,11 @@ class Engine:
         self.tree = Tree(files, root, self._layout, config.atomic_write_temp_suffix)
         self._folders = Folders(files, self.tree, clean_up=config.auto_cleanup_empty_directories)
         self._logs = OpenLogs(files, self.tree, self._folders, maximum=config.max_open_files)
-        self._syncs = Syncs(files, self.tree, wanted=config.durability != "os")
+        self._syncs = Syncs(files, self.tree)
         self._wholes = Wholes(config, files, self.tree, self._folders, self._syncs)
         self._known = Known()
+        self.failure: DurabilityError | None = None
+        """What nobody could be told before the store was closed."""
         self.ledger = Ledger(
             config,
             root,
@@ -91,6 +91,8 @@ class Engine:
         """Fold the journal into the files if nobody else is at work; let go of everything."""
         try:
             self.ledger.close()
+        except DurabilityError as error:
+            self.failure = error
         finally:
             self.let_go()
             self._syncs.close()
@@ -116,7 +118,11 @@ class Engine:
             for job in jobs:
                 job.error = _again(error)
         else:
-            self._run(jobs)
+            try:
+                self._run(jobs)
+            except BaseException:
+                self._logs.forget_below("")  # lines may be to come that never will
+                raise
             self._logs.evict()
             self.ledger.checkpoint_if_due()
         finally:
@@ -203,7 +209,7 @@ class Engine:
                 if self._config.durability == "normal" and any(step.op == "install" for step in steps):
                     self.ledger.flush()  # or the file might be durable without what the journal did to that before it
         except Exception as error:
-            plan.discard()
+            plan.discard(isinstance(error, DurabilityError))
             for job in plan.jobs:
                 job.outcomes, job.error = None, _again(error)
             return
@@ -265,11 +271,11 @@ class Engine:
             try:
                 with mapped(self.ledger.key):
                     self.ledger.fold()
-                    segment = self.ledger.write([*structural, *steps], payload)
+                    segment = self.ledger.write([*structural, *steps], payload, ahead=False)
                     if self._config.durability == "normal":
                         self.ledger.flush()
-            except BaseException:
-                plan.discard()
+            except BaseException as error:
+                plan.discard(isinstance(error, DurabilityError))
                 raise
             try:
                 with mapped(key_of(job.changes[-1])):
@@ -336,7 +342,7 @@ class Engine:
             finally:
                 self._files.close(descriptor)
         if codec.line_id(tail) is not None:
-            segment = self.ledger.write([Step("append", key, 1, size)], b"\n")
+            segment = self.ledger.write([Step("append", key, 1, size)], b"\n", ahead=False)
             self._logs.append(key, b"\n")
             self.ledger.move_mark(segment)
         else:

@@ -19,6 +19,7 @@ used reads as NULs. On disk, do not change without another format number.
 from __future__ import annotations
 
 import contextlib
+import errno
 import re
 import zlib
 from collections.abc import Iterable, Iterator, Sequence
@@ -44,6 +45,7 @@ _READ_BYTES = 1 << 16
 _LARGEST_LINE = 1 << 24
 _HISTORY_BYTES = 8 << 20
 _BEGINNING = b'{"crc":"'
+_LINE_BEGINNING = re.compile(rb'\n\{"crc":"[0-9a-f]{8}","bytes":\d')
 _CRC_END = len(_BEGINNING) + 8
 
 Op = Literal["put", "append", "install", "delete", "move", "remove"]
@@ -115,6 +117,8 @@ _past_decoder = msgspec.json.Decoder(Past)
 def encode_batch(seed: int, synced: int, steps: Sequence[Step], payload: bytes) -> bytes:
     """Return the bytes of a batch; `seed` is the checksum of the segment's header."""
     rest = _encoder.encode(_Body(len(payload), synced, list(steps)))
+    if len(rest) > _LARGEST_LINE // 2:
+        raise ValidationError("So many changes are too much for one commit.", hint="Make them in several commits.")
     crc = zlib.crc32(payload, zlib.crc32(rest, seed))
     return b'%s%08x",%s\n%s\n' % (_BEGINNING, crc, rest[1:], payload)
 
@@ -182,7 +186,12 @@ class Segment:
 
     def _reserve(self, end: int) -> None:
         more = min(max(_FIRST_RESERVE, end // 8), _LARGEST_RESERVE)
-        self._files.reserve(self.descriptor, self._reserved, end - self._reserved + more)
+        try:
+            self._files.reserve(self.descriptor, self._reserved, end - self._reserved + more)
+        except OSError as error:
+            if error.errno not in (errno.EOPNOTSUPP, errno.EINVAL):
+                raise
+            more = 0  # this file system cannot
         self._reserved = end + more
 
     def cut(self) -> None:
@@ -248,9 +257,10 @@ class Segment:
             size *= 4
         rest = b"{" + line[_CRC_END + 2 :]
         try:
-            return _body_decoder.decode(rest), line, start + len(line) + 1
+            body = _body_decoder.decode(rest)
         except (ValueError, RecursionError):
             return None
+        return (body, line, start + len(line) + 1) if body.bytes >= 0 else None
 
     def _batch(self, start: int) -> Batch | None:
         """Return the batch at an offset, or None if there is no whole one."""
@@ -258,7 +268,7 @@ class Segment:
         if found is None:
             return None
         body, line, begin = found
-        if body.bytes < 0 or sum(step.bytes for step in body.steps) != body.bytes:
+        if sum(step.bytes for step in body.steps) != body.bytes:
             return None
         payload = self._files.read(self.descriptor, body.bytes + 1, begin)
         if len(payload) != body.bytes + 1 or payload[-1:] != b"\n":
@@ -276,9 +286,9 @@ class Segment:
         offset, rest = start, b""
         while data := self._files.read(self.descriptor, 1 << 20, offset):
             text = rest + data
-            for match in re.finditer(re.escape(_BEGINNING), text):
-                yield offset - len(rest) + match.start()
-            rest = text[-len(_BEGINNING) + 1 :]
+            for match in _LINE_BEGINNING.finditer(text):
+                yield offset - len(rest) + match.start() + 1
+            rest = text[-40:]
             offset += len(data)
 
     def _later_claim(self, start: int) -> int | None:
@@ -384,18 +394,32 @@ class Journal:
     # --- what the segments held that are gone --------------------------------------------------------
 
     def remember(self, pasts: Sequence[Past]) -> None:
-        """Note what segments held that are about to be removed. Not flushed: who misses a note looks at everything."""
+        """Note, durably, what segments held that are about to be removed.
+
+        A note that cannot be made must not be missed among others, so then all of them go: whoever asks for what
+        changed since a segment that is not noted looks at everything.
+        """
         path = self._tree.path(self._layout.journal_history)
         try:
-            descriptor = self._files.open_to_append(path)
-        except FileNotFoundError:
-            descriptor = self._files.create_to_append(path)
-        try:
-            if self._files.status_of(descriptor).size > _HISTORY_BYTES:
-                self._files.truncate(descriptor, 0)
-            self._write(descriptor, b"".join(_encoder.encode(past) + b"\n" for past in pasts))
-        finally:
-            self._files.close(descriptor)
+            try:
+                descriptor = self._files.open_to_append(path)
+            except FileNotFoundError:
+                descriptor = self._files.create_to_append(path)
+            try:
+                if self._files.status_of(descriptor).size > _HISTORY_BYTES:
+                    self._files.truncate(descriptor, 0)
+                self._write(descriptor, b"".join(_encoder.encode(past) + b"\n" for past in pasts))
+                self._syncs.file(descriptor)
+            finally:
+                self._files.close(descriptor)
+        except OSError:
+            self.forget_pasts()
+        self._syncs.folder(self._layout.journal)
+
+    def forget_pasts(self) -> None:
+        """Remove the list of what segments held; what stands in its way stays, and is no list."""
+        with contextlib.suppress(FileNotFoundError, IsADirectoryError, PermissionError):
+            self._files.remove(self._tree.path(self._layout.journal_history))
 
     def pasts(self) -> list[Past]:
         """Return what is known of segments that are gone, oldest first."""
@@ -404,7 +428,9 @@ class Journal:
         except FileNotFoundError:
             return []
         try:
-            data = self._files.read(descriptor, self._files.status_of(descriptor).size, 0)
+            if self._files.status_of(descriptor).kind != "file":
+                return []
+            data = self._files.read(descriptor, 4 * _HISTORY_BYTES, 0)
         finally:
             self._files.close(descriptor)
         found: list[Past] = []

@@ -16,6 +16,7 @@ from collections.abc import Callable, Iterable, Sequence
 from ...config import StorageConfig
 from ...errors import DurabilityError, StorageError
 from ...layout import Layout
+from ...models import new_id
 from .checkpoint import Checkpoint
 from .files import Files
 from .folders import Folders
@@ -68,11 +69,14 @@ class Ledger:
         )
         self._presence = Presence(files, folders, root, self._layout.presence, timeout_seconds=timeout)
         self._journal = Journal(files, tree, folders, self._layout, syncs)
-        self._recovery = Recovery(files, tree, folders, self._journal, syncs, wholes)
-        self._checkpoint = Checkpoint(files, folders, root, self._layout, self._journal, syncs, timeout_seconds=timeout)
+        self._recovery = Recovery(files, tree, folders, self._journal, syncs, wholes, settle=self._settle_at)
+        self._checkpoint = Checkpoint(
+            files, folders, root, self._layout, self._journal, syncs, timeout_seconds=timeout, settle=self.lock.sync
+        )
         self.history = History(self._journal, self.lock)
         self.broken: str | None = None
         """Why it is not known any more what is durable, so that nothing more is written."""
+        self._untold: DurabilityError | None = None
         self._mark: Mark | None = None
         self._unflushed_since: float | None = None
         self._oldest: float | None = None  # when the segment took its first batch
@@ -126,6 +130,10 @@ class Ledger:
             self._checkpoint.wait()
             if self.broken is None and self._presence.joined:
                 self._close()
+            elif self._untold is not None:
+                raise self._untold
+        except DurabilityError:
+            raise
         except (OSError, StorageError) as error:
             logger.warning("%s: it stays for the next to open the store (%s)", self._layout.journal, error)
         finally:
@@ -140,6 +148,7 @@ class Ledger:
                 self._checkpoint.take()
                 self._checkpoint.fold(self._old())
         finally:
+            self._presence.leave()  # before the lock goes: who comes now must be alone, and do again what failed here
             self.lock.release()
 
     def let_go(self) -> None:
@@ -161,7 +170,8 @@ class Ledger:
                 return left
             try:
                 self.flush()
-            except DurabilityError:  # whoever writes next is told
+            except DurabilityError as error:  # whoever writes next is told, or whoever closes the store
+                self._untold = error
                 return None
         if self._oldest is None:
             return None
@@ -209,6 +219,9 @@ class Ledger:
                 self._syncs.folders_of([segment.key])  # and its maker may have died before its name was durable
             elif segment is not None and mark is not None:
                 segment.end = mark.applied
+                if self._config.durability == "full":  # then the first batch can say so
+                    self._syncs.file(segment.descriptor)
+                    segment.synced = mark.applied
             self._set_segment(segment)
         self._mark = mark
 
@@ -229,6 +242,9 @@ class Ledger:
         if not batches:
             segment.cut()
             return
+        segment.end, start = batches[-1].end, segment.end
+        segment.cut()  # what stands behind them was never committed
+        segment.end = start
         if segment.synced < batches[-1].end:
             fresh, end = self._go_on_in(batches)
         else:
@@ -257,7 +273,7 @@ class Ledger:
         self._forget()
         numbers = self._journal.numbers()
         if numbers:
-            self.move_mark(self._recovery.run(numbers))
+            self._recovery.run(numbers)
 
     # --- folding the journal into the files ----------------------------------------------------------
 
@@ -317,9 +333,26 @@ class Ledger:
         """Fold all of the journal into the files now; `moved` are folders to make durable as well."""
         self._checkpoint.take()
         try:
-            self._checkpoint.fold(self._roll(), moved)
+            try:
+                old = self._roll()
+            except OSError as error:
+                if not is_full(error):
+                    raise
+                self._fold_in_no_room()
+                return
+            self._checkpoint.fold(old, moved)
         finally:
             self._checkpoint.release()
+
+    def _fold_in_no_room(self) -> None:
+        """Fold the journal where there is no room for a new segment, which would tell others that it was begun."""
+        old = self._journal.numbers()
+        self._forget()
+        self._recovery.redo(old)
+        self._mark = Mark(new_id(), 0)  # of no segment, so that nobody goes on in one that is gone
+        self.lock.write_mark(self._mark)
+        self._checkpoint.fold(old)
+        self._set_segment(None)
 
     def stop_before(self, segment: Segment) -> None:
         """Leave what is committed to whoever writes next: the mark stays before it, so it is done first."""
@@ -376,6 +409,10 @@ class Ledger:
         segment.end += size
         return segment
 
+    def _settle_at(self, segment: Segment) -> None:
+        self.move_mark(segment)
+        self.lock.sync()
+
     def move_mark(self, segment: Segment) -> None:
         """Say in the lock file that all is done up to the end of a segment."""
         self._mark = Mark(segment.id, segment.end)
@@ -425,6 +462,7 @@ class Ledger:
         One-shot: after a failed sync the system may call the pages clean, so a second try would prove nothing.
         """
         self.broken = getattr(error, "strerror", None) or str(error)
+        self._checkpoint.wait()  # it must not fold beside whoever comes now
         self._forget()
         self._set_segment(None)
         self._presence.leave()  # so that whoever opens the store now looks at what is really on disk
@@ -465,7 +503,7 @@ class Ledger:
         try:
             if not self._presence.join():
                 return False
-            self.move_mark(self._recovery.salvage())
+            self._recovery.salvage()
             return True
         finally:
             self.let_go()

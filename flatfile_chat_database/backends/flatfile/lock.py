@@ -2,7 +2,7 @@
 
 - `StoreLock`: who holds it may write. Its file holds the mark: up to where the journal has been done to the files.
 - `Presence`: every store that may write shares it, so whoever can have it alone is alone.
-- `CheckpointLock`: who holds it folds the journal into the files.
+- `LockFile` itself: who holds that of `checkpoint.py` folds the journal into the files.
 """
 
 from __future__ import annotations
@@ -154,10 +154,18 @@ class StoreLock(LockFile):
         return Mark.decode(self._files.read(self._held(), _MARK_BYTES, 0))
 
     def write_mark(self, mark: Mark) -> None:
-        """Replace the mark. It is not flushed: after a power cut the whole journal is done again anyway."""
+        """Replace the mark. It is not flushed: while there is journal, after a power cut all of it is done again."""
         data = mark.encode()
         if self._files.write_at(self._held(), data, 0) != len(data):
             raise UnavailableError("The lock file could not be written whole.", key=self.key)
+
+    def sync(self) -> None:
+        """Make the mark durable, before what it would be compared with is gone; for any thread."""
+        descriptor = self._files.open_to_read(self._path)
+        try:
+            self._files.sync(descriptor)
+        finally:
+            self._files.close(descriptor)
 
     @contextlib.contextmanager
     def glance(self) -> Iterator[Mark | None]:
@@ -234,7 +242,3 @@ class Presence(LockFile):
         """Be present no more."""
         self.joined = False
         self.close()
-
-
-class CheckpointLock(LockFile):
-    """Whoever holds it is the one that folds the journal into the files."""

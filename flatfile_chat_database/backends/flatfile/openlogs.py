@@ -148,14 +148,14 @@ class OpenLogs:
         else:
             descriptor = self._descriptor(key, create=True)
         size = len(data)
+        begin = log.size if log is not None else self._files.stamp_of(descriptor)[2]
         try:
             done = self._files.write(descriptor, data)
             while done < size:  # a full disk, a limit or a signal takes a part; the next write says which
                 done += self._files.write(descriptor, memoryview(data)[done:])
         except OSError:
-            if log is not None:
-                with contextlib.suppress(OSError):
-                    self._files.truncate(descriptor, log.size)
+            with contextlib.suppress(OSError):
+                self._files.truncate(descriptor, begin)
             raise
         if log is None:
             return

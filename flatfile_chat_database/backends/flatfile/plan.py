@@ -7,6 +7,7 @@ takes more than a look at which documents come and go, the batch has to be done 
 from __future__ import annotations
 
 import contextlib
+import errno
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
@@ -49,6 +50,8 @@ from .tree import Tree
 _LARGEST_PUT = 1 << 20
 """A larger document is written beside its place at once, not into the journal."""
 _COPY_BYTES = 1 << 20
+_STEP_BYTES = 200
+"""What a step takes in the journal besides, about."""
 
 
 @dataclass(frozen=True, slots=True)
@@ -263,7 +266,7 @@ class Plan:
             return False
         draft = Draft("append", key, append.lines, at)
         self.drafts.append(draft)
-        self.size += len(line)
+        self.size += len(line) + len(key) + _STEP_BYTES
         if key not in self._appended:
             self._note(draft)
         job.outcomes = [None, 1]
@@ -271,12 +274,15 @@ class Plan:
         self.owners.append(job)
         return True
 
-    def discard(self) -> None:
-        """Remove what was made beside its place, and forget what was to come: the plan is not done."""
+    def discard(self, in_doubt: bool = False) -> None:
+        """Remove what was made beside its place, and forget what was to come: the plan is not done.
+
+        Unless that is in doubt: then it may be needed when the store is opened again.
+        """
         for draft in self.drafts:
             if draft.op == "append":
                 self._logs.forget(draft.key)
-            elif draft.staged:
+            elif draft.staged and not in_doubt:
                 with contextlib.suppress(OSError):
                     self._files.remove(self._tree.path(draft.source))
 
@@ -289,7 +295,7 @@ class Plan:
         if first == len(self.drafts):
             return
         for draft in self.drafts[first:]:
-            self.size -= sum(map(len, draft.pieces))
+            self.size -= sum(map(len, draft.pieces)) + len(draft.key) + len(draft.source) + _STEP_BYTES
             if draft.op == "append":
                 self._forget(draft.key)
             elif draft.staged:
@@ -354,8 +360,10 @@ class Plan:
 
     def _check_append(self, change: Append) -> _Lines:
         key = change.key
-        if key not in self._appended and key in self._planned:
-            raise Later
+        if key not in self._appended:
+            if key in self._planned:
+                raise Later
+            self._refuse_kin(key)
         log = self._look(key)
         found = self._new(change, log)
         check_maximum(change, log.count, found.lines)
@@ -375,6 +383,7 @@ class Plan:
             case Put(key, _, expected):
                 if key in self._planned:
                     raise Later
+                self._refuse_kin(key)
                 if expected is not ANY:
                     check_version(key, self.read(key), expected)
             case Quota(folder):
@@ -494,8 +503,11 @@ class Plan:
         return None
 
     def _plan(self, draft: Draft) -> None:
+        if draft.op != "delete":
+            # Made before the commit, for a folder that cannot be made is an error of this job alone.
+            self._folders.make(draft.key.rpartition("/")[0])
         self.drafts.append(draft)
-        self.size += sum(map(len, draft.pieces))
+        self.size += sum(map(len, draft.pieces)) + len(draft.key) + len(draft.source) + _STEP_BYTES
         self._note(draft)
 
     def _look_again(self, key: str) -> OpenLog:
@@ -508,7 +520,24 @@ class Plan:
             self._install(key, iter([data]))
             return
         old = self.read(key)
+        if old is None:
+            self._refuse_folder(key)
         self._plan(Draft("put", key, [data], was=None if old is None else version_of(old)))
+
+    def _refuse_folder(self, key: str) -> None:
+        with contextlib.suppress(FileNotFoundError):
+            if self._files.status(self._tree.path(key)).kind == "folder":
+                raise IsADirectoryError(errno.EISDIR, "Is a folder", key)
+
+    def _refuse_kin(self, key: str) -> None:
+        """Put off what makes a file below or above one that the plan makes: one of the two cannot be done."""
+        parent, _, name = key.rpartition("/")
+        if name in self._inside.get(parent, ()):
+            raise Later
+        while parent:
+            if parent in self._planned:
+                raise Later
+            parent = parent.rpartition("/")[0]
 
     def _install(self, key: str, pieces: Iterator[bytes]) -> None:
         size = self._size(key)

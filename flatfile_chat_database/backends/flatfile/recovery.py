@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import contextlib
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
 from ...errors import IntegrityError
 from .files import Files
@@ -20,8 +20,18 @@ class Recovery:
     """Reads segments and does what they say; who calls it holds the store's lock."""
 
     def __init__(
-        self, files: Files, tree: Tree, folders: Folders, journal: Journal, syncs: Syncs, wholes: Wholes
+        self,
+        files: Files,
+        tree: Tree,
+        folders: Folders,
+        journal: Journal,
+        syncs: Syncs,
+        wholes: Wholes,
+        *,
+        settle: Callable[[Segment], None],
     ) -> None:
+        """Call `settle` with the segment whose end is where the next writer goes on, before it is removed."""
+        self._settle = settle
         self._files = files
         self._tree = tree
         self._folders = folders
@@ -47,10 +57,8 @@ class Recovery:
                 segment.close()
         self.replay(batches).run()
 
-    def run(self, numbers: Sequence[int]) -> Segment:
+    def run(self, numbers: Sequence[int]) -> None:
         """Do all of the journal again: nobody else is at work, and who was may have lost power.
-
-        Return the segment that it was gathered in, which is gone as well, as the place where the next writer goes on.
 
         Raises:
             IntegrityError: A segment is damaged, or of another format; nothing has changed.
@@ -66,9 +74,9 @@ class Recovery:
                 pasts.append(_past(segment, some))
             finally:
                 segment.close()
-        return self._run(numbers, batches, pasts)
+        self._run(numbers, batches, pasts)
 
-    def _run(self, numbers: Sequence[int], batches: Sequence[Batch], pasts: Sequence[Past]) -> Segment:
+    def _run(self, numbers: Sequence[int], batches: Sequence[Batch], pasts: Sequence[Past]) -> None:
         """Do batches again, make that durable, and remove the segments that they came from."""
         # A flush that failed told only the dead, so what is done has to be durable anew before.
         fresh = self._journal.create(batches)
@@ -78,11 +86,11 @@ class Recovery:
             replay.cut_tails()
             self._syncs.files(replay.keys)
             self._journal.remember([*pasts, _past(fresh, batches)])
+            self._settle(fresh)
             self._journal.remove([*numbers, fresh.number])
         finally:
             fresh.close()
         self._files.count("recoveries")
-        return fresh
 
     # --- a damaged journal ---------------------------------------------------------------------------
 
@@ -103,7 +111,7 @@ class Recovery:
                 found.append((str(error.key), error.message))
         return found
 
-    def salvage(self) -> Segment:
+    def salvage(self) -> None:
         """Set all segments aside, and do again what can be read of them."""
         numbers = self._journal.numbers()
         batches: list[Batch] = []
@@ -117,7 +125,8 @@ class Recovery:
                     batches += segment.salvage()
                 finally:
                     segment.close()
-        return self._run(numbers, batches, [])
+        self._journal.forget_pasts()  # what they changed is not known any more
+        self._run(numbers, batches, [])
 
 
 def _past(segment: Segment, batches: Sequence[Batch]) -> Past:

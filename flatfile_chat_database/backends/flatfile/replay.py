@@ -10,6 +10,7 @@ failed sync has kept from the disk.
 from __future__ import annotations
 
 import contextlib
+import errno
 import logging
 from collections.abc import Callable, Collection, Iterable, Iterator
 from dataclasses import dataclass, field
@@ -29,6 +30,10 @@ logger = logging.getLogger("flatfile_chat_database")
 
 _SCAN_BYTES = 1 << 20
 _PAGE = 512
+_HOPELESS = frozenset(
+    (errno.EACCES, errno.EPERM, errno.ENOTDIR, errno.EISDIR, errno.ELOOP, errno.ENAMETOOLONG, errno.ENOTEMPTY)
+)
+"""Errors that trying again does not mend."""
 
 SetAside = Callable[[str, Iterable[bytes], str, int], None]
 """Puts bytes into the quarantine: the key that they belong to, the bytes, the reason, the offset they had."""
@@ -58,19 +63,17 @@ class Fate:
 
     def take(self, step: Step, data: bytes) -> None:
         """Go on with the next step."""
-        first = self._is_new()
         match step.op:
             case "put":
-                if first:
-                    self.absent = step.was is None
-                    self.hashes = set() if step.was is None else {step.was}
+                self.absent = self.absent or step.was is None
+                if step.was is not None:  # not only at first: a person may have edited it between
+                    self.hashes.add(step.was)
                 self._pass()
                 self.whole, self.gone = data, False
             case "append":
-                self._append(step.at, data, first=first)
+                self._append(step.at, data)
             case "install":
-                if first:
-                    self.absent = step.before < 0
+                self.absent = self.absent or step.before < 0
                 self.sizes.append((step.before, step.before))
                 self._pass()
                 self.whole, self.gone, self.regions = None, False, []
@@ -83,17 +86,14 @@ class Fate:
             case _:
                 raise ValueError(step.op)
 
-    def _is_new(self) -> bool:
-        return self.whole is None and not self.gone and not self.source and not self.regions
-
     def _pass(self) -> None:
         """Remember the content so far as one that the file may have."""
         if self.whole is not None:
             self.versions.append(self.whole)
         self.sizes += [(at, at + len(data)) for at, data in self.regions]
 
-    def _append(self, at: int, data: bytes, *, first: bool) -> None:
-        if first and at == 0:
+    def _append(self, at: int, data: bytes) -> None:
+        if at == 0:
             self.absent = True
         if self.gone and at == 0:
             self.whole, self.gone = data, False
@@ -158,7 +158,14 @@ class Replay:
                 self.remove(step)
         for key, fate in self._fates.items():
             if keys is None or key in keys:
-                self._do(key, fate)
+                try:
+                    self._do(key, fate)
+                except OSError as error:
+                    if error.errno not in _HOPELESS:
+                        raise
+                    # One file that cannot be written must not stop all others; its bytes are kept.
+                    logger.warning("%s: %s", key, error.strerror)
+                    self._refuse(key, [fate.whole or b"", *(data for _, data in fate.regions)], 0)
 
     def cut_tails(self) -> None:
         """Set aside what stands behind the appends of the journal from the first line on that the disk did not get."""
@@ -214,7 +221,9 @@ class Replay:
             self._files.rename(self._tree.path(fate.source), path)
         if fate.gone:
             size = self._size(key)
-            if size is not None and self._has_size(size, fate):
+            if size is not None and (
+                self._has_size(size, fate) or self._explains(read(self._files, self._tree, key), fate)
+            ):
                 self._files.remove(path)
                 self._folders.emptied(key)
         elif fate.whole is not None:

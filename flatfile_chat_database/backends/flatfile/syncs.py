@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import contextlib
 from collections.abc import Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
+from concurrent.futures import ThreadPoolExecutor, wait
 from functools import partial
 
 from .files import Files
@@ -18,12 +18,11 @@ _THREADS = 16
 
 
 class Syncs:
-    """Syncs, or none at all for a store whose durability is left to the system."""
+    """Syncs of files and folders by their keys."""
 
-    def __init__(self, files: Files, tree: Tree, *, wanted: bool) -> None:
+    def __init__(self, files: Files, tree: Tree) -> None:
         self._files = files
         self._tree = tree
-        self._wanted = wanted
         self._pool: ThreadPoolExecutor | None = None
 
     def close(self) -> None:
@@ -32,14 +31,12 @@ class Syncs:
 
     def file(self, descriptor: int) -> None:
         """Make an open file's bytes durable."""
-        if self._wanted:
-            self._files.sync(descriptor)
+        self._files.sync(descriptor)
 
     def folder(self, folder: str) -> None:
         """Make the names in a folder durable; one that is gone has none."""
-        if self._wanted:
-            with contextlib.suppress(FileNotFoundError, NotADirectoryError):
-                self._files.sync_folder(self._tree.path(folder))
+        with contextlib.suppress(FileNotFoundError, NotADirectoryError):
+            self._files.sync_folder(self._tree.path(folder))
 
     def folders_of(self, keys: Iterable[str]) -> None:
         """Make the names of files durable, and those of their folders up to the root."""
@@ -59,8 +56,6 @@ class Syncs:
         self.folders_of(keys)
 
     def _file_at(self, key: str) -> None:
-        if not self._wanted:
-            return
         try:
             descriptor = self._files.open_to_read(self._tree.path(key))
         except (FileNotFoundError, NotADirectoryError):
@@ -71,8 +66,6 @@ class Syncs:
             self._files.close(descriptor)
 
     def _together(self, works: Sequence[Callable[[], None]]) -> None:
-        if not self._wanted:
-            return
         if self._pool is None and len(works) > 1:
             self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="chatdb-sync")
         waiting = []
@@ -85,6 +78,7 @@ class Syncs:
                     waiting.append(self._pool.submit(_call_all, share))
             except RuntimeError:  # the interpreter is ending, and starts no thread any more
                 _call_all(share)
+        wait(waiting)  # for all of them: none may go on behind the back of whoever handles the error
         for done in waiting:
             done.result()
 

@@ -11,6 +11,7 @@ from __future__ import annotations
 
 import asyncio
 import contextlib
+import logging
 import threading
 import weakref
 from collections.abc import Callable, Sequence
@@ -19,6 +20,8 @@ from queue import Empty, SimpleQueue
 from ...errors import ClosedError, DurabilityError
 from ..base import Outcome
 from .engine import EngineChange, Job
+
+logger = logging.getLogger("flatfile_chat_database")
 
 _Waiting = tuple[Job, "asyncio.Future[list[Outcome]]"]
 _Batch = tuple[asyncio.AbstractEventLoop, list[_Waiting]]
@@ -125,7 +128,11 @@ def _next(queue: SimpleQueue[_Batch | None], idle: Callable[[], float | None]) -
     while True:
         with contextlib.suppress(Empty):
             return queue.get_nowait()
-        seconds = idle()
+        try:
+            seconds = idle()
+        except Exception:  # the thread has to live on, for others wait for it
+            logger.exception("What the writer does when it has nothing to do failed")
+            seconds = None
         with contextlib.suppress(Empty):
             return queue.get(timeout=seconds)
 
