@@ -302,6 +302,7 @@ async def compare_lists(run: Episode) -> None:
     assert count == len(everything)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("part", range(5))
 async def test_the_index_answers_as_reading_everything_does(
     part: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
