@@ -16,6 +16,7 @@ from typing import Any
 
 import pytest
 
+from flatfile_chat_database.backends.base import LogPart
 from flatfile_chat_database.check import check
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.errors import NotFoundError, UnavailableError
@@ -232,6 +233,39 @@ async def test_where_no_index_can_be_written_search_reads(
         assert len(await storage.list_sessions("ada")) == 3
     assert "is not used: File exists. The files are read instead." in caplog.text
     (store_path / "system/index").unlink()
+
+
+# --- what changes while it is read ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("built", [False, True])
+async def test_a_log_that_is_edited_between_two_of_its_parts_is_found_once(
+    flat_storage: MakeStorage, store_path: Path, monkeypatch: pytest.MonkeyPatch, built: bool
+) -> None:
+    storage = flat_storage()
+    await fill(storage, 1)
+    if built:
+        await storage.reindex("ada")
+    long = "x" * 30_000
+    await storage.add_messages("ada", "s0", [Message("user", f"word {n} {long}") for n in range(50)])
+    log = store_path / "users/ada/s0/messages.jsonl"
+    read, parts = storage.backend.read_log_part, 0
+
+    def edit() -> None:
+        beside = log.with_suffix(".new")
+        beside.write_bytes(log.read_bytes())
+        beside.rename(log)
+
+    async def read_part(key: str, identity: str | None, start: int) -> LogPart | None:
+        nonlocal parts
+        parts += 1
+        if parts == 2:
+            await asyncio.to_thread(edit)
+        return await read(key, identity, start)
+
+    monkeypatch.setattr(storage.backend, "read_log_part", read_part)
+    await expect_found(storage)
+    assert parts >= 3, "it was read in parts, and from the start again"
 
 
 # --- deleting for good ---------------------------------------------------------------------------------

@@ -77,7 +77,10 @@ class Intake:
         rows: list[tuple[Any, ...]] = []
         for piece in pieces:
             if isinstance(piece, Lines):
-                rows += self._lines(piece)
+                number, new = self._lines(piece)
+                if piece.reset:
+                    rows = [row for row in rows if row[0] != number]
+                rows += new
             else:
                 self._notes(piece)
         if self._fresh:
@@ -117,7 +120,8 @@ class Intake:
             found = read_logs(self._connection, [session_id])
         return found[session_id]
 
-    def _lines(self, piece: Lines) -> list[tuple[Any, ...]]:
+    def _lines(self, piece: Lines) -> tuple[int, list[tuple[Any, ...]]]:
+        """Take out what a piece replaces; return the number of its log, and the rows that are to be put in."""
         log = self._log(piece.session_id)
         if piece.reset:
             self._remove_messages(log)
@@ -149,7 +153,7 @@ class Intake:
             "WHERE number = ?",
             (piece.identity, piece.end, log.last, log.last_hash, log.messages, log.tokens, piece.stamp, log.number),
         )
-        return rows
+        return log.number, rows
 
     def _timeless(self, what: str, error: ValidationError) -> None:
         """Note that a text has no time that can be read, so that it counts and is never a hit."""
