@@ -1,6 +1,7 @@
 """The files of the derived index: where they are, what may happen to them, and who else may be at them."""
 
 import asyncio
+import contextlib
 import fcntl
 import logging
 import multiprocessing
@@ -17,10 +18,11 @@ from typing import Any
 import pytest
 
 from flatfile_chat_database.backends.base import LogPart
+from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.check import check
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.errors import NotFoundError, UnavailableError
-from flatfile_chat_database.models import Message
+from flatfile_chat_database.models import Message, SituationalContext
 from flatfile_chat_database.records import indexing
 from flatfile_chat_database.search import database
 from flatfile_chat_database.storage import StorageManager
@@ -161,6 +163,112 @@ async def test_an_index_that_was_harmed_answers_rightly(
     if harm in ("garbage", "empty", "folder"):
         assert any("is not used" in record.getMessage() for record in caplog.records)
         assert again.statistics()["index_fallbacks"] >= 1
+
+
+WRONG = [
+    ("meta", "cursor", 5),
+    ("meta", "version", "x"),
+    ("meta", "deletions", "x"),
+    ("meta", "peak", "no json"),
+    ("meta", "peak", 7),
+    ("meta", "peak", "[1, 2]"),
+    ("meta", "listed", 5),
+    ("meta", "listed_version", "x"),
+    ("messages", "offset", "q"),
+    ("messages", "offset", -5),
+    ("messages", "offset", 2**62),
+    ("messages", "length", 2**62),
+    ("messages", "length", -1),
+    ("messages", "length", None),
+    ("messages", "moment", "x"),
+    ("messages", "moment", b"x"),
+    ("messages", "session", 99),
+    ("messages", "position", "x"),
+    ("messages", "tokens", "x"),
+    ("messages", "text", 5),
+    ("messages", "text", None),
+    ("messages", "role", 5),
+    ("logs", "last", "q"),
+    ("logs", "last", -5),
+    ("logs", "messages", "x"),
+    ("logs", "tokens", "x"),
+    ("logs", "session_id", 5),
+    ("logs", "identity", 5),
+    ("sessions", "updated", "x"),
+    ("sessions", "session_id", 5),
+    ("notes", "moment", "x"),
+    ("notes", "filename", 5),
+    ("notes", "text", 5),
+]
+
+
+def put_wrong(path: Path, table: str, column: str, value: object) -> None:
+    """Put into an index what its tables refuse, as a disk or another program may."""
+
+    def declare(old: str, new: str) -> None:
+        with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("PRAGMA writable_schema=ON")
+            connection.execute("UPDATE sqlite_master SET sql = replace(sql, ?, ?) WHERE name = ?", (old, new, table))
+
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        [schema] = connection.execute("SELECT sql FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+    loose = schema.replace(", STRICT", "").replace(" STRICT", "").replace(" INTEGER", "").replace(" TEXT", "")
+    loose = (
+        loose.replace(" PRIMARY KEY", " INTEGER PRIMARY KEY", 1) if table in ("logs", "messages", "notes") else loose
+    )
+    declare(schema, loose)
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        if table == "meta":
+            done = connection.execute("UPDATE meta SET value = ? WHERE name = ?", (value, column))
+            assert done.rowcount == 1
+        else:
+            limit = "WHERE session_id = 's1'" if "session_id" in (column,) else ""
+            done = connection.execute(f"UPDATE {table} SET {column} = ? {limit}", (value,))
+            assert done.rowcount > 0
+    declare(loose, schema)
+
+
+@pytest.mark.parametrize(("table", "column", "value"), WRONG)
+@pytest.mark.parametrize("telling", [True, False])
+async def test_wrong_values_in_an_index_give_right_answers(
+    store_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    table: str,
+    column: str,
+    value: object,
+    telling: bool,
+) -> None:
+    def backend() -> FlatfileBackend:
+        return (RecordingBackend if telling else FlatfileBackend)(
+            StorageConfig(storage_base_path=str(store_path)), store_path
+        )
+
+    first = backend()
+    storage = StorageManager(backend=first)
+    await fill(storage)
+    await storage.update_context("ada", "s0", SituationalContext("a word more"))
+    await storage.reindex("ada")
+    with sizes(-1, 0):
+        for _ in range(3):
+            await storage.list_sessions("ada")
+    await storage.close()
+    put_wrong(index_of(store_path), table, column, value)
+    again = StorageManager(backend=first)
+    with sizes(-1, 0):
+        listed = await again.list_sessions("ada")
+        assert sorted(each.id for each in listed) == ["s0", "s1", "s2"]
+        assert await again.count_sessions("ada") == 3
+    await expect_found(again)
+    await again.add_message("ada", "s1", Message("user", "one more word"))
+    await expect_found(again)
+    await expect_found(again, "word more")
+    before = again.statistics()["index_builds"]
+    await expect_found(again)
+    assert again.statistics()["index_builds"] == before, "it was built once"
+    with sizes(-1, 0):
+        assert len(await again.list_sessions("ada")) == 3
+    await again.close()
+    await first.close()
 
 
 @pytest.mark.parametrize("reason", ["format", "unicode", "settings"])

@@ -24,7 +24,7 @@ from ..backends.base import Capability, Changes
 from ..errors import UnavailableError
 from ..layout import escape
 from ..models import HitKind
-from ..search.texts import Lines, Log, Note, Notes, line_hash
+from ..search.texts import Lines, Log, Meta, Note, Notes, line_hash
 from . import searched
 from .documents import Documents
 from .store import Store, logger
@@ -37,7 +37,7 @@ if TYPE_CHECKING:
 
 T = TypeVar("T")
 
-FORMAT: Final = "1"
+FORMAT: Final = "2"
 """Of an index; one of another format is built anew."""
 
 SMALL_SESSIONS: Final = 200
@@ -46,7 +46,6 @@ SMALL_TEXTS: Final = 2000
 """Histories of fewer texts are searched by reading them."""
 
 _OPEN = 32
-_BATCH_LINES = 20_000
 _BATCH_BYTES = 8 << 20
 _SESSIONS_AT_A_TIME = 256
 _ATTEMPTS = 5
@@ -195,16 +194,16 @@ class Indexing:
                 file.seen = changes.cursor
                 return True
 
-        def look(session_ids: Collection[str] | None) -> tuple[dict[str, Any], dict[str, Log]]:
+        def look(session_ids: Collection[str] | None) -> tuple[Meta, dict[str, Log]]:
             with file.reading() as connection:
                 return read_meta(connection), read_logs(connection, session_ids)
 
         meta, _ = await asyncio.to_thread(look, ())
-        if not meta.get("text"):
+        if not meta.text:
             if self._store.read_only:
                 raise IndexUnusable("it has no full text")
             raise IndexAbsent("it has no full text yet")
-        changes = await backend.changes(meta.get("cursor"))
+        changes = await backend.changes(meta.cursor)
         concerned = self._concerning(user_id, changes)
         _, logs = await asyncio.to_thread(look, concerned)
         if concerned is None:
@@ -282,7 +281,7 @@ class Indexing:
         self,
         user_id: str,
         file: IndexFile,
-        meta: Mapping[str, Any],
+        meta: Meta,
         logs: Mapping[str, Log],
         tasks: Mapping[str, Task],
         cursor: str,
@@ -290,11 +289,11 @@ class Indexing:
         """Bring an index up to date; return False if another process came before."""
         from ..search.fulltext import read_meta, write_meta
 
-        version = meta.get("version", 0)
+        version = meta.version
 
         def write(pieces: list[Lines | Notes], gone: Sequence[str], ended: bool) -> bool:
             with file.writing() as connection:
-                if read_meta(connection).get("version", 0) != version:
+                if read_meta(connection).version != version:
                     return False
                 intake = self._intake(connection)
                 intake.take(pieces)
@@ -330,7 +329,7 @@ class Indexing:
 
         wanted = sorted(set(session_ids))
 
-        def look() -> tuple[dict[str, Any], dict[str, Log]]:
+        def look() -> tuple[Meta, dict[str, Log]]:
             with file.reading() as connection:
                 return read_meta(connection), read_logs(connection, wanted)
 
@@ -483,7 +482,7 @@ class _Gathering:
                 if session_id not in left and "context" in task.parts and "analyses" in task.parts:
                     self.gone.append(session_id)
                 elif session_id in self._logs or not first:
-                    self.rest.append(Lines(session_id, True, None, 0, [], None))
+                    self.rest.append(Lines(session_id, True, None, []))
                 return
             lines = part.lines
             reset = first or part.start != start or part.identity != identity
@@ -493,7 +492,7 @@ class _Gathering:
                 else:
                     goes_on, identity, start = False, None, 0
                     continue
-            self.rest.append(Lines(session_id, reset, part.identity, part.end, lines, task.log_stamp))
+            self.rest.append(Lines(session_id, reset, part.identity, lines, task.log_stamp))
             self._size += sum(len(line) + 200 for _, line in lines)
             first = False
             yield self._size >= _BATCH_BYTES

@@ -24,26 +24,28 @@ BUSY_SECONDS: Final = 0.5
 _CACHE_KIB = 65_536
 _SETTINGS = (f"cache_size=-{_CACHE_KIB}", "synchronous=NORMAL", "temp_store=FILE")
 
-_SCHEMA: Final = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE sessions (session_id TEXT PRIMARY KEY, updated INTEGER, damaged INTEGER) WITHOUT ROWID;
+_SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value ANY) WITHOUT ROWID, STRICT;
+CREATE TABLE sessions (session_id TEXT PRIMARY KEY, updated INTEGER, damaged INTEGER) WITHOUT ROWID, STRICT;
 CREATE INDEX sessions_by_time ON sessions (updated, session_id) WHERE NOT damaged;
 CREATE INDEX damaged_sessions ON sessions (session_id) WHERE damaged;
 CREATE TABLE logs (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, session_id TEXT UNIQUE, identity TEXT, bytes INTEGER, last INTEGER,
-    last_hash TEXT, messages INTEGER, tokens INTEGER, log_stamp TEXT, context_stamp TEXT, has_documents INTEGER
-);
+    number INTEGER PRIMARY KEY AUTOINCREMENT, session_id TEXT UNIQUE, identity TEXT, last INTEGER, last_hash TEXT,
+    messages INTEGER, tokens INTEGER, log_stamp TEXT, context_stamp TEXT, has_documents INTEGER
+) STRICT;
 CREATE TABLE messages (
     id INTEGER PRIMARY KEY, session INTEGER, position INTEGER, offset INTEGER, length INTEGER, moment INTEGER,
     role TEXT, highest INTEGER, tokens INTEGER, text TEXT
-);
+) STRICT;
 CREATE TABLE notes (
     id INTEGER PRIMARY KEY, session INTEGER, kind TEXT, filename TEXT, moment INTEGER, tokens INTEGER, text TEXT
-);
+) STRICT;
 CREATE INDEX notes_by_session ON notes (session);
 CREATE VIRTUAL TABLE words USING fts5 (text, content='', tokenize='ascii', columnsize=0);
 CREATE VIRTUAL TABLE note_words USING fts5 (text, content='', tokenize='ascii', columnsize=0);
 """
+if sqlite3.sqlite_version_info < (3, 37):  # which does not know it; whoever reads a row looks at its types anyhow
+    _SCHEMA = _SCHEMA.replace(", STRICT", "").replace(" STRICT", "")
 SESSION_INDEX: Final = "CREATE INDEX IF NOT EXISTS messages_by_session ON messages (session)"
 """Made when messages are first taken out again, which most indexes never see, for it makes every build slower."""
 
@@ -92,10 +94,6 @@ class IndexFile:
 
     def __repr__(self) -> str:
         return f"<IndexFile {self.path!r}{' open' if self._connection is not None else ''}>"
-
-    def exists(self) -> bool:
-        """Tell whether there is a file."""
-        return os.path.exists(self.path)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -208,6 +206,10 @@ class IndexFile:
         except OSError as error:
             self.close()
             raise IndexUnusable(error.strerror or str(error)) from error
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            self.close()
+            self.forget()
+            raise IndexDamaged(f"it holds what no index does: {error}") from error
 
 
 class Build:
