@@ -1,6 +1,8 @@
 """The files of the derived index: where they are, what may happen to them, and who else may be at them."""
 
 import asyncio
+import contextlib
+import errno
 import fcntl
 import logging
 import multiprocessing
@@ -9,19 +11,24 @@ import random
 import signal
 import sqlite3
 import stat
+import threading
 import time
 import unicodedata
+from collections.abc import AsyncIterator
 from pathlib import Path
 from typing import Any
 
 import pytest
 
+from flatfile_chat_database.backends.base import LogPart
+from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.check import check
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.errors import NotFoundError, UnavailableError
-from flatfile_chat_database.models import Message
+from flatfile_chat_database.models import Message, SituationalContext
 from flatfile_chat_database.records import indexing
 from flatfile_chat_database.search import database
+from flatfile_chat_database.search.fulltext import Intake
 from flatfile_chat_database.storage import StorageManager
 
 from .conftest import MakeStorage
@@ -162,6 +169,112 @@ async def test_an_index_that_was_harmed_answers_rightly(
         assert again.statistics()["index_fallbacks"] >= 1
 
 
+WRONG = [
+    ("meta", "cursor", 5),
+    ("meta", "version", "x"),
+    ("meta", "deletions", "x"),
+    ("meta", "peak", "no json"),
+    ("meta", "peak", 7),
+    ("meta", "peak", "[1, 2]"),
+    ("meta", "listed", 5),
+    ("meta", "listed_version", "x"),
+    ("messages", "offset", "q"),
+    ("messages", "offset", -5),
+    ("messages", "offset", 2**62),
+    ("messages", "length", 2**62),
+    ("messages", "length", -1),
+    ("messages", "length", None),
+    ("messages", "moment", "x"),
+    ("messages", "moment", b"x"),
+    ("messages", "session", 99),
+    ("messages", "position", "x"),
+    ("messages", "tokens", "x"),
+    ("messages", "text", 5),
+    ("messages", "text", None),
+    ("messages", "role", 5),
+    ("logs", "last", "q"),
+    ("logs", "last", -5),
+    ("logs", "messages", "x"),
+    ("logs", "tokens", "x"),
+    ("logs", "session_id", 5),
+    ("logs", "identity", 5),
+    ("sessions", "updated", "x"),
+    ("sessions", "session_id", 5),
+    ("notes", "moment", "x"),
+    ("notes", "filename", 5),
+    ("notes", "text", 5),
+]
+
+
+def put_wrong(path: Path, table: str, column: str, value: object) -> None:
+    """Put into an index what its tables refuse, as a disk or another program may."""
+
+    def declare(old: str, new: str) -> None:
+        with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+            connection.execute("PRAGMA writable_schema=ON")
+            connection.execute("UPDATE sqlite_master SET sql = replace(sql, ?, ?) WHERE name = ?", (old, new, table))
+
+    with contextlib.closing(sqlite3.connect(path)) as connection:
+        [schema] = connection.execute("SELECT sql FROM sqlite_master WHERE name = ?", (table,)).fetchone()
+    loose = schema.replace(", STRICT", "").replace(" STRICT", "").replace(" INTEGER", "").replace(" TEXT", "")
+    loose = (
+        loose.replace(" PRIMARY KEY", " INTEGER PRIMARY KEY", 1) if table in ("logs", "messages", "notes") else loose
+    )
+    declare(schema, loose)
+    with contextlib.closing(sqlite3.connect(path)) as connection, connection:
+        if table == "meta":
+            done = connection.execute("UPDATE meta SET value = ? WHERE name = ?", (value, column))
+            assert done.rowcount == 1
+        else:
+            limit = "WHERE session_id = 's1'" if "session_id" in (column,) else ""
+            done = connection.execute(f"UPDATE {table} SET {column} = ? {limit}", (value,))
+            assert done.rowcount > 0
+    declare(loose, schema)
+
+
+@pytest.mark.parametrize(("table", "column", "value"), WRONG)
+@pytest.mark.parametrize("telling", [True, False])
+async def test_wrong_values_in_an_index_give_right_answers(
+    store_path: Path,
+    caplog: pytest.LogCaptureFixture,
+    table: str,
+    column: str,
+    value: object,
+    telling: bool,
+) -> None:
+    def backend() -> FlatfileBackend:
+        return (RecordingBackend if telling else FlatfileBackend)(
+            StorageConfig(storage_base_path=str(store_path)), store_path
+        )
+
+    first = backend()
+    storage = StorageManager(backend=first)
+    await fill(storage)
+    await storage.update_context("ada", "s0", SituationalContext("a word more"))
+    await storage.reindex("ada")
+    with sizes(-1, 0):
+        for _ in range(3):
+            await storage.list_sessions("ada")
+    await storage.close()
+    put_wrong(index_of(store_path), table, column, value)
+    again = StorageManager(backend=first)
+    with sizes(-1, 0):
+        listed = await again.list_sessions("ada")
+        assert sorted(each.id for each in listed) == ["s0", "s1", "s2"]
+        assert await again.count_sessions("ada") == 3
+    await expect_found(again)
+    await again.add_message("ada", "s1", Message("user", "one more word"))
+    await expect_found(again)
+    await expect_found(again, "word more")
+    before = again.statistics()["index_builds"]
+    await expect_found(again)
+    assert again.statistics()["index_builds"] == before, "it was built once"
+    with sizes(-1, 0):
+        assert len(await again.list_sessions("ada")) == 3
+    await again.close()
+    await first.close()
+
+
 @pytest.mark.parametrize("reason", ["format", "unicode", "settings"])
 async def test_an_index_of_another_kind_is_built_anew(
     flat_storage: MakeStorage, monkeypatch: pytest.MonkeyPatch, reason: str
@@ -209,7 +322,7 @@ async def test_an_index_that_another_process_is_building_is_not_waited_for(
     await fill(storage)
     folder = index_of(store_path).parent
     folder.mkdir(mode=0o700)
-    descriptor = os.open(folder / "ada.sqlite3.new", os.O_RDWR | os.O_CREAT, 0o600)
+    descriptor = os.open(folder / "ada.sqlite3.lock", os.O_RDWR | os.O_CREAT, 0o600)
     fcntl.flock(descriptor, fcntl.LOCK_EX)
     await expect_found(storage)
     expect_warning(caplog, "another process is building it")
@@ -232,6 +345,190 @@ async def test_where_no_index_can_be_written_search_reads(
         assert len(await storage.list_sessions("ada")) == 3
     assert "is not used: File exists. The files are read instead." in caplog.text
     (store_path / "system/index").unlink()
+
+
+# --- what changes while it is read ---------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("built", [False, True])
+async def test_a_log_that_is_edited_between_two_of_its_parts_is_found_once(
+    flat_storage: MakeStorage, store_path: Path, monkeypatch: pytest.MonkeyPatch, built: bool
+) -> None:
+    storage = flat_storage()
+    await fill(storage, 1)
+    if built:
+        await storage.reindex("ada")
+    long = "x" * 30_000
+    await storage.add_messages("ada", "s0", [Message("user", f"word {n} {long}") for n in range(50)])
+    log = store_path / "users/ada/s0/messages.jsonl"
+    read, parts = storage.backend.read_log_part, 0
+
+    def edit() -> None:
+        beside = log.with_suffix(".new")
+        beside.write_bytes(log.read_bytes())
+        beside.rename(log)
+
+    async def read_part(key: str, identity: str | None, start: int) -> LogPart | None:
+        nonlocal parts
+        parts += 1
+        if parts == 2:
+            await asyncio.to_thread(edit)
+        return await read(key, identity, start)
+
+    monkeypatch.setattr(storage.backend, "read_log_part", read_part)
+    await expect_found(storage)
+    assert parts >= 3, "it was read in parts, and from the start again"
+
+
+async def test_a_cancelled_search_lets_others_build(
+    flat_storage: MakeStorage, store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = flat_storage()
+    await fill(storage)
+    await storage.search("word", user_id="ada")
+    started, go_on = threading.Event(), threading.Event()
+    connect = database._connect
+
+    def slow(*arguments: Any, **more: Any) -> sqlite3.Connection:
+        started.set()
+        go_on.wait(10)
+        return connect(*arguments, **more)
+
+    with monkeypatch.context() as patch:
+        patch.setattr(database, "_connect", slow)
+        with sizes(-1, 0):
+            task = asyncio.create_task(storage.search("word", user_id="ada"))
+            await asyncio.to_thread(started.wait, 10)
+            task.cancel()
+            with pytest.raises(asyncio.CancelledError):
+                await task
+        go_on.set()
+    folder = index_of(store_path).parent
+    for _ in range(500):
+        if not list(folder.iterdir()):
+            break
+        await asyncio.sleep(0.01)
+    assert list(folder.iterdir()) == []
+    await storage.reindex("ada")
+    await expect_found(storage)
+
+
+@pytest.mark.parametrize("listing", [True, False])
+async def test_a_build_that_cannot_be_installed_lets_others_build(
+    flat_storage: MakeStorage, store_path: Path, monkeypatch: pytest.MonkeyPatch, caplog: Any, listing: bool
+) -> None:
+    storage = flat_storage()
+    await fill(storage)
+
+    def full(source: str, target: str) -> None:
+        if source.endswith(".sqlite3.new"):
+            raise OSError(errno.ENOSPC, os.strerror(errno.ENOSPC))
+        rename(source, target)
+
+    rename = os.rename
+    with monkeypatch.context() as patch, sizes(-1, 0):
+        patch.setattr(os, "rename", full)
+        if listing:
+            for _ in range(3):
+                assert len(await storage.list_sessions("ada")) == 3
+        else:
+            assert len(await storage.search("word", user_id="ada")) == 15
+    expect_warning(caplog, "No space left")
+    assert list(index_of(store_path).parent.iterdir()) == []
+    await storage.reindex("ada")
+    await expect_found(storage)
+
+
+async def test_a_search_cancelled_while_it_takes_in_waits_for_its_thread(
+    flat_storage: MakeStorage, store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = flat_storage()
+    await fill(storage)
+    started = threading.Event()
+    take = Intake.take
+    errors: list[BaseException] = []
+
+    def slow(self: Intake, pieces: Any) -> None:
+        started.set()
+        time.sleep(0.3)
+        try:
+            take(self, pieces)
+        except BaseException as error:
+            errors.append(error)
+            raise
+
+    monkeypatch.setattr(Intake, "take", slow)
+    task = asyncio.create_task(storage.reindex("ada"))
+    await asyncio.to_thread(started.wait, 10)
+    task.cancel()
+    with pytest.raises(asyncio.CancelledError):
+        await task
+    assert errors == []
+    assert list(index_of(store_path).parent.iterdir()) == []
+
+
+async def test_an_index_that_is_used_while_the_store_is_closed_is_closed(flat_storage: MakeStorage) -> None:
+    storage = flat_storage()
+    await fill(storage)
+    await storage.reindex("ada")
+    file = await storage._indexing.file("ada")
+    assert file is not None
+    await storage._indexing.close()
+
+    def use() -> None:
+        with file.reading() as connection:
+            assert connection.execute("SELECT count(*) FROM messages").fetchone() == (15,)
+        assert "open" not in repr(file)
+        with file.writing():
+            pass
+
+    await asyncio.to_thread(use)
+    assert "open" not in repr(file)
+    await expect_found(storage)
+    assert "open" not in repr(await storage._indexing.file("ada"))
+
+
+@pytest.mark.parametrize("way", ["search", "list"])
+async def test_a_user_who_is_deleted_while_an_index_is_built_has_none(
+    store_path: Path, monkeypatch: pytest.MonkeyPatch, way: str
+) -> None:
+    backend = RecordingBackend(StorageConfig(storage_base_path=str(store_path)), store_path)
+    storage = StorageManager(backend=backend)
+    await fill(storage)
+    deleted = False
+
+    async def delete() -> None:
+        nonlocal deleted
+        if not deleted:
+            deleted = True
+            await storage.delete_user("ada")
+
+    with sizes(-1, 0):
+        if way == "search":
+            lines = indexing._Gathering._lines
+
+            async def slowly(*arguments: Any) -> AsyncIterator[bool]:
+                async for each in lines(*arguments):
+                    yield each
+                await delete()
+
+            monkeypatch.setattr(indexing._Gathering, "_lines", slowly)
+            await storage.search("word", user_id="ada")
+        else:
+            keep = storage._listing.keep
+            await storage.list_sessions("ada")
+
+            async def late(*arguments: Any) -> None:
+                await delete()
+                await keep(*arguments)
+
+            monkeypatch.setattr(storage._listing, "keep", late)
+            await storage.list_sessions("ada")
+    assert deleted
+    folder = index_of(store_path).parent
+    assert not folder.exists() or list(folder.iterdir()) == []
+    await storage.close()
+    await backend.close()
 
 
 # --- deleting for good ---------------------------------------------------------------------------------
@@ -297,11 +594,12 @@ def _search_in_a_loop(root: str, seed: int, until: float) -> None:
             while time.time() < until:
                 number += 1
                 name = f"s{pick.randint(0, 2)}"
-                await storage.add_message("ada", name, Message("user", f"word p{seed}n{number}"))
+                message = Message("user", f"word p{seed}n{number}")
+                await storage.add_message("ada", name, message)
                 found = await storage.search(f"p{seed}n{number}", user_id="ada")
                 assert len(found) == 1, found
                 if pick.random() < 0.2:
-                    await storage.pop_message("ada", name)
+                    await storage.delete_message("ada", name, message.id)  # its own: the last one may be another's
         await storage.close()
 
     asyncio.run(run())
@@ -318,7 +616,7 @@ async def test_two_processes_may_use_one_index(flat_storage: MakeStorage) -> Non
         process.start()
     for process in processes:
         await asyncio.to_thread(process.join, 60)
-        assert process.exitcode in (0, 1)
+        assert process.exitcode == 0
     await expect_found(storage)
     await expect_found(flat_storage())
 
@@ -395,6 +693,39 @@ async def test_a_list_by_the_catalogue_shows_every_change(store_path: Path) -> N
         await expect_listed()
     await storage.close()
     await other.close()
+    await backend.close()
+
+
+async def test_a_list_that_was_read_before_a_change_is_not_kept(store_path: Path) -> None:
+    backend = RecordingBackend(StorageConfig(storage_base_path=str(store_path)), store_path)
+    storage, slow = StorageManager(backend=backend), StorageManager(backend=backend)
+    with sizes(10**9, 0), pytest.MonkeyPatch.context() as patch:
+        await fill(storage, 3)
+        for _ in range(3):
+            await storage.list_sessions("ada")
+
+        async def no_page(*arguments: Any) -> None:
+            return None
+
+        patch.setattr(slow._listing, "page", no_page)
+        await slow.list_sessions("ada")
+        keep = slow._listing.keep
+
+        async def late(*arguments: Any) -> None:
+            await storage.create_session("ada", session_id="later")
+            assert "later" in [each.id for each in await storage.list_sessions("ada")]
+            await keep(*arguments)
+
+        patch.setattr(slow._listing, "keep", late)
+        slow._listing._large["ada"] = True
+        file = await slow._indexing.file("ada")
+        assert file is not None
+        file.listed = None
+        await slow.list_sessions("ada")
+        assert "later" in [each.id for each in await storage.list_sessions("ada")]
+        assert await storage.count_sessions("ada") == 4
+    await storage.close()
+    await slow.close()
     await backend.close()
 
 

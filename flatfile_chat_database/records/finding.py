@@ -1,6 +1,6 @@
 """Finding: search by reading everything, in memory that does not grow with it.
 
-What matches is decided by `search.py`; here is what gets searched, and in which order it comes.
+What matches is decided by `search/query.py`; here is what gets searched, and in which order it comes.
 """
 
 from __future__ import annotations
@@ -165,7 +165,7 @@ class Finding:
 
     async def _by_index(self, wanted: _Wanted) -> list[SearchHit] | None:
         """Answer by the index; None if it cannot be used."""
-        from ..search.database import IndexAbsent, IndexUnusable
+        from ..search.database import IndexAbsent, IndexDamaged, IndexUnusable
 
         scope = wanted.scope
         filters = Filters(
@@ -175,14 +175,21 @@ class Finding:
             since=None if scope.since is None else microseconds(scope.since),
             until=None if scope.until is None else microseconds(scope.until),
         )
+        rebuilt = False
         for _ in range(_ATTEMPTS):
             file = await self._indexing.current(wanted.user_id)
             if file is None:
                 return None
             try:
                 found = await asyncio.to_thread(_find, file, file.generation, wanted, filters)
+            except IndexDamaged as error:
+                self._indexing.fall_back(file, error)
+                if rebuilt or self._store.read_only or await self._indexing.build(wanted.user_id) is None:
+                    return None
+                rebuilt = True
+                continue
             except IndexAbsent:
-                continue  # it was deleted or replaced, or turned out to be damaged
+                continue  # it was deleted or replaced
             except IndexUnusable as error:
                 self._indexing.fall_back(file, error)
                 return None

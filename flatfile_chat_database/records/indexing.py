@@ -13,10 +13,12 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 import unicodedata
 from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Any, Final, Literal, TypeVar
+from typing import TYPE_CHECKING, Final, Literal
 
 import msgspec
 
@@ -24,7 +26,7 @@ from ..backends.base import Capability, Changes
 from ..errors import UnavailableError
 from ..layout import escape
 from ..models import HitKind
-from ..search.texts import Lines, Log, Note, Notes, line_hash
+from ..search.texts import Lines, Log, Meta, Note, Notes, line_hash
 from . import searched
 from .documents import Documents
 from .store import Store, logger
@@ -35,9 +37,7 @@ if TYPE_CHECKING:
     from ..search.database import Build, IndexFile
     from ..search.fulltext import Intake
 
-T = TypeVar("T")
-
-FORMAT: Final = "1"
+FORMAT: Final = "2"
 """Of an index; one of another format is built anew."""
 
 SMALL_SESSIONS: Final = 200
@@ -46,7 +46,6 @@ SMALL_TEXTS: Final = 2000
 """Histories of fewer texts are searched by reading them."""
 
 _OPEN = 32
-_BATCH_LINES = 20_000
 _BATCH_BYTES = 8 << 20
 _SESSIONS_AT_A_TIME = 256
 _ATTEMPTS = 5
@@ -76,6 +75,7 @@ class Indexing:
         self._documents = documents
         self._files: dict[str, IndexFile] = {}
         self._told: set[str] = set()
+        self._closed = False
         self.counters = dict.fromkeys(("index_builds", "index_updates", "index_fallbacks"), 0)
 
     # --- which file ----------------------------------------------------------------------------------
@@ -92,8 +92,10 @@ class Indexing:
             path = os.path.join(folder, self._store.layout.index_name(user_id))
             if len(self._files) >= _OPEN:
                 oldest = self._files.pop(next(iter(self._files)))
-                await asyncio.to_thread(oldest.close)
+                await asyncio.to_thread(oldest.retire)
             file = IndexFile(path, self._fingerprint(), read_only=self._store.read_only)
+            if self._closed:
+                await asyncio.to_thread(file.retire)
         else:
             del self._files[user_id]
         self._files[user_id] = file  # at the end: the one that was used last
@@ -134,14 +136,23 @@ class Indexing:
 
     async def remove(self, user_id: str) -> None:
         """Delete the index of a user, so that nothing that was in it can be read any more."""
-        if await self.exists(user_id) and (file := await self.file(user_id)) is not None:
-            await asyncio.to_thread(file.remove)
+        folder = await self._folder()
+        if folder is None:
+            return
+        path = os.path.join(folder, self._store.layout.index_name(user_id))
+        # One that is being built counts, too: it may hold what is gone by now.
+        names = [path, f"{path}.new", f"{path}.lock"]
+        if await asyncio.to_thread(lambda: any(map(os.path.lexists, names))):
+            file = await self.file(user_id)
+            if file is not None:
+                await asyncio.to_thread(file.remove)
 
     async def close(self) -> None:
-        """Close every index."""
+        """Close every index; what is still at work with one closes it when it has done."""
+        self._closed = True
         files, self._files = list(self._files.values()), {}
         for file in files:
-            await asyncio.to_thread(file.close)
+            await asyncio.to_thread(file.retire)
 
     # --- doing without -------------------------------------------------------------------------------
 
@@ -195,16 +206,16 @@ class Indexing:
                 file.seen = changes.cursor
                 return True
 
-        def look(session_ids: Collection[str] | None) -> tuple[dict[str, Any], dict[str, Log]]:
+        def look(session_ids: Collection[str] | None) -> tuple[Meta, dict[str, Log]]:
             with file.reading() as connection:
                 return read_meta(connection), read_logs(connection, session_ids)
 
         meta, _ = await asyncio.to_thread(look, ())
-        if not meta.get("text"):
+        if not meta.text:
             if self._store.read_only:
                 raise IndexUnusable("it has no full text")
             raise IndexAbsent("it has no full text yet")
-        changes = await backend.changes(meta.get("cursor"))
+        changes = await backend.changes(meta.cursor)
         concerned = self._concerning(user_id, changes)
         _, logs = await asyncio.to_thread(look, concerned)
         if concerned is None:
@@ -282,7 +293,7 @@ class Indexing:
         self,
         user_id: str,
         file: IndexFile,
-        meta: Mapping[str, Any],
+        meta: Meta,
         logs: Mapping[str, Log],
         tasks: Mapping[str, Task],
         cursor: str,
@@ -290,11 +301,11 @@ class Indexing:
         """Bring an index up to date; return False if another process came before."""
         from ..search.fulltext import read_meta, write_meta
 
-        version = meta.get("version", 0)
+        version = meta.version
 
         def write(pieces: list[Lines | Notes], gone: Sequence[str], ended: bool) -> bool:
             with file.writing() as connection:
-                if read_meta(connection).get("version", 0) != version:
+                if read_meta(connection).version != version:
                     return False
                 intake = self._intake(connection)
                 intake.take(pieces)
@@ -330,7 +341,7 @@ class Indexing:
 
         wanted = sorted(set(session_ids))
 
-        def look() -> tuple[dict[str, Any], dict[str, Log]]:
+        def look() -> tuple[Meta, dict[str, Log]]:
             with file.reading() as connection:
                 return read_meta(connection), read_logs(connection, wanted)
 
@@ -373,18 +384,16 @@ class Indexing:
             raise UnavailableError(f"The index {file.path} cannot be built: {error}.") from error
 
     async def _build(self, user_id: str, file: IndexFile, progress: Progress | None) -> None:
-        from ..search.database import Build
         from ..search.fulltext import write_meta
 
-        build = await asyncio.to_thread(Build, file)
-        try:
+        async with building(file) as build:
             backend = await self._store.reading()
             cursor = (await backend.changes(None)).cursor
-            intake = await asyncio.to_thread(self._begin, build)
+            intake = await asyncio.to_thread(build.work, partial(self._intake, build.connection, fresh=True))
             tasks = await self._compare(user_id, {})
             gather = _Gathering(self._store, self._documents, user_id, {}, tasks, progress)
             async for pieces, _ in gather.batches():
-                await asyncio.to_thread(_mapped, intake.take, pieces)
+                await asyncio.to_thread(build.work, intake.take, pieces)
 
             def finish() -> None:
                 intake.take(gather.rest)
@@ -393,31 +402,48 @@ class Indexing:
                 if cursor:
                     write_meta(build.connection, cursor=cursor)
 
-            await asyncio.to_thread(_mapped, finish)
+            await asyncio.to_thread(build.work, finish)
             await asyncio.to_thread(build.install)
-        except BaseException:
-            await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, build.abandon))
-            raise
         self.counters["index_builds"] += 1
         await asyncio.to_thread(file.close)
         file.forget()
         if cursor:
             file.seen = cursor
 
-    def _begin(self, build: Build) -> Intake:
-        return _mapped(lambda: self._intake(build.connection, fresh=True))
 
+@asynccontextmanager
+async def building(file: IndexFile) -> AsyncIterator[Build]:
+    """Begin to build an index, and abandon it if it is not installed at the end, for whatever reason.
 
-def _mapped(work: Callable[..., T], *arguments: Any) -> T:
-    """Turn the errors of SQLite into IndexUnusable."""
-    import sqlite3
+    Raises:
+        IndexUnusable: It cannot be built.
+    """
+    from ..search.database import Build
 
-    from ..search.database import IndexUnusable
+    lock = threading.Lock()
+    builds: list[Build] = []
+    wanted = True
+
+    def begin() -> Build:
+        build = Build(file)
+        with lock:
+            builds.append(build)
+            unwanted = not wanted
+        if unwanted:  # who waited for it was cancelled, and a thread cannot be
+            build.abandon()
+        return build
+
+    def end() -> None:
+        nonlocal wanted
+        with lock:
+            wanted = False
+        for build in builds:
+            build.abandon()
 
     try:
-        return work(*arguments)
-    except sqlite3.Error as error:
-        raise IndexUnusable(str(error)) from error
+        yield await asyncio.to_thread(begin)
+    finally:
+        await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, end))
 
 
 class _Gathering:
@@ -483,7 +509,7 @@ class _Gathering:
                 if session_id not in left and "context" in task.parts and "analyses" in task.parts:
                     self.gone.append(session_id)
                 elif session_id in self._logs or not first:
-                    self.rest.append(Lines(session_id, True, None, 0, [], None))
+                    self.rest.append(Lines(session_id, True, None, []))
                 return
             lines = part.lines
             reset = first or part.start != start or part.identity != identity
@@ -493,7 +519,7 @@ class _Gathering:
                 else:
                     goes_on, identity, start = False, None, 0
                     continue
-            self.rest.append(Lines(session_id, reset, part.identity, part.end, lines, task.log_stamp))
+            self.rest.append(Lines(session_id, reset, part.identity, lines, task.log_stamp))
             self._size += sum(len(line) + 200 for _, line in lines)
             first = False
             yield self._size >= _BATCH_BYTES

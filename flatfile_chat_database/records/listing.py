@@ -10,12 +10,15 @@ import asyncio
 from collections.abc import Callable, Sequence
 from typing import TYPE_CHECKING, Protocol, TypeVar
 
+import msgspec
+
 from ..models import microseconds
 from ..search.catalogue import Listed
-from .indexing import SMALL_SESSIONS, Indexing
+from .indexing import SMALL_SESSIONS, Indexing, building
 from .store import Store
 
 if TYPE_CHECKING:
+    import sqlite3
     from datetime import datetime
 
     from ..backends.base import Changes
@@ -42,6 +45,14 @@ SeenT = TypeVar("SeenT", bound=Seen)
 
 Look = Callable[[str, bytes, bytes | None], SeenT | None]
 """Makes of a session's key, its document and the newest line of its log what is to be shown; None if it is damaged."""
+
+
+class Begun(msgspec.Struct, frozen=True):
+    """How things were before all sessions of a user were read."""
+
+    cursor: str
+    noted: tuple[str, int] | None
+    """See `catalogue.noted`; None where there was no catalogue."""
 
 
 class Listing:
@@ -112,46 +123,67 @@ class Listing:
             self._indexing.fall_back(file, error)
         return None
 
-    async def begin(self, user_id: str) -> str | None:
-        """Return the cursor before all files of a large user are read, for `keep`; None if there is no use for it."""
+    async def begin(self, user_id: str) -> Begun | None:
+        """Return how things are before all files of a large user are read, for `keep`; None if that is no use."""
         if self._store.read_only or not self._large.get(user_id):
             return None
         file = await self._indexing.file(user_id)
         if file is None or file.listed is not None:  # it is right, and only does not say enough
             return None
-        return (await (await self._store.reading()).changes(None)).cursor or None
+        from ..search import catalogue
+        from ..search.database import IndexAbsent, IndexUnusable
 
-    async def keep(self, user_id: str, listed: Sequence[Listed], cursor: str | None) -> None:
-        """Enter all of a user's sessions, as they were read since `cursor`; remember how many there are."""
+        def noted() -> tuple[str, int] | None:
+            with file.reading() as connection:
+                return catalogue.noted(connection)
+
+        try:
+            before = await asyncio.to_thread(noted)
+        except IndexAbsent:
+            before = None
+        except IndexUnusable as error:
+            self._indexing.fall_back(file, error)
+            return None
+        cursor = (await (await self._store.reading()).changes(None)).cursor
+        return Begun(cursor, before) if cursor else None
+
+    async def keep(self, user_id: str, listed: Sequence[Listed], begun: Begun | None) -> None:
+        """Enter all of a user's sessions, as they were read since `begin`; remember how many there are."""
         if len(self._large) >= _MOST_USERS:
             self._large.clear()
         self._large[user_id] = len(listed) >= SMALL_SESSIONS
-        if cursor is None or not self._large[user_id] or (file := await self._indexing.file(user_id)) is None:
+        if begun is None or not self._large[user_id] or (file := await self._indexing.file(user_id)) is None:
             return
         from ..search import catalogue
-        from ..search.database import Build, IndexAbsent, IndexUnusable
+        from ..search.database import IndexAbsent, IndexUnusable
 
-        def write() -> None:
-            try:
-                with file.writing() as connection:
-                    catalogue.replace(connection, listed)
-                    catalogue.note(connection, cursor)
-            except IndexAbsent:
-                build = Build(file)
-                try:
-                    catalogue.replace(build.connection, listed)
-                    catalogue.note(build.connection, cursor)
-                except BaseException:
-                    build.abandon()
-                    raise
-                build.install()
-                file.close()
-                file.forget()
-            file.pages.clear()
-            file.listed = cursor
+        def enter(connection: sqlite3.Connection) -> None:
+            catalogue.replace(connection, listed)
+            catalogue.note(connection, begun.cursor)
+
+        def write() -> bool:
+            with file.writing() as connection:
+                if catalogue.noted(connection) != begun.noted:
+                    return False  # what others entered meanwhile may be newer than what was read here
+                enter(connection)
+            return True
 
         try:
-            await asyncio.to_thread(write)
+            try:
+                if not await asyncio.to_thread(write):
+                    return
+            except IndexAbsent:
+                async with building(file) as build:
+                    await asyncio.to_thread(build.work, enter, build.connection)
+                    await asyncio.to_thread(build.install)
+                await asyncio.to_thread(file.close)
+                file.forget()
+                backend = await self._store.reading()
+                if self._concerning(user_id, await backend.changes(begun.cursor)) is None:
+                    await asyncio.to_thread(file.remove)  # the user was deleted, and so was their index, meanwhile
+                    return
+            file.pages.clear()
+            file.listed = begun.cursor
         except IndexUnusable as error:
             self._indexing.fall_back(file, error)
 

@@ -136,10 +136,10 @@ class Sessions:
             page = await self._listing().page(user_id, limit, offset, partial(self._look, make=make, strict=False))
             if page is not None:
                 return [_shown(seen) for seen in page]
-        cursor = None if strict else await self._listing().begin(user_id)
+        begun = None if strict else await self._listing().begin(user_id)
         rows, damaged = await self._read_all(user_id, make, strict=strict)
         listed = [Listed(session_id, microseconds(seen.updated)) for _, session_id, seen in rows]
-        await self._listing().keep(user_id, [*listed, *(Listed(each, 0, True) for each in damaged)], cursor)
+        await self._listing().keep(user_id, [*listed, *(Listed(each, 0, True) for each in damaged)], begun)
         return [_shown(seen) for _, _, seen in rows[offset:][:limit]]
 
     async def _read_all(

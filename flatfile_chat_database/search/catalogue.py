@@ -11,7 +11,7 @@ if TYPE_CHECKING:
     import sqlite3
 
 
-class Listed(msgspec.Struct, frozen=True):
+class Listed(msgspec.Struct, frozen=True, array_like=True):
     """A session as the catalogue has it."""
 
     session_id: str
@@ -60,7 +60,7 @@ def page(connection: sqlite3.Connection, limit: int | None, offset: int) -> Page
     ).fetchall()
     damaged = connection.execute("SELECT EXISTS (SELECT 1 FROM sessions WHERE damaged)").fetchone()[0]
     known = noted(connection)
-    return Page([Listed(*row) for row in rows], bool(damaged), -1 if known is None else known[1])
+    return Page([msgspec.convert(row, Listed) for row in rows], bool(damaged), -1 if known is None else known[1])
 
 
 def count(connection: sqlite3.Connection) -> int:
@@ -72,7 +72,9 @@ def count(connection: sqlite3.Connection) -> int:
 def noted(connection: sqlite3.Connection) -> tuple[str, int] | None:
     """Return the cursor up to which the catalogue is right, and a number that grows with each change of it."""
     values = dict(connection.execute("SELECT name, value FROM meta WHERE name IN ('listed', 'listed_version')"))
-    return (values["listed"], values["listed_version"]) if "listed" in values else None
+    if "listed" not in values:
+        return None
+    return msgspec.convert((values["listed"], values.get("listed_version")), tuple[str, int])
 
 
 def note(connection: sqlite3.Connection, cursor: str | None) -> None:

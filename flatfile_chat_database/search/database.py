@@ -12,11 +12,13 @@ import fcntl
 import os
 import sqlite3
 import threading
-from collections.abc import Iterator
-from typing import Final
+from collections.abc import Callable, Iterator
+from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 from .catalogue import Page
+
+T = TypeVar("T")
 
 BUSY_SECONDS: Final = 0.5
 """How long a query waits for another program that has the index locked, before it reads the files instead."""
@@ -24,26 +26,28 @@ BUSY_SECONDS: Final = 0.5
 _CACHE_KIB = 65_536
 _SETTINGS = (f"cache_size=-{_CACHE_KIB}", "synchronous=NORMAL", "temp_store=FILE")
 
-_SCHEMA: Final = """
-CREATE TABLE meta (name TEXT PRIMARY KEY, value) WITHOUT ROWID;
-CREATE TABLE sessions (session_id TEXT PRIMARY KEY, updated INTEGER, damaged INTEGER) WITHOUT ROWID;
+_SCHEMA = """
+CREATE TABLE meta (name TEXT PRIMARY KEY, value ANY) WITHOUT ROWID, STRICT;
+CREATE TABLE sessions (session_id TEXT PRIMARY KEY, updated INTEGER, damaged INTEGER) WITHOUT ROWID, STRICT;
 CREATE INDEX sessions_by_time ON sessions (updated, session_id) WHERE NOT damaged;
 CREATE INDEX damaged_sessions ON sessions (session_id) WHERE damaged;
 CREATE TABLE logs (
-    number INTEGER PRIMARY KEY AUTOINCREMENT, session_id TEXT UNIQUE, identity TEXT, bytes INTEGER, last INTEGER,
-    last_hash TEXT, messages INTEGER, tokens INTEGER, log_stamp TEXT, context_stamp TEXT, has_documents INTEGER
-);
+    number INTEGER PRIMARY KEY AUTOINCREMENT, session_id TEXT UNIQUE, identity TEXT, last INTEGER, last_hash TEXT,
+    messages INTEGER, tokens INTEGER, log_stamp TEXT, context_stamp TEXT, has_documents INTEGER
+) STRICT;
 CREATE TABLE messages (
     id INTEGER PRIMARY KEY, session INTEGER, position INTEGER, offset INTEGER, length INTEGER, moment INTEGER,
     role TEXT, highest INTEGER, tokens INTEGER, text TEXT
-);
+) STRICT;
 CREATE TABLE notes (
     id INTEGER PRIMARY KEY, session INTEGER, kind TEXT, filename TEXT, moment INTEGER, tokens INTEGER, text TEXT
-);
+) STRICT;
 CREATE INDEX notes_by_session ON notes (session);
 CREATE VIRTUAL TABLE words USING fts5 (text, content='', tokenize='ascii', columnsize=0);
 CREATE VIRTUAL TABLE note_words USING fts5 (text, content='', tokenize='ascii', columnsize=0);
 """
+if sqlite3.sqlite_version_info < (3, 37):  # which does not know it; whoever reads a row looks at its types anyhow
+    _SCHEMA = _SCHEMA.replace(", STRICT", "").replace(" STRICT", "")
 SESSION_INDEX: Final = "CREATE INDEX IF NOT EXISTS messages_by_session ON messages (session)"
 """Made when messages are first taken out again, which most indexes never see, for it makes every build slower."""
 
@@ -89,13 +93,10 @@ class IndexFile:
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._inode: tuple[int, int] | None = None
+        self._retired = False
 
     def __repr__(self) -> str:
         return f"<IndexFile {self.path!r}{' open' if self._connection is not None else ''}>"
-
-    def exists(self) -> bool:
-        """Tell whether there is a file."""
-        return os.path.exists(self.path)
 
     @contextlib.contextmanager
     def reading(self) -> Iterator[sqlite3.Connection]:
@@ -112,6 +113,8 @@ class IndexFile:
             finally:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
+                if self._retired:
+                    self.close()
             if self.read_only:
                 self._close_unchanged()
 
@@ -136,6 +139,15 @@ class IndexFile:
                 if connection.in_transaction:
                     connection.execute("ROLLBACK")
                 raise
+            finally:
+                if self._retired:
+                    self.close()
+
+    def retire(self) -> None:
+        """Close the file; whoever still has this object opens it and closes it again."""
+        with self._lock:
+            self._retired = True
+            self.close()
 
     def close(self) -> None:
         """Close the file; it opens again when it is needed."""
@@ -150,9 +162,11 @@ class IndexFile:
         with self._lock:
             self.close()
             self.forget()
-            for name in (self.path, *_companions(self.path), f"{self.path}.new", *_companions(f"{self.path}.new")):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(name)
+            # The unfinished one first: whoever is at it either has given it its name by then, or never can.
+            _remove(f"{self.path}.new")
+            _remove(self.path)
+            with contextlib.suppress(IndexUnusable, FileNotFoundError):
+                _unlock(self.path, _lock(self.path))  # that of a process that died
 
     def forget(self) -> None:
         """Forget what is remembered of the file's contents."""
@@ -208,10 +222,17 @@ class IndexFile:
         except OSError as error:
             self.close()
             raise IndexUnusable(error.strerror or str(error)) from error
+        except (TypeError, ValueError, AttributeError, OverflowError) as error:
+            self.close()
+            self.forget()
+            raise IndexDamaged(f"it holds what no index does: {error}") from error
 
 
 class Build:
-    """A new index in the making, for the one process that has it locked."""
+    """A new index in the making, for the one process that has it locked.
+
+    The lock is on a file beside: closing any descriptor of a file takes the locks from it that SQLite has there.
+    """
 
     def __init__(self, file: IndexFile) -> None:
         """Begin one.
@@ -223,65 +244,121 @@ class Build:
             raise IndexUnusable("the store was opened read-only")
         self._file = file
         self._place = f"{file.path}.new"
+        self._at_work = threading.Lock()
+        self._ended = False
         try:
             os.makedirs(os.path.dirname(file.path), mode=0o700, exist_ok=True)
-            self._descriptor = os.open(self._place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+            self._lock = _lock(file.path)
         except OSError as error:
             raise IndexUnusable(error.strerror or str(error)) from error
         try:
-            fcntl.flock(self._descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
-            status = os.fstat(self._descriptor)
-            if _inode(self._place) != (status.st_dev, status.st_ino):
-                raise BlockingIOError
-            os.ftruncate(self._descriptor, 0)  # what a process that died had done so far
-            for name in _companions(self._place):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(name)
+            _remove(self._place)  # what a process that died had done so far
+            os.close(os.open(self._place, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600))
+            self._inode = _inode(self._place)
             self.connection = _connect(self._place, "rw", journal="OFF")
-        except BlockingIOError as error:
-            os.close(self._descriptor)
-            raise IndexUnusable("another process is building it") from error
         except (OSError, sqlite3.Error) as error:
-            os.close(self._descriptor)
+            _unlock(file.path, self._lock)
             raise IndexUnusable(str(error)) from error
         try:
             self.connection.executescript(_SCHEMA)
             self.connection.execute("INSERT INTO meta VALUES ('fingerprint', ?)", (file.fingerprint,))
             self.connection.execute("BEGIN")
-        except sqlite3.Error as error:
+        except BaseException as error:
             self.abandon()
-            raise IndexUnusable(str(error)) from error
+            if isinstance(error, sqlite3.Error):
+                raise IndexUnusable(str(error)) from error
+            raise
 
-    def install(self) -> None:
-        """Give the finished index its name, in place of any that is there.
+    def work(self, work: Callable[..., T], *arguments: Any) -> T:
+        """Do something with the connection, unless it was abandoned; nothing else happens to it meanwhile.
 
         Raises:
-            IndexUnusable: It cannot be written.
+            IndexUnusable: It was abandoned, or cannot be written.
         """
-        path = self._file.path
+        with self._at_work:
+            if self._ended:
+                raise IndexUnusable("it was abandoned")
+            try:
+                return work(*arguments)
+            except sqlite3.Error as error:
+                raise IndexUnusable(str(error)) from error
+
+    def install(self) -> None:
+        """Give the finished index its name, in place of any that is there; abandon it where that fails.
+
+        Raises:
+            IndexUnusable: It cannot be written, or was removed.
+        """
         try:
-            self.connection.execute("COMMIT")
-            self.connection.execute("PRAGMA journal_mode=WAL")
-            self.connection.close()
-            os.fsync(self._descriptor)
-            # The old name goes first, so that nobody opens the old file after its write-ahead log is gone: SQLite
-            # would take a log that is left for one of the new file.
-            for name in (path, *_companions(path)):
-                with contextlib.suppress(FileNotFoundError):
-                    os.unlink(name)
-            os.rename(self._place, path)
-        except (OSError, sqlite3.Error) as error:
-            raise IndexUnusable(str(error)) from error
-        os.close(self._descriptor)
+            self.work(self._install)
+        except OSError as error:
+            raise IndexUnusable(error.strerror or str(error)) from error
+        finally:
+            self.abandon()
+
+    def _install(self) -> None:
+        path = self._file.path
+        self.connection.execute("COMMIT")
+        self.connection.execute("PRAGMA journal_mode=WAL")
+        self.connection.close()
+        descriptor = os.open(self._place, os.O_RDONLY | os.O_CLOEXEC | os.O_NOFOLLOW)
+        try:
+            os.fsync(descriptor)
+        finally:
+            os.close(descriptor)  # before anybody can have it open by its name
+        if _inode(self._place) != self._inode:
+            raise IndexUnusable("it was removed meanwhile")
+        # The old name goes first, so that nobody opens the old file after its write-ahead log is gone: SQLite would
+        # take a log that is left for one of the new file.
+        _remove(path)
+        os.rename(self._place, path)
 
     def abandon(self) -> None:
-        """Remove what was made so far."""
-        with contextlib.suppress(sqlite3.Error):
-            self.connection.close()
-        for name in (self._place, *_companions(self._place)):
+        """Remove what was made so far, and let others build; nothing happens where it has ended."""
+        with self._at_work:
+            if self._ended:
+                return
+            self._ended = True
+            with contextlib.suppress(sqlite3.Error):
+                self.connection.close()
             with contextlib.suppress(OSError):
-                os.unlink(name)
-        os.close(self._descriptor)
+                _remove(self._place)
+            _unlock(self._file.path, self._lock)
+
+
+def _lock(path: str) -> int:
+    """Return the descriptor of the lock under which an index is built.
+
+    Raises:
+        IndexUnusable: Another process has it, or another thread.
+    """
+    place = f"{path}.lock"
+    descriptor = os.open(place, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC | os.O_NOFOLLOW, 0o600)
+    try:
+        fcntl.flock(descriptor, fcntl.LOCK_EX | fcntl.LOCK_NB)
+        status = os.fstat(descriptor)
+        if _inode(place) != (status.st_dev, status.st_ino):  # who had it has just removed it
+            raise BlockingIOError
+    except BlockingIOError as error:
+        os.close(descriptor)
+        raise IndexUnusable("another process is building it") from error
+    except BaseException:
+        os.close(descriptor)
+        raise
+    return descriptor
+
+
+def _unlock(path: str, descriptor: int) -> None:
+    with contextlib.suppress(OSError):
+        os.unlink(f"{path}.lock")
+    os.close(descriptor)
+
+
+def _remove(path: str) -> None:
+    """Remove a database with what SQLite has beside it."""
+    for name in (path, *_companions(path)):
+        with contextlib.suppress(FileNotFoundError):
+            os.unlink(name)
 
 
 def _connect(path: str, mode: str, *, journal: str | None = None) -> sqlite3.Connection:

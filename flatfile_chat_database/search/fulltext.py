@@ -12,10 +12,11 @@ costs a longer way and no wrong answer.
 from __future__ import annotations
 
 import heapq
-import json
 import sqlite3
 from collections.abc import Callable, Collection, Iterable, Sequence
 from typing import Any, Final
+
+import msgspec
 
 from .. import codec
 from ..backends.base import logger
@@ -23,7 +24,7 @@ from ..errors import IntegrityError, ValidationError
 from ..models import microseconds, parse_timestamp
 from .database import SESSION_INDEX, IndexFile
 from .query import Measure, Query, Relevance, Term, tokenise
-from .texts import Filters, Found, Lines, Log, Notes, line_hash, message_text
+from .texts import Filters, Found, Lines, Log, Meta, Notes, line_hash, message_text
 
 RANKED: Final = 2000
 """The newest matches that are put in order of relevance; older ones follow them, newest first."""
@@ -35,9 +36,13 @@ _COLUMNS = "m.session, m.position, m.offset, m.length, m.moment, m.role, m.highe
 # --- what is known ---------------------------------------------------------------------------------------
 
 
-def read_meta(connection: sqlite3.Connection) -> dict[str, Any]:
-    """Return all that the index notes of itself."""
-    return dict(connection.execute("SELECT name, value FROM meta"))
+def read_meta(connection: sqlite3.Connection) -> Meta:
+    """Return what the index notes of itself."""
+    return msgspec.convert(dict(connection.execute("SELECT name, value FROM meta")), Meta)
+
+
+def _peak(key: tuple[Any, ...]) -> str:
+    return msgspec.json.encode(key).decode()
 
 
 def write_meta(connection: sqlite3.Connection, **values: object) -> None:
@@ -52,7 +57,7 @@ def read_logs(connection: sqlite3.Connection, session_ids: Collection[str] | Non
     else:
         found = (connection.execute("SELECT * FROM logs WHERE session_id = ?", (each,)) for each in session_ids)
         rows = [row for cursor in found for row in cursor]
-    return {row[1]: Log(*row) for row in rows}
+    return {log.session_id: log for log in msgspec.convert(rows, list[Log])}
 
 
 # --- taking in -------------------------------------------------------------------------------------------
@@ -77,7 +82,10 @@ class Intake:
         rows: list[tuple[Any, ...]] = []
         for piece in pieces:
             if isinstance(piece, Lines):
-                rows += self._lines(piece)
+                number, new = self._lines(piece)
+                if piece.reset:
+                    rows = [row for row in rows if row[0] != number]
+                rows += new
             else:
                 self._notes(piece)
         if self._fresh:
@@ -99,7 +107,7 @@ class Intake:
             "SELECT moment, session_id, position FROM messages JOIN logs ON number = session WHERE highest "
             "ORDER BY id DESC LIMIT 1"
         ).fetchone()
-        write_meta(connection, peak=json.dumps(peak or (-(2**62), "", 0)), deletions=0, text=1)
+        write_meta(connection, peak=_peak(peak or (-(2**62), "", 0)), deletions=0, text=1)
 
     def drop(self, session_ids: Iterable[str]) -> None:
         """Take out everything of sessions that are gone."""
@@ -112,12 +120,13 @@ class Intake:
         found = read_logs(self._connection, [session_id])
         if not found:
             self._connection.execute(
-                "INSERT INTO logs VALUES (NULL, ?, NULL, 0, 0, NULL, 0, 0, NULL, NULL, 0)", (session_id,)
+                "INSERT INTO logs VALUES (NULL, ?, NULL, 0, NULL, 0, 0, NULL, NULL, 0)", (session_id,)
             )
             found = read_logs(self._connection, [session_id])
         return found[session_id]
 
-    def _lines(self, piece: Lines) -> list[tuple[Any, ...]]:
+    def _lines(self, piece: Lines) -> tuple[int, list[tuple[Any, ...]]]:
+        """Take out what a piece replaces; return the number of its log, and the rows that are to be put in."""
         log = self._log(piece.session_id)
         if piece.reset:
             self._remove_messages(log)
@@ -145,11 +154,11 @@ class Intake:
             log.last, line = piece.lines[-1]
             log.last_hash = line_hash(line)
         self._connection.execute(
-            "UPDATE logs SET identity = ?, bytes = ?, last = ?, last_hash = ?, messages = ?, tokens = ?, log_stamp = ? "
+            "UPDATE logs SET identity = ?, last = ?, last_hash = ?, messages = ?, tokens = ?, log_stamp = ? "
             "WHERE number = ?",
-            (piece.identity, piece.end, log.last, log.last_hash, log.messages, log.tokens, piece.stamp, log.number),
+            (piece.identity, log.last, log.last_hash, log.messages, log.tokens, piece.stamp, log.number),
         )
-        return rows
+        return log.number, rows
 
     def _timeless(self, what: str, error: ValidationError) -> None:
         """Note that a text has no time that can be read, so that it counts and is never a hit."""
@@ -161,7 +170,7 @@ class Intake:
         numbers = sorted({row[0] for row in rows})
         marks = ",".join("?" * len(numbers))
         names = dict(connection.execute(f"SELECT number, session_id FROM logs WHERE number IN ({marks})", numbers))
-        peak: tuple[Any, ...] = tuple(json.loads(read_meta(connection)["peak"]))
+        peak = msgspec.json.decode(read_meta(connection).peak, type=tuple[int, str, int])
         rows.sort(key=lambda row: (row[4] is not None, row[4] or 0, names[row[0]], row[1]))
         first = (connection.execute("SELECT max(id) FROM messages").fetchone()[0] or 0) + 1
         placed = []
@@ -173,7 +182,7 @@ class Intake:
             placed.append((number, *row[:6], highest, *row[6:]))
         connection.executemany("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", placed)
         connection.executemany("INSERT INTO words (rowid, text) VALUES (?, ?)", ((row[0], row[9]) for row in placed))
-        write_meta(connection, peak=json.dumps(peak))
+        write_meta(connection, peak=_peak(peak))
 
     def _remove_messages(self, log: Log) -> None:
         if not log.messages:
@@ -232,7 +241,10 @@ def find(
     file: IndexFile, connection: sqlite3.Connection, query: Query, filters: Filters, *, relevance: bool, count: int
 ) -> list[Found]:
     """Return the first `count` texts that match, in order: see `records/finding.py`."""
-    return _Finder(file, connection, query, filters).find(relevance=relevance, count=count)
+    found = _Finder(file, connection, query, filters).find(relevance=relevance, count=count)
+    for item in found:
+        item.check()
+    return found
 
 
 class _Finder:
@@ -287,8 +299,9 @@ class _Finder:
     def _is_everything(self) -> bool:
         """Whether every text that matches is a hit, so that counting hits counts the texts that hold a term."""
         filters = self._filters
-        timeless = "timeless" in read_meta(self._connection)
-        return not timeless and (filters.roles, filters.since, filters.until) == (None, None, None)
+        if (filters.roles, filters.since, filters.until) != (None, None, None):
+            return False
+        return not read_meta(self._connection).timeless
 
     def _matching(self, columns: str) -> sqlite3.Cursor:
         """Select matching messages, the one that was taken in last first; `since` is the caller's to look at."""
@@ -358,7 +371,7 @@ class _Finder:
         name = self._names.get(number)
         if name is None:
             row = self._connection.execute("SELECT session_id FROM logs WHERE number = ?", (number,)).fetchone()
-            name = self._names[number] = row[0]
+            name = self._names[number] = msgspec.convert(row[0], str)
         return name
 
     # --- relevance -----------------------------------------------------------------------------------
@@ -445,9 +458,11 @@ class _Finder:
         where, values = ("WHERE number = ?", (self._log.number,)) if self._log is not None else ("", ())
         if "message" in self._filters.kinds:
             row = self._connection.execute(
-                f"SELECT coalesce(sum(messages), 0), coalesce(sum(tokens), 0) FROM logs {where}", values
+                "SELECT coalesce(sum(messages), 0), coalesce(sum(tokens), 0), coalesce(max(messages), 0), "
+                f"coalesce(max(tokens), 0) FROM logs {where}",  # a text is more than any number, and counts as 0
+                values,
             ).fetchone()
-            texts, tokens = row
+            texts, tokens, *_ = msgspec.convert(row, tuple[int, int, int, int])
         kinds = sorted(self._filters.kinds - {"message"})
         if kinds:
             where = where.replace("WHERE number", "AND session")
@@ -487,7 +502,7 @@ class _Finder:
     def _counted(self, match: str) -> int:
         """Count a term in all messages; what was counted once is counted on from there."""
         counts = self._file.counts
-        deletions = self._connection.execute("SELECT value FROM meta WHERE name = 'deletions'").fetchone()[0]
+        deletions = read_meta(self._connection).deletions
         highest = self._connection.execute("SELECT coalesce(max(id), 0) FROM messages").fetchone()[0]
         known, until, count = counts.get(match, (deletions, 0, 0))
         if known != deletions or until > highest:

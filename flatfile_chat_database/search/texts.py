@@ -4,11 +4,11 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from typing import Final
+from typing import Annotated, Final
 
 import msgspec
 
-from ..codec import ReadLine
+from ..codec import MAX_LINE_BYTES, ReadLine
 from ..errors import ValidationError
 from ..models import HitKind, Message, microseconds, parse_timestamp
 from .query import tokenise
@@ -16,19 +16,36 @@ from .query import tokenise
 _RANKS: Final[dict[HitKind, int]] = {"analysis": 0, "context": 1, "message": 2}
 _Key = tuple[int, str, int, int, str]
 
+_LARGEST_FILE: Final = 2**60
+Size = Annotated[int, msgspec.Meta(ge=0, le=_LARGEST_FILE)]
 
-class Log(msgspec.Struct):
+
+class Meta(msgspec.Struct, frozen=True):
+    """What an index notes of itself."""
+
+    text: int = 0
+    """Whether it has a full text."""
+    cursor: str | None = None
+    """Up to which all changes were taken in; None if the backend could not tell."""
+    version: int = 0
+    """Grows with each change."""
+    deletions: int = 0
+    timeless: int = 0
+    """Whether there are texts without a time that can be read."""
+    peak: str = ""
+
+
+class Log(msgspec.Struct, array_like=True):
     """How far the log of a session was taken in."""
 
     number: int
     session_id: str
     identity: str | None
-    bytes: int
-    last: int
+    last: Size
     """Offset of the last line."""
     last_hash: str | None
-    messages: int
-    tokens: int
+    messages: Size
+    tokens: Size
     log_stamp: str | None
     context_stamp: str | None
     has_documents: int
@@ -41,7 +58,6 @@ class Lines(msgspec.Struct):
     reset: bool
     """Whether what was taken in of this log before is to be dropped."""
     identity: str | None
-    end: int
     lines: list[tuple[int, bytes]]
     stamp: str | None = None
 
@@ -89,6 +105,11 @@ class Found(msgspec.Struct):
     """Its tokens, with a space between."""
     tokens: int
     score: float = 0.0
+
+    def check(self) -> None:
+        """Raise ValueError if this cannot be where a text is."""
+        if self.kind == "message" and not (0 <= self.offset <= _LARGEST_FILE and 0 <= self.length <= MAX_LINE_BYTES):
+            raise ValueError(f"{self.length} bytes at {self.offset}")
 
     @property
     def key(self) -> _Key:
