@@ -93,11 +93,11 @@ class _Uuid7Source:
         self._counter = 0
         self._head = ""
         self._tails: list[str] = []
-        self._process = 0
+        self._hooked = False
 
     def __call__(self) -> str:
         with self._lock:
-            if not self._tails or self._process != os.getpid():
+            if not self._tails:
                 self._draw()
             millisecond = time.time_ns() // 1_000_000
             if millisecond > self._millisecond:
@@ -114,8 +114,15 @@ class _Uuid7Source:
         text = f"{millisecond:012x}"
         self._head = f"{text[:8]}-{text[8:]}-7"
 
+    def _begin_anew(self) -> None:
+        """In a forked child: the lock may be held by a thread that is not here, and what was drawn is the parent's."""
+        self._lock = threading.Lock()
+        self._tails = []
+
     def _draw(self) -> None:
-        self._process = os.getpid()
+        if not self._hooked:  # asking who we are each time costs more than all the rest
+            os.register_at_fork(after_in_child=self._begin_anew)
+            self._hooked = True
         drawn = os.urandom(8 * _DRAWN)
         text = drawn.hex()
         self._tails = [

@@ -580,6 +580,10 @@ def check_change(change: Change) -> None:
     Raises:
         ValidationError: A key is none, or a line is not exactly one line.
     """
+    kind = type(change)
+    if kind is Require:  # the two of every message
+        check_key(cast("Require", change).key)
+        return
     keys: tuple[str, ...]
     lines: tuple[bytes, ...] = ()
     match change:

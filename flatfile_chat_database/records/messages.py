@@ -68,7 +68,7 @@ class Messages:
 
     async def add(self, log: LogName, messages: Iterable[Message]) -> int:
         """Append messages, all or none; return how many were new."""
-        if not isinstance(messages, Iterable):
+        if type(messages) not in (list, tuple) and not isinstance(messages, Iterable):
             raise ValidationError(f"messages must be several Message objects, not {type(messages).__name__}.")
         key, owner = self._place(log)
         lines: list[bytes] = []

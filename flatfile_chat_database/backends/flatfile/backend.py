@@ -79,12 +79,12 @@ class FlatfileBackend(StorageBackend):
         self._opening = threading.Lock()
         self._recovered = False
         self._obstacle: IntegrityError | None = None
-        self._process: int | None = None
+        self._forked = False  # told by the hook of `forks.py`, for asking the system each time is slow
         self._closed = False
         self._closing: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
-        state = " closed" if self._closed else "" if self._process is not None else " unopened"
+        state = " closed" if self._closed else "" if self._readers is not None else " unopened"
         return f"<FlatfileBackend {self.root!r}{state}>"
 
     # --- life ----------------------------------------------------------------------------------------
@@ -93,8 +93,7 @@ class FlatfileBackend(StorageBackend):
         with self._state:
             if self._closed:
                 raise ClosedError("The store is closed.", hint="Open a new StorageManager.")
-            if self._process is None:
-                self._process = os.getpid()
+            if self._readers is None:
                 self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="chatdb-reader")
                 forks.remember(self)
         if not self._recovered:
@@ -115,7 +114,7 @@ class FlatfileBackend(StorageBackend):
     async def close(self) -> None:
         with self._state:
             first, self._closed = not self._closed, True
-        if first and self._process == os.getpid():
+        if first and self._readers is not None and not self._forked:
             self._closing = asyncio.ensure_future(self._finish())
         if self._closing is not None and self._closing.get_loop() is asyncio.get_running_loop():
             if first:
@@ -147,9 +146,7 @@ class FlatfileBackend(StorageBackend):
     def _threads(self) -> ThreadPoolExecutor:
         if self._closed:
             raise ClosedError("The store is closed.", hint="Open a new StorageManager.")
-        if self._process != os.getpid():
-            if self._process is None:
-                raise ClosedError("The store is not open yet.", hint="Call open() first.")
+        if self._forked:
             raise ClosedError(
                 "The store was opened before a fork.", hint="Open a new StorageManager in the child process."
             )
@@ -159,6 +156,7 @@ class FlatfileBackend(StorageBackend):
 
     def let_go_after_fork(self) -> None:
         """In a forked child: the threads are gone, and the parent's lock must not live on here."""
+        self._forked = True
         self._state = threading.Lock()
         self._opening = threading.Lock()
         self._engine.let_go()
