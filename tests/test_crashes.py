@@ -42,9 +42,9 @@ FOLDED: dict[str, Any] = {"calls": (1, 5, 12), "syncs": range(4, 11)}
 FOLDING = open_flatfile(StorageConfig(lock_timeout_seconds=0, journal_max_bytes=1))
 """Folds its journal into the files after each operation."""
 NORMAL = open_flatfile(StorageConfig(lock_timeout_seconds=0, durability="normal"))
-MOST = 8
+MOST = 20
 """States of one crash point where they are drawn."""
-LONGER = 2
+LONGER = 3
 """Workloads of two operations, and of three, that are drawn for each start and first operation."""
 PAIRS = (
     (work.ADD, work.ADD),

@@ -478,12 +478,12 @@ async def test_an_index_that_is_used_while_the_store_is_closed_is_closed(flat_st
     def use() -> None:
         with file.reading() as connection:
             assert connection.execute("SELECT count(*) FROM messages").fetchone() == (15,)
-        assert "open" not in repr(file)
+        assert not repr(file).endswith(" open>")
         with file.writing():
             pass
 
     await asyncio.to_thread(use)
-    assert "open" not in repr(file)
+    assert not repr(file).endswith(" open>")
     await expect_found(storage)
     assert "open" not in repr(await storage._indexing.file("ada"))
 

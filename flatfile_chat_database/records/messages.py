@@ -79,7 +79,7 @@ class Messages:
                 self._check_thread(log, message.parent_id)
             lines.append(self._check_size(key, codec.encode_message(message)))
             ids.append(message.id)
-        backend = await self._store.writing()
+        backend = self._store.ready or await self._store.writing()
         if not lines:
             await backend.commit((owner,))
             return 0

@@ -107,6 +107,11 @@ class Store:
             self._opened = True
         return self._backend
 
+    @property
+    def ready(self) -> StorageBackend | None:
+        """The backend, if it needs no waiting to be written."""
+        return self._backend if self._created and self._opened and not self.read_only else None
+
     async def writing(self) -> StorageBackend:
         """Return the backend of a store that exists and may be written.
 

@@ -109,12 +109,13 @@ class Engine:
         self._files.count("batches")
         self._files.count("commits", len(jobs))
         try:
-            with mapped(self.ledger.lock.key):
-                if self.ledger.broken is not None:
-                    raise self.ledger.refusal()
-                self.ledger.lock.take()
-                self.ledger.prepare()
+            if self.ledger.broken is not None:
+                raise self.ledger.refusal()
+            self.ledger.lock.take()
+            self.ledger.prepare()
         except Exception as error:
+            if isinstance(error, OSError):
+                error = unavailable(error, self.ledger.lock.key)
             for job in jobs:
                 job.error = _again(error)
         else:
@@ -214,6 +215,7 @@ class Engine:
                 job.outcomes, job.error = None, _again(error)
             return
         done = 0
+        self._folders.were_filled()
         try:
             for step, data in zip(steps, parts, strict=True):
                 if step.op == "append":

@@ -112,10 +112,7 @@ class Folders:
         return names
 
     def filled(self, folder: str) -> set[str]:
-        """Return the folders in a folder that are not empty; remembered until a folder comes or goes.
-
-        One that is filled meanwhile was made by the writer, or is found with the next change.
-        """
+        """Return the folders in a folder that are not empty; remembered until a folder comes or goes, or is filled."""
         try:
             status = self._files.status(self._tree.path(folder))
         except FileNotFoundError:
@@ -129,6 +126,10 @@ class Folders:
                 del self._filled[next(iter(self._filled))]
             known = self._filled[folder] = status, names
         return known[1]
+
+    def were_filled(self) -> None:
+        """Forget which folders are empty: something was written."""
+        self._filled.clear()
 
     def _inside_if_unchanged(self, folder: str) -> set[str] | None:
         if folder not in self._inside:
