@@ -44,7 +44,7 @@ FOLDING = open_flatfile(StorageConfig(lock_timeout_seconds=0, journal_max_bytes=
 NORMAL = open_flatfile(StorageConfig(lock_timeout_seconds=0, durability="normal"))
 MOST = 20
 """States of one crash point where they are drawn."""
-LONGER = 3
+LONGER = 5
 """Workloads of two operations, and of three, that are drawn for each start and first operation."""
 PAIRS = (
     (work.ADD, work.ADD),
