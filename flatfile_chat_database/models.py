@@ -57,15 +57,16 @@ class _Now:
     """The current time as a stored timestamp; what does not change within a second is made once."""
 
     def __init__(self) -> None:
-        self._second = -1, ""
+        self._second = 0, ""
 
     def __call__(self) -> str:
-        second, microsecond = divmod(time.time_ns() // 1000, 1_000_000)
-        known, text = self._second
-        if known != second:
-            text = datetime.fromtimestamp(second, UTC).isoformat()[:-6]
+        moment = time.time_ns() // 1000
+        second, text = self._second
+        if not 0 <= moment - second < 1_000_000:
+            second = moment // 1_000_000 * 1_000_000
+            text = datetime.fromtimestamp(second // 1_000_000, UTC).isoformat()[:-6]
             self._second = second, text
-        return f"{text}.{microsecond:06d}+00:00"
+        return f"{text}.{moment - second:06d}+00:00"
 
 
 now = _Now()
@@ -123,16 +124,17 @@ class _Uuid7Source:
         if not self._hooked:  # asking who we are each time costs more than all the rest
             os.register_at_fork(after_in_child=self._begin_anew)
             self._hooked = True
-        drawn = os.urandom(8 * _DRAWN)
-        text = drawn.hex()
-        self._tails = [
-            f"-{'89ab'[drawn[at] >> 6]}{text[2 * at + 1 : 2 * at + 4]}-{text[2 * at + 4 : 2 * at + 16]}"
-            for at in range(0, len(drawn), 8)
-        ]
+        # The two highest bits of each are the variant of RFC 9562, section 4.1: 10.
+        drawn = int.from_bytes(os.urandom(8 * _DRAWN)) & _NOT_VARIANT | _VARIANT
+        text = f"{drawn:x}"
+        self._tails = [f"-{text[at : at + 4]}-{text[at + 4 : at + 16]}" for at in range(0, len(text), 16)]
 
 
-_DRAWN = 64
+_DRAWN = 256
 """Ids that share a call of the operating system."""
+
+_NOT_VARIANT = int.from_bytes(bytes([0x3F, *[0xFF] * 7]) * _DRAWN)
+_VARIANT = int.from_bytes(bytes([0x80, *[0] * 7]) * _DRAWN)
 
 new_id = _Uuid7Source()
 """Return a new unique id: a version 7 UUID in its usual text form."""

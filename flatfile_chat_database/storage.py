@@ -271,7 +271,7 @@ class StorageManager:
             ValidationError: Another message has this id, or a field does not fit.
             StorageLimitExceeded: The message is too large or the session full.
         """
-        await self._messages.add(session_log(user_id, session_id), [message])
+        await self._messages.append(session_log(user_id, session_id), (message,))
         return True
 
     async def add_messages(self, user_id: str, session_id: str, messages: Iterable[Message]) -> int:
@@ -570,7 +570,7 @@ class StorageManager:
         Raises:
             ValidationError: It has a `parent_id` although `panel_message_threading_enabled` is off.
         """
-        await self._messages.add(panel_log(panel_id), [message])
+        await self._messages.append(panel_log(panel_id), (message,))
         return True
 
     async def add_panel_messages(self, panel_id: str, messages: Iterable[Message]) -> int:

@@ -21,7 +21,7 @@ import importlib
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
 from contextlib import aclosing
 from enum import Enum, StrEnum
 from functools import lru_cache
@@ -304,7 +304,7 @@ class StorageBackend(ABC):
 
     # --- changes -------------------------------------------------------------------------------------
 
-    async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
+    def commit(self, changes: Sequence[Change]) -> Awaitable[list[Outcome]]:
         """Make several changes as one: check every condition in the given order, then apply all in that order.
 
         Return the outcome of each change (None for conditions). No other commit comes between the check and the
@@ -312,6 +312,9 @@ class StorageBackend(ABC):
         raised and nothing has changed. When this returns, everything in it survives whatever the backend's capabilities
         promise to survive. Cancelling the caller never tears a commit: it happens wholly or not at all.
         """
+        return self._commit_in_turn(changes)
+
+    async def _commit_in_turn(self, changes: Sequence[Change]) -> list[Outcome]:
         async with self._turn:
             for change in changes:
                 await self._check(change)
@@ -581,16 +584,19 @@ def check_change(change: Change) -> None:
         ValidationError: A key is none, or a line is not exactly one line.
     """
     kind = type(change)
-    if kind is Require:  # the two of every message
+    if kind is Require:  # this and the next are those of every message
         check_key(cast("Require", change).key)
         return
+    if kind is Append:
+        append = cast("Append", change)
+        check_key(append.key)
+        if append.ids and len(append.ids) != len(append.lines):
+            raise ValidationError("An Append has an id for every line, or none.", key=append.key)
+        for line in append.lines:
+            _check_line(append.key, line)
+        return
     keys: tuple[str, ...]
-    lines: tuple[bytes, ...] = ()
     match change:
-        case Append(key, lines):
-            keys = (key,)
-            if change.ids and len(change.ids) != len(lines):
-                raise ValidationError("An Append has an id for every line, or none.", key=key)
         case Move(source, target):
             keys = source, target
         case Quota(folder):
@@ -598,14 +604,18 @@ def check_change(change: Change) -> None:
         case RemoveTree(folder):
             keys = (folder,)
         case Edit(key):
-            keys, lines = (key,), (change.line,) if change.line is not None else ()
+            keys = (key,)
+            if change.line is not None:
+                _check_line(key, change.line)
         case _:
             keys = (change.key,)
     for key in keys:
         check_key(key)
-    for line in lines:
-        if len(line) < 2 or line.find(b"\n") != len(line) - 1:
-            raise ValidationError("A record must be one line that ends in a newline.", key=next(iter(keys)))
+
+
+def _check_line(key: str, line: bytes) -> None:
+    if len(line) < 2 or line.find(b"\n") != len(line) - 1:
+        raise ValidationError("A record must be one line that ends in a newline.", key=key)
 
 
 def version_of(data: bytes) -> str:

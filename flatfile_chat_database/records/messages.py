@@ -7,10 +7,12 @@ from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, 
 from contextlib import aclosing
 from dataclasses import fields
 from functools import partial
-from typing import Any, NamedTuple, cast
+from typing import Any, cast
+
+import msgspec
 
 from .. import codec
-from ..backends.base import Append, Edit, Require, Truncate, not_found
+from ..backends.base import Append, Change, Edit, Outcome, Require, Truncate, not_found
 from ..errors import IntegrityError, NotFoundError, StorageLimitExceeded, ValidationError
 from ..models import Message, MessagePage, parse_timestamp
 from .store import Store
@@ -20,7 +22,7 @@ logger = logging.getLogger("flatfile_chat_database")
 _FIELDS = tuple(item.name for item in fields(Message))
 
 
-class LogName(NamedTuple):
+class LogName(msgspec.Struct, frozen=True):
     """Whose messages."""
 
     entry: str
@@ -70,6 +72,12 @@ class Messages:
         """Append messages, all or none; return how many were new."""
         if type(messages) not in (list, tuple) and not isinstance(messages, Iterable):
             raise ValidationError(f"messages must be several Message objects, not {type(messages).__name__}.")
+        outcomes = await self.append(log, messages)
+        return cast("int", outcomes[1]) if len(outcomes) > 1 else 0
+
+    def append(self, log: LogName, messages: Iterable[Message]) -> Awaitable[list[Outcome]]:
+        """Append messages; the last outcome is how many were new, unless there were none at all."""
+        # No coroutine: each one between the caller and the writer is paid for with every message.
         key, owner = self._place(log)
         lines: list[bytes] = []
         ids: list[str] = []
@@ -79,13 +87,12 @@ class Messages:
                 self._check_thread(log, message.parent_id)
             lines.append(self._check_size(key, codec.encode_message(message)))
             ids.append(message.id)
-        backend = self._store.ready or await self._store.writing()
-        if not lines:
-            await backend.commit((owner,))
-            return 0
-        maximum = self._config.max_messages_per_session
-        append = Append(key, tuple(lines), maximum, "max_messages_per_session", tuple(ids))
-        return cast("int", (await backend.commit((owner, append)))[1])
+        changes: tuple[Change, ...] = (owner,)
+        if lines:
+            maximum = self._config.max_messages_per_session
+            changes = owner, Append(key, tuple(lines), maximum, "max_messages_per_session", tuple(ids))
+        backend = self._store.ready
+        return backend.commit(changes) if backend is not None else self._store.commit(changes)
 
     async def update(self, log: LogName, message_id: str, updates: dict[str, Any]) -> bool:
         """Change a message in its place."""

@@ -11,7 +11,7 @@ from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 from .. import codec
-from ..backends.base import ABSENT, Change, Put, Require, StorageBackend, check_version, not_found, version_of
+from ..backends.base import ABSENT, Change, Outcome, Put, Require, StorageBackend, check_version, not_found, version_of
 from ..config import NAMING_FIELDS, StorageConfig
 from ..errors import (
     ConfigurationError,
@@ -127,6 +127,10 @@ class Store:
             await self._create()
             self._created = True
         return backend
+
+    async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
+        """Make changes as one, after opening or making the store if that is still to be done."""
+        return await (await self.writing()).commit(changes)
 
     async def _examine(self) -> bool:
         """Check the store's own file; return whether there is one."""

@@ -14,7 +14,7 @@ import itertools
 import sys
 import threading
 import uuid
-from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
 from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar, cast
 
@@ -70,12 +70,12 @@ class _InlineLoop:
 _LOOP = cast(asyncio.AbstractEventLoop, _InlineLoop())
 
 
-def finish(work: Coroutine[Any, Any, T]) -> T:
-    """Return what a coroutine returns, all of whose work is done inline."""
+def finish(work: Awaitable[T]) -> T:
+    """Return what is waited for, all of which is done inline."""
     outer = asyncio._get_running_loop()  # another process may work in the middle of one's work
     asyncio._set_running_loop(_LOOP)
     try:
-        work.send(None)
+        next(work.__await__())
     except StopIteration as end:
         result: T = end.value
         return result

@@ -6,7 +6,7 @@ import asyncio
 import copy
 import os
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
@@ -177,9 +177,9 @@ class FlatfileBackend(StorageBackend):
         except (ClosedError, RuntimeError):
             return loop.run_in_executor(None, work)
 
-    async def _commit(self, changes: Sequence[EngineChange]) -> list[Outcome]:
+    def _commit(self, changes: Sequence[EngineChange]) -> Awaitable[list[Outcome]]:
         self._check_open()
-        return await self._writer.submit(changes)
+        return self._writer.submit(changes)
 
     # --- the six -------------------------------------------------------------------------------------
 
@@ -248,10 +248,10 @@ class FlatfileBackend(StorageBackend):
 
         return await self._in_thread(look)
 
-    async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
+    def commit(self, changes: Sequence[Change]) -> Awaitable[list[Outcome]]:
         for change in changes:
             check_change(change)
-        return await self._commit(changes)
+        return self._commit(changes)
 
     def _read(self, key: str) -> bytes | None:
         with mapped(key):

@@ -41,9 +41,8 @@ class BlobWriter:
     def write(self, data: bytes) -> None:
         """Append all of `data`."""
         with self._lock:
-            rest = memoryview(data)
-            while rest and self._descriptor is not None:
-                rest = rest[self._files.write(self._descriptor, rest) :]
+            if self._descriptor is not None:
+                self._files.write_all(self._descriptor, data)
 
     def finish(self) -> None:
         """Make the bytes durable and close the file."""

@@ -134,29 +134,38 @@ class Engine:
         plan = self._plan()
         for job in jobs:
             try:
-                if self.ledger.broken is not None:
-                    raise self.ledger.refusal()
-                if job.is_structural:
-                    self._commit(plan)
-                    plan = self._plan()
-                    if self.ledger.broken is not None:
-                        raise self.ledger.refusal()
-                    self._run_structural(job)
-                    continue
-                try:
-                    plan.add(job)
-                except (Later, Mixed):
-                    self._commit(plan)
-                    plan = self._plan()
-                    if self.ledger.broken is not None:
-                        raise self.ledger.refusal() from None
-                    self._run_alone(job, plan)
+                if not plan.add_message(job):
+                    plan = self._add(job, plan)
                 if plan.size > _LARGEST_BATCH_BYTES:
                     self._commit(plan)
                     plan = self._plan()
             except Exception as error:
                 job.error = error
         self._commit(plan)
+
+    def _add(self, job: Job, plan: Plan) -> Plan:
+        """Add a job to a plan; if what is planned has to be done first, do it, and return the plan to go on with."""
+        if self.ledger.broken is not None:
+            raise self.ledger.refusal()
+        if not job.is_structural:
+            try:
+                plan.add(job)
+            except (Later, Mixed):
+                pass
+            else:
+                return plan
+        self._commit(plan)
+        plan = self._plan()
+        try:
+            if self.ledger.broken is not None:
+                raise self.ledger.refusal()
+            if job.is_structural:
+                self._run_structural(job)
+            else:
+                self._run_alone(job, plan)
+        except Exception as error:
+            job.error = error
+        return plan
 
     def _run_alone(self, job: Job, plan: Plan) -> None:
         """Plan a job with nothing before it; if it changes a file in two ways, do one change after the other."""
@@ -199,17 +208,19 @@ class Engine:
         if not plan.drafts:
             return
         steps, parts = steps_of(plan.drafts)
-        payload = b"".join(parts)
         try:
-            with mapped(self.ledger.key):
-                # The bytes of a blob are durable, but a file without a name is found by nobody after a power cut.
-                self._syncs.folders_of(
-                    draft.source for draft in plan.drafts if draft.op == "install" and not draft.staged
-                )
-                segment = self.ledger.commit(steps, payload)
-                if self._config.durability == "normal" and any(step.op == "install" for step in steps):
-                    self.ledger.flush()  # or the file might be durable without what the journal did to that before it
+            if self.ledger.broken is not None:
+                raise self.ledger.refusal()
+            # The bytes of a blob are durable, but a file without a name is found by nobody after a power cut.
+            self._syncs.folders_of(
+                [draft.source for draft in plan.drafts if draft.op == "install" and not draft.staged]
+            )
+            segment = self.ledger.commit(steps, b"".join(parts))
+            if self._config.durability == "normal" and any(step.op == "install" for step in steps):
+                self.ledger.flush()  # or the file might be durable without what the journal did to that before it
         except Exception as error:
+            if isinstance(error, OSError):
+                error = unavailable(error, self.ledger.key)
             plan.discard(isinstance(error, DurabilityError))
             for job in plan.jobs:
                 job.outcomes, job.error = None, _again(error)
@@ -232,6 +243,7 @@ class Engine:
             for job in plan.jobs_of({step.key for step in steps[done:]}):
                 job.outcomes, job.error = None, _later(error)
         else:
+            self._files.count("bytes_written", sum(step.bytes for step in steps if step.op == "append"))
             self.ledger.move_mark(segment)
 
     # --- jobs that move and remove folders -------------------------------------------------------------

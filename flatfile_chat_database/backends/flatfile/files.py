@@ -95,16 +95,29 @@ class Files:
         return data
 
     def write(self, descriptor: int, data: bytes | memoryview) -> int:
-        """Write at the end (files open for appending) or at the position; return how many bytes were taken."""
-        count = os.write(descriptor, data)
-        self.count("bytes_written", count)
-        return count
+        """Write at the end (files open for appending) or at the position; return how many bytes were taken.
+
+        Whoever writes counts them: one by one is dear where lines are written to many logs.
+        """
+        return os.write(descriptor, data)
 
     def write_at(self, descriptor: int, data: bytes | memoryview, offset: int) -> int:
         """Write at an offset (files not open for appending); return how many bytes were taken."""
-        count = os.pwrite(descriptor, data, offset)
-        self.count("bytes_written", count)
-        return count
+        return os.pwrite(descriptor, data, offset)
+
+    def write_all(self, descriptor: int, data: bytes) -> None:
+        """Write all of `data` at the end or at the position."""
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self.write(descriptor, rest) :]
+        self.count("bytes_written", len(data))
+
+    def write_all_at(self, descriptor: int, data: bytes, offset: int) -> None:
+        """Write all of `data` at an offset."""
+        rest = memoryview(data)
+        while rest:
+            rest = rest[self.write_at(descriptor, rest, offset + len(data) - len(rest)) :]
+        self.count("bytes_written", len(data))
 
     def reserve(self, descriptor: int, offset: int, size: int) -> None:
         """Make room on the medium for `size` bytes from `offset`; what was not there reads as NULs."""

@@ -173,12 +173,10 @@ class Segment:
         """
         data = encode_batch(self.seed, self.synced, steps, payload)
         end = self.end + len(data)
-        rest = memoryview(data)
         try:
             if end > self._reserved and ahead:
                 self._reserve(end)
-            while rest:
-                rest = rest[self._files.write_at(self.descriptor, rest, end - len(rest)) :]
+            self._files.write_all_at(self.descriptor, data, self.end)
         except OSError:
             self.cut()
             raise
@@ -346,9 +344,8 @@ class Journal:
         descriptor = self._files.create(temporary)
         try:
             try:
-                size = self._write(descriptor, line + b"\n")
-                for batch in batches:
-                    size += self._write(descriptor, encode_batch(seed, 0, batch.steps, batch.payload))
+                data = line + b"\n" + b"".join(encode_batch(seed, 0, batch.steps, batch.payload) for batch in batches)
+                self._files.write_all(descriptor, data)
                 self._syncs.file(descriptor)
             finally:
                 self._files.close(descriptor)
@@ -363,14 +360,8 @@ class Journal:
             self._syncs.folders_of([key])
             self._has_durable_folder = True
         segment = self.open(number)
-        segment.end = segment.synced = size
+        segment.end = segment.synced = len(data)
         return segment
-
-    def _write(self, descriptor: int, data: bytes) -> int:
-        rest = memoryview(data)
-        while rest:
-            rest = rest[self._files.write(descriptor, rest) :]
-        return len(data)
 
     def remove(self, numbers: Iterable[int]) -> None:
         """Remove segments, oldest first, and make that durable."""
@@ -408,7 +399,7 @@ class Journal:
             try:
                 if self._files.status_of(descriptor).size > _HISTORY_BYTES:
                     self._files.truncate(descriptor, 0)
-                self._write(descriptor, b"".join(_encoder.encode(past) + b"\n" for past in pasts))
+                self._files.write_all(descriptor, b"".join(_encoder.encode(past) + b"\n" for past in pasts))
                 self._syncs.file(descriptor)
             finally:
                 self._files.close(descriptor)

@@ -95,6 +95,8 @@ class LockFile:
             self._folders.forget()
 
     def _wait(self, attempt: Callable[[], bool]) -> None:
+        if attempt():
+            return
         deadline = time.monotonic() + self._timeout
         pause = _FIRST_PAUSE_SECONDS
         while not attempt():
@@ -148,16 +150,23 @@ class StoreLock(LockFile):
         super().__init__(files, folders, root, key, timeout_seconds=timeout_seconds)
         self._root = root
         self._allow_network = allow_network
+        self._known: tuple[bytes, Mark | None] = b"", None  # what was read or written last
 
     def read_mark(self) -> Mark | None:
         """Return the mark; None if the file holds none. The lock must be held."""
-        return Mark.decode(self._files.read(self._held(), _MARK_BYTES, 0))
+        data = self._files.read(self._held(), _MARK_BYTES, 0)
+        known, mark = self._known
+        if data != known:
+            mark = Mark.decode(data)
+            self._known = data, mark
+        return mark
 
     def write_mark(self, mark: Mark) -> None:
         """Replace the mark. It is not flushed: while there is journal, after a power cut all of it is done again."""
         data = mark.encode()
         if self._files.write_at(self._held(), data, 0) != len(data):
             raise UnavailableError("The lock file could not be written whole.", key=self.key)
+        self._known = data, mark
 
     def sync(self) -> None:
         """Make the mark durable, before what it would be compared with is gone; for any thread."""

@@ -23,16 +23,19 @@ _REMEMBERED_IDS = 2_000_000
 """Over all logs; beyond that the logs that were used least recently are forgotten and read anew when needed."""
 _SCAN_BYTES = 1 << 20
 
-Stamp = tuple[int, int, int, int]
-"""Device, inode, size and time of change of a file."""
-
 
 @dataclass(slots=True)
 class OpenLog:
-    """One log, as of a stamp, and what is to be appended to it."""
+    """One log as it was seen or left last, and what is to be appended to it."""
 
-    stamp: Stamp | None
-    """None while it is absent."""
+    path: str
+    identity: tuple[int, int] | None = None
+    """Device and inode; None while it is absent."""
+    size: int = 0
+    """Of the file, without what is to come."""
+    changed: int | None = None
+    """When, as the file system has it; None if the last change was ours, for when that was is not known then."""
+    descriptor: int | None = None
     learned: int = 0
     """The end of the last whole line that was taken in, lines to come included."""
     count: int = 0
@@ -40,13 +43,6 @@ class OpenLog:
     """Hash of a record's id to the offset of its line; the line tells whether it is the one."""
     coming: list[bytes] = field(default_factory=list)
     """Lines to come, in order."""
-    is_ours: bool = False
-    """Whether the last change was ours; when it was made is not known then."""
-
-    @property
-    def size(self) -> int:
-        """Of the file, without what is to come."""
-        return self.stamp[2] if self.stamp is not None else 0
 
     @property
     def half(self) -> int:
@@ -64,37 +60,49 @@ class OpenLogs:
         self._folders = folders
         self._maximum = maximum
         self._logs: OrderedDict[str, OpenLog] = OrderedDict()
-        self._descriptors: OrderedDict[str, tuple[int, Stamp]] = OrderedDict()
+        self._opened: OrderedDict[str, OpenLog] = OrderedDict()
         self._remembered = 0
 
     def __len__(self) -> int:
-        return len(self._descriptors)
+        return len(self._opened)
 
     def look(self, key: str) -> OpenLog:
         """Return a log after taking in what others did to it. With lines to come, it is what it was with the first."""
         log = self._logs.get(key)
-        if log is not None and log.coming:
+        if log is None:
+            return self._look_anew(key, None)
+        if log.coming:
             return log
+        try:
+            device, inode, size, changed = self._files.stamp(log.path)
+        except FileNotFoundError:
+            if log.identity is not None:
+                return self._look_anew(key, log)
+        else:
+            if size != log.size or (device, inode) != log.identity or (changed != log.changed is not None):
+                return self._look_anew(key, log)
+            log.changed = changed
+        self._logs.move_to_end(key)
+        return log
+
+    def _look_anew(self, key: str, log: OpenLog | None) -> OpenLog:
+        """Look at a log that is another one than what is known of it; where it only grew, that stays known."""
         path = self._tree.path(key)
         try:
-            stamp: Stamp | None = self._files.stamp(path)
+            device, inode, size, changed = self._files.stamp(path)
         except FileNotFoundError:
-            stamp = None
-        if log is not None:
-            known = log.stamp
-            if known == stamp or (log.is_ours and stamp is not None and known is not None and known[:3] == stamp[:3]):
-                log.stamp, log.is_ours = stamp, False
-                self._logs.move_to_end(key)
-                return log
-        if stamp is not None and self._files.status(path).kind != "file":
-            raise IsADirectoryError(errno.EISDIR, "Is no file", path)
-        if log is None or not _is_grown(log.stamp, stamp):
             self.forget(key)
-            log = self._logs[key] = OpenLog(stamp)
+            log = self._logs[key] = OpenLog(path)
+            return log
+        if self._files.status(path).kind != "file":
+            raise IsADirectoryError(errno.EISDIR, "Is no file", path)
+        identity = device, inode
+        if log is None or log.identity != identity or size <= log.size:
+            self.forget(key)
+            log = self._logs[key] = OpenLog(path, identity)
         self._logs.move_to_end(key)
-        log.stamp, log.is_ours = stamp, False
-        if stamp is not None:
-            self._learn(key, log)
+        log.size, log.changed = size, changed
+        self._learn(key, log)
         return log
 
     def find(self, key: str, log: OpenLog, record_id: str) -> bytes | None:
@@ -109,8 +117,8 @@ class OpenLogs:
         for other in log.coming:
             if codec.line_id(other) == record_id:
                 return other.removesuffix(b"\n")
-        if log.stamp is not None:
-            for run in scan_lines(self._files, self._descriptor(key), 0, log.size, _SCAN_BYTES):
+        if log.identity is not None:
+            for run in scan_lines(self._files, self._descriptor(key, log), 0, log.size, _SCAN_BYTES):
                 for _, _, other_line in run:
                     if other_line is not None and codec.line_id(other_line) == record_id:
                         return other_line
@@ -142,44 +150,51 @@ class OpenLogs:
             OSError: They could not be written, or only in part.
         """
         log = self._logs.get(key)
-        known = self._descriptors.get(key)
-        if known is not None and log is not None and log.stamp is not None and log.stamp[1] == known[1][1]:
-            descriptor = known[0]
+        if log is None:  # forgotten since it was planned, and looked at when it is needed again
+            self._append_unknown(key, data)
+            return
+        descriptor = log.descriptor
+        if descriptor is None:
+            descriptor = self._descriptor(key, log)
+        self._write(descriptor, data, log.size)
+        log.coming.clear()
+        if log.identity is not None:
+            log.size += len(data)
+            log.changed = None
         else:
-            descriptor = self._descriptor(key, create=True)
-        size = len(data)
-        begin = log.size if log is not None else self._files.stamp_of(descriptor)[2]
+            device, inode, log.size, log.changed = self._files.stamp_of(descriptor)
+            log.identity = device, inode
+            if log.size != log.learned:  # another program wrote as well
+                self.forget(key)
+
+    def _append_unknown(self, key: str, data: bytes) -> None:
+        descriptor = self._open_or_create(key, self._tree.path(key))
+        try:
+            self._write(descriptor, data, self._files.stamp_of(descriptor)[2])
+        finally:
+            self._files.close(descriptor)
+
+    def _write(self, descriptor: int, data: bytes, size: int) -> None:
+        """Write at the end of a file of some size: all or nothing, as far as that can be done."""
         try:
             done = self._files.write(descriptor, data)
-            while done < size:  # a full disk, a limit or a signal takes a part; the next write says which
+            while done < len(data):  # a full disk, a limit or a signal takes a part; the next write says which
                 done += self._files.write(descriptor, memoryview(data)[done:])
         except OSError:
             with contextlib.suppress(OSError):
-                self._files.truncate(descriptor, begin)
+                self._files.truncate(descriptor, size)
             raise
-        if log is None:
-            return
-        log.coming.clear()
-        if log.stamp is None:
-            log.stamp = self._files.stamp_of(descriptor)
-            if log.size != log.learned:  # another program wrote as well
-                self.forget(key)
-        else:
-            device, inode, before, moment = log.stamp
-            log.stamp, log.is_ours = (device, inode, before + size, moment), True
 
     def forget(self, key: str) -> None:
         """Forget a log."""
         log = self._logs.pop(key, None)
         if log is not None:
             self._remembered -= len(log.offsets)
-        known = self._descriptors.pop(key, None)
-        if known is not None:
-            self._files.close(known[0])
+            self._close(key, log)
 
     def forget_below(self, folder: str) -> None:
         """Forget the log `folder` and all logs below that folder; "" stands for all."""
-        for key in [*self._logs, *self._descriptors]:
+        for key in list(self._logs):
             if not folder or key == folder or key.startswith(f"{folder}/"):
                 self.forget(key)
 
@@ -190,27 +205,26 @@ class OpenLogs:
 
     # --- descriptors ---------------------------------------------------------------------------------
 
-    def _descriptor(self, key: str, *, create: bool = False) -> int:
-        """Return an open descriptor of the file that has the log's name now."""
-        path = self._tree.path(key)
-        known = self._descriptors.get(key)
-        if known is not None:
-            log = self._logs.get(key)
-            if log is not None and log.stamp is not None and log.stamp[:2] == known[1][:2]:
-                self._descriptors.move_to_end(key)
-                return known[0]
-            self._files.close(self._descriptors.pop(key)[0])
-        while len(self._descriptors) >= self._maximum:
-            _, (oldest, _) = self._descriptors.popitem(last=False)
-            self._files.close(oldest)
+    def _descriptor(self, key: str, log: OpenLog) -> int:
+        """Return an open descriptor of the file that has the log's name now, which is made if there is none."""
+        if log.descriptor is None:
+            while len(self._opened) >= self._maximum:
+                self._close(*next(iter(self._opened.items())))
+            log.descriptor = self._open_or_create(key, log.path)
+            self._opened[key] = log
+        return log.descriptor
+
+    def _close(self, key: str, log: OpenLog) -> None:
+        descriptor, log.descriptor = log.descriptor, None
+        if descriptor is not None:
+            del self._opened[key]
+            self._files.close(descriptor)
+
+    def _open_or_create(self, key: str, path: str) -> int:
         try:
-            descriptor = self._files.open_to_append(path)
+            return self._files.open_to_append(path)
         except FileNotFoundError:
-            if not create:
-                raise
-            descriptor = self._create(key, path)
-        self._descriptors[key] = descriptor, self._files.stamp_of(descriptor)
-        return descriptor
+            return self._create(key, path)
 
     def _create(self, key: str, path: str) -> int:
         folder = key.rpartition("/")[0]
@@ -226,7 +240,7 @@ class OpenLogs:
 
     def _learn(self, key: str, log: OpenLog) -> None:
         """Take in the whole lines that are new."""
-        for run in scan_lines(self._files, self._descriptor(key), log.learned, log.size, _SCAN_BYTES):
+        for run in scan_lines(self._files, self._descriptor(key, log), log.learned, log.size, _SCAN_BYTES):
             for offset, end, line in run:
                 record_id = codec.line_id(line) if line is not None else None
                 if record_id is not None:
@@ -247,15 +261,8 @@ class OpenLogs:
                 place += len(line)
         size = 4096
         while True:
-            data = self._files.read(self._descriptor(key), size, offset)
+            data = self._files.read(self._descriptor(key, log), size, offset)
             line, newline, _ = data.partition(b"\n")
             if newline or len(data) < size:
                 return line
             size *= 4
-
-
-def _is_grown(known: Stamp | None, stamp: Stamp | None) -> bool:
-    """Tell whether a log may have been appended to since it was known, but not edited in another way."""
-    if known is None or stamp is None or known[:2] != stamp[:2]:
-        return False
-    return stamp[2] > known[2]

@@ -13,6 +13,8 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from dataclasses import dataclass
 from typing import NamedTuple, cast
 
+import msgspec
+
 from ... import codec
 from ...errors import StorageLimitExceeded, UnavailableError, ValidationError
 from ..base import (
@@ -80,8 +82,7 @@ class Mend:
 EngineChange = Change | Place | Extend | Mend
 
 
-@dataclass(slots=True)
-class Job:
+class Job(msgspec.Struct, eq=False):
     """The changes of one commit, and what came of them."""
 
     changes: Sequence[EngineChange]
@@ -91,11 +92,7 @@ class Job:
     @property
     def is_structural(self) -> bool:
         """Whether it moves or removes folders, and so has to be alone in the journal."""
-        for change in self.changes:
-            kind = type(change)
-            if kind is Move or kind is RemoveTree:
-                return True
-        return False
+        return any(isinstance(change, Move | RemoveTree) for change in self.changes)
 
 
 class Later(Exception):
@@ -106,8 +103,7 @@ class Mixed(Exception):
     """A job changes one file in two ways; each change has to be done by itself."""
 
 
-@dataclass(slots=True)
-class Draft:
+class Draft(msgspec.Struct, eq=False):
     """A step, and the bytes it writes."""
 
     op: Op
@@ -119,6 +115,8 @@ class Draft:
     before: int = -1
     staged: bool = False
     """install: whether the finished file was made by the plan, and goes with it."""
+    job: Job | None = None
+    """Whose it is."""
 
 
 class Known:
@@ -178,8 +176,6 @@ class Plan:
         self._mend = mend
         self.jobs: list[Job] = []
         self.drafts: list[Draft] = []
-        self.owners: list[Job] = []
-        """Whose each draft is."""
         self.size = 0
         self._known = known
         self._planned: set[str] = set()  # keys that the plan makes or removes
@@ -213,8 +209,6 @@ class Plan:
             Mixed: Each change of the job has to be done by itself.
             StorageError: A condition does not hold, or the medium fails; nothing has changed.
         """
-        if len(job.changes) == 2 and not checked and self._add_message(job):
-            return
         first = len(self.drafts)
         change: EngineChange | None = None
         try:
@@ -239,39 +233,48 @@ class Plan:
         except BaseException:
             self._withdraw(first)
             raise
+        for draft in self.drafts[first:]:
+            draft.job = job
         job.outcomes = outcomes
         self.jobs.append(job)
-        self.owners += [job] * (len(self.drafts) - first)
 
-    def _add_message(self, job: Job) -> bool:
-        """Plan the commonest of all jobs, one new message for a log, in few steps; return False if it is another."""
+    def add_message(self, job: Job) -> bool:
+        """Plan the commonest of all jobs, a new message for a log that there is; return False if it is another.
+
+        The same as `add`, in a few steps: each of them is taken for every message.
+        """
+        if len(job.changes) != 2:
+            return False
         require, append = job.changes
         if type(require) is not Require or type(append) is not Append or len(append.ids) != 1:
             return False
         key = append.key
-        if key in self._planned and key not in self._appended:
+        is_first = key not in self._appended
+        if is_first and key in self._planned:
             return False
         try:
-            log = self._look(key)
-            if require.key not in self._known.keys or log.stamp is None:
-                self._require(require)
-                self._known.keys.add(require.key)
+            log = self._logs.look(key)
+            if log.identity is None or log.half or (append.maximum is not None and log.count >= append.maximum):
+                return False
         except OSError as error:
-            raise unavailable(error, require.key) from error
-        line = append.lines[0]
+            raise unavailable(error, key) from error
+        if require.key not in self._known.keys:
+            try:
+                self._require(require)
+            except OSError as error:
+                raise unavailable(error, require.key) from error
+            self._known.keys.add(require.key)
         at = log.learned
-        if append.maximum is not None and log.count >= append.maximum:
-            return False
+        line = append.lines[0]
         if not self._logs.expect_new(log, append.ids[0], line):
             return False
-        draft = Draft("append", key, append.lines, at)
-        self.drafts.append(draft)
+        self.drafts.append(Draft("append", key, append.lines, at, job=job))
         self.size += len(line) + len(key) + _STEP_BYTES
-        if key not in self._appended:
-            self._note(draft)
+        if is_first:  # what it is in is there already
+            self._appended.add(key)
+            self._planned.add(key)
         job.outcomes = [None, 1]
         self.jobs.append(job)
-        self.owners.append(job)
         return True
 
     def discard(self, in_doubt: bool = False) -> None:
@@ -288,7 +291,7 @@ class Plan:
 
     def jobs_of(self, keys: Collection[str]) -> list[Job]:
         """Return the jobs that have a step on one of the keys."""
-        jobs = {id(job): job for job, draft in zip(self.owners, self.drafts, strict=True) if draft.key in keys}
+        jobs = {id(draft.job): draft.job for draft in self.drafts if draft.job is not None and draft.key in keys}
         return list(jobs.values())
 
     def _withdraw(self, first: int) -> None:

@@ -249,10 +249,8 @@ class Replay:
             if size < at or not _is_part(self._files.read(descriptor, len(data), at), data):
                 self._refuse(key, [data], at)
                 return
-            rest = memoryview(data)
             try:
-                while rest:
-                    rest = rest[self._files.write_at(descriptor, rest, at + len(data) - len(rest)) :]
+                self._files.write_all_at(descriptor, data, at)
             except OSError:
                 with contextlib.suppress(OSError):
                     self._files.truncate(descriptor, size)

@@ -39,7 +39,7 @@ class Syncs:
             self._files.sync_folder(self._tree.path(folder))
 
     def folders_of(self, keys: Iterable[str]) -> None:
-        """Make the names of files durable, and those of their folders up to the root."""
+        """Make the names of files durable, and those of their folders up to the root; nothing if there are none."""
         folders: set[str] = set()
         for key in keys:
             folders.add("")
@@ -66,6 +66,8 @@ class Syncs:
             self._files.close(descriptor)
 
     def _together(self, works: Sequence[Callable[[], None]]) -> None:
+        if not works:
+            return
         if self._pool is None and len(works) > 1:
             self._pool = ThreadPoolExecutor(_THREADS, thread_name_prefix="chatdb-sync")
         waiting = []

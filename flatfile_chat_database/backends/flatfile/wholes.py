@@ -66,9 +66,7 @@ class Wholes:
         try:
             try:
                 for piece in pieces:
-                    rest = memoryview(piece)
-                    while rest:
-                        rest = rest[self._files.write(descriptor, rest) :]
+                    self._files.write_all(descriptor, piece)
                 if sync:
                     self._syncs.file(descriptor)
             finally:

@@ -10,7 +10,6 @@ A job belongs to the writer once it is submitted: cancelling the caller cancels 
 from __future__ import annotations
 
 import asyncio
-import contextlib
 import logging
 import threading
 import weakref
@@ -23,9 +22,16 @@ from .engine import EngineChange, Job
 
 logger = logging.getLogger("flatfile_chat_database")
 
-_Waiting = tuple[Job, "asyncio.Future[list[Outcome]]"]
-_Batch = tuple[asyncio.AbstractEventLoop, list[_Waiting]]
 _LARGEST_BATCH = 1024
+
+
+class _Waiting(Job, kw_only=True, eq=False):
+    """A job, and what its caller waits for."""
+
+    future: asyncio.Future[list[Outcome]]
+
+
+_Batch = tuple[asyncio.AbstractEventLoop, list[_Waiting]]
 
 
 class Writer:
@@ -57,7 +63,7 @@ class Writer:
         if turn is None:
             turn = self._turns[loop] = []
             loop.call_soon(self._hand_over, loop)
-        turn.append((Job(changes), future))
+        turn.append(_Waiting(changes, future=future))
         return future
 
     def close(self) -> None:
@@ -86,7 +92,7 @@ class Writer:
                     self._thread = thread
                 self._queue.put((loop, waiting))
         except Exception as error:  # also when no thread can be started: everybody gets an answer
-            for job, _ in waiting:
+            for job in waiting:
                 job.error = error
             _resolve(waiting)
 
@@ -113,7 +119,7 @@ def _work(
                 break
             ended = batch is None
         if batches:
-            jobs = [job for _, waiting in batches for job, _ in waiting]
+            jobs = batches[0][1] if len(batches) == 1 else [job for _, waiting in batches for job in waiting]
             for start in range(0, len(jobs), _LARGEST_BATCH):
                 _run_or_fail(run, jobs[start : start + _LARGEST_BATCH])
             for loop, waiting in batches:
@@ -126,15 +132,17 @@ def _work(
 def _next(queue: SimpleQueue[_Batch | None], idle: Callable[[], float | None]) -> _Batch | None:
     """Wait for what is handed over, and do what is due meanwhile."""
     while True:
-        with contextlib.suppress(Empty):
-            return queue.get_nowait()
+        if not queue.empty():
+            return queue.get()
         try:
             seconds = idle()
         except Exception:  # the thread has to live on, for others wait for it
             logger.exception("What the writer does when it has nothing to do failed")
             seconds = None
-        with contextlib.suppress(Empty):
+        try:
             return queue.get(timeout=seconds)
+        except Empty:
+            continue
 
 
 def _run_or_fail(run: Callable[[Sequence[Job]], None], jobs: Sequence[Job]) -> None:
@@ -155,7 +163,8 @@ def _answer(loop: asyncio.AbstractEventLoop, waiting: list[_Waiting]) -> None:
 
 
 def _resolve(waiting: list[_Waiting]) -> None:
-    for job, future in waiting:
+    for job in waiting:
+        future = job.future
         if future.done():  # cancelled
             continue
         if job.error is not None:
