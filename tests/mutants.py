@@ -6,10 +6,10 @@ from typing import Any
 from unittest import mock
 
 from flatfile_chat_database.backends.flatfile.checkpoint import Checkpoint
+from flatfile_chat_database.backends.flatfile.drafts import steps_of
 from flatfile_chat_database.backends.flatfile.engine import Engine
 from flatfile_chat_database.backends.flatfile.journal import Journal, Segment
 from flatfile_chat_database.backends.flatfile.ledger import Ledger
-from flatfile_chat_database.backends.flatfile.plan import steps_of
 from flatfile_chat_database.backends.flatfile.recovery import Recovery
 from flatfile_chat_database.backends.flatfile.syncs import Syncs
 from flatfile_chat_database.testing.simulated import SimulatedFiles

@@ -21,7 +21,7 @@ from typing import Any, Protocol, TypeVar, cast
 from .. import models
 from ..backends.base import Change, Outcome
 from ..backends.flatfile.backend import FlatfileBackend
-from ..backends.flatfile.engine import EngineChange, Job
+from ..backends.flatfile.jobs import EngineChange, Job
 from ..config import StorageConfig
 from ..layout import Layout
 from .histories import Contents

@@ -32,9 +32,10 @@ from ..base import (
 )
 from . import forks
 from .blobs import WRITE_BYTES, BlobReader, BlobWriter
-from .engine import Engine, EngineChange, Extend, Mend, Place
+from .engine import Engine
 from .extents import read_part, read_places, stamp
 from .files import Files
+from .jobs import EngineChange, Extend, Mend, Place
 from .logs import Block, LogReader
 from .memo import Memo
 from .offsets import Offsets

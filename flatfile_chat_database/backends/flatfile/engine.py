@@ -24,18 +24,18 @@ from ...config import StorageConfig
 from ...errors import DurabilityError, StorageError
 from ...layout import Layout
 from ..base import Move, Outcome, RemoveTree
+from .drafts import steps_of
 from .files import Files
 from .folders import Folders
+from .jobs import EngineChange, Job, key_of
 from .journal import Batch, Step
 from .ledger import Ledger, is_full
 from .openlogs import OpenLogs
 from .oserrors import mapped, unavailable
-from .plan import EngineChange, Extend, Job, Known, Later, Mend, Mixed, Place, Plan, exists, key_of, read, steps_of
+from .plan import Known, Later, Mixed, Plan, exists, read
 from .syncs import Syncs
 from .tree import Tree
 from .wholes import Wholes
-
-__all__ = ["Engine", "EngineChange", "Extend", "Job", "Mend", "Place"]
 
 logger = logging.getLogger("flatfile_chat_database")
 

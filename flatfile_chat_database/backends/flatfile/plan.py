@@ -10,10 +10,7 @@ import contextlib
 import errno
 import time
 from collections.abc import Callable, Collection, Iterator, Sequence
-from dataclasses import dataclass
 from typing import NamedTuple, cast
-
-import msgspec
 
 from ... import codec
 from ...errors import StorageLimitExceeded, UnavailableError, ValidationError
@@ -21,7 +18,6 @@ from ..base import (
     ANY,
     Absent,
     Append,
-    Change,
     Delete,
     Edit,
     Move,
@@ -41,9 +37,10 @@ from ..base import (
     not_found,
     version_of,
 )
+from .drafts import Draft
 from .files import Files
 from .folders import Folders
-from .journal import Op, Step
+from .jobs import EngineChange, Extend, Job, Mend, Place, key_of
 from .logs import LogReader
 from .openlogs import OpenLog, OpenLogs
 from .oserrors import unavailable
@@ -56,67 +53,12 @@ _STEP_BYTES = 200
 """What a step takes in the journal besides, about."""
 
 
-@dataclass(frozen=True, slots=True)
-class Place:
-    """Internal change: give a finished temporary file its name, or remove it if that is taken. Outcome: which."""
-
-    temporary: str
-    key: str
-
-
-@dataclass(frozen=True, slots=True)
-class Extend:
-    """Internal change: append bytes that are whole lines, whatever they say."""
-
-    key: str
-    data: bytes
-
-
-@dataclass(frozen=True, slots=True)
-class Mend:
-    """Internal change: set aside half a line at the end of a log. Outcome: whether there was one."""
-
-    key: str
-
-
-EngineChange = Change | Place | Extend | Mend
-
-
-class Job(msgspec.Struct, eq=False):
-    """The changes of one commit, and what came of them."""
-
-    changes: Sequence[EngineChange]
-    outcomes: list[Outcome] | None = None
-    error: Exception | None = None
-
-    @property
-    def is_structural(self) -> bool:
-        """Whether it moves or removes folders, and so has to be alone in the journal."""
-        return any(isinstance(change, Move | RemoveTree) for change in self.changes)
-
-
 class Later(Exception):
     """What is planned so far has to be done before this."""
 
 
 class Mixed(Exception):
     """A job changes one file in two ways; each change has to be done by itself."""
-
-
-class Draft(msgspec.Struct, eq=False):
-    """A step, and the bytes it writes."""
-
-    op: Op
-    key: str
-    pieces: Sequence[bytes] = ()
-    at: int = 0
-    source: str = ""
-    was: str | None = None
-    before: int = -1
-    staged: bool = False
-    """install: whether the finished file was made by the plan, and goes with it."""
-    job: Job | None = None
-    """Whose it is."""
 
 
 class Known:
@@ -620,42 +562,6 @@ class Plan:
                     elif edit.line is not None:
                         new.append(edit.line)
                 yield b"".join(new)
-
-
-def steps_of(drafts: Sequence[Draft]) -> tuple[list[Step], list[bytes]]:
-    """Return the steps of drafts, and the bytes of each; what is appended to one log becomes one step."""
-    merged: list[tuple[Draft, list[bytes]]] = []
-    appended: dict[str, list[bytes]] = {}
-    for draft in drafts:
-        if draft.op == "append":
-            pieces = appended.get(draft.key)
-            if pieces is not None:
-                pieces.extend(draft.pieces)
-                continue
-            pieces = appended[draft.key] = list(draft.pieces)
-        else:
-            pieces = list(draft.pieces)
-            appended.pop(draft.key, None)
-        merged.append((draft, pieces))
-    parts = [pieces[0] if len(pieces) == 1 else b"".join(pieces) for _, pieces in merged]
-    steps = [
-        Step(draft.op, draft.key, len(data), draft.at)
-        if draft.op == "append"
-        else Step(draft.op, draft.key, len(data), draft.at, draft.source, draft.was, draft.before)
-        for (draft, _), data in zip(merged, parts, strict=True)
-    ]
-    return steps, parts
-
-
-def key_of(change: EngineChange) -> str:
-    """Return the key that a change is about."""
-    match change:
-        case Move(source):
-            return source
-        case Quota(folder) | RemoveTree(folder):
-            return folder
-        case _:
-            return change.key
 
 
 def exists(files: Files, tree: Tree, key: str) -> bool:

@@ -18,7 +18,7 @@ from queue import Empty, SimpleQueue
 
 from ...errors import ClosedError, DurabilityError
 from ..base import Outcome
-from .engine import EngineChange, Job
+from .jobs import EngineChange, Job
 
 logger = logging.getLogger("flatfile_chat_database")
 

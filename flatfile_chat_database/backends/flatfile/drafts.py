@@ -1,0 +1,51 @@
+"""The steps of a plan with the bytes that each writes, before they are in the journal."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from .jobs import Job
+from .journal import Op, Step
+
+
+class Draft(msgspec.Struct, eq=False):
+    """A step, and the bytes it writes."""
+
+    op: Op
+    key: str
+    pieces: Sequence[bytes] = ()
+    at: int = 0
+    source: str = ""
+    was: str | None = None
+    before: int = -1
+    staged: bool = False
+    """install: whether the finished file was made by the plan, and goes with it."""
+    job: Job | None = None
+    """Whose it is."""
+
+
+def steps_of(drafts: Sequence[Draft]) -> tuple[list[Step], list[bytes]]:
+    """Return the steps of drafts, and the bytes of each; what is appended to one log becomes one step."""
+    merged: list[tuple[Draft, list[bytes]]] = []
+    appended: dict[str, list[bytes]] = {}
+    for draft in drafts:
+        if draft.op == "append":
+            pieces = appended.get(draft.key)
+            if pieces is not None:
+                pieces.extend(draft.pieces)
+                continue
+            pieces = appended[draft.key] = list(draft.pieces)
+        else:
+            pieces = list(draft.pieces)
+            appended.pop(draft.key, None)
+        merged.append((draft, pieces))
+    parts = [pieces[0] if len(pieces) == 1 else b"".join(pieces) for _, pieces in merged]
+    steps = [
+        Step(draft.op, draft.key, len(data), draft.at)
+        if draft.op == "append"
+        else Step(draft.op, draft.key, len(data), draft.at, draft.source, draft.was, draft.before)
+        for (draft, _), data in zip(merged, parts, strict=True)
+    ]
+    return steps, parts
