@@ -217,15 +217,22 @@ class LogReader:
 
     def _blocks_backward(self, count: int) -> Iterator[Block]:
         """Yield all lines, the last block first; it is so large that it likely holds `count` lines."""
-        opened, end = self.open(), self.end()
-        if opened is None or end == 0 or count <= 0:
+        opened = self.open()
+        if opened is None or count <= 0:
             return
         block = max(self.block, min(count * _LIKELY_LINE, _LARGEST_BLOCK))
+        last_read = self._read_end(opened[0], opened[1].size, block)
+        end = self.end()
+        if end == 0:
+            return
         position = end - 1  # the newline of the last line
         rest: bytes | None = b""  # the end of a line whose beginning is not read yet; None if it is too long
         while True:
-            start = max(0, position - block)
-            data = self.files.read(opened[0], position - start, start)
+            if last_read is not None:
+                (start, data), last_read = last_read, None
+            else:
+                start = max(0, position - block)
+                data = self.files.read(opened[0], position - start, start)
             if len(data) < position - start:
                 return  # the file was truncated meanwhile
             block = min(block * 2, _LARGEST_BLOCK)
@@ -248,6 +255,18 @@ class LogReader:
             if ended:
                 return
             end = begin
+
+    def _read_end(self, descriptor: int, size: int, block: int) -> tuple[int, bytes] | None:
+        """Find `end` and the bytes before its newline, with their offset, in one read; None if that does not do."""
+        if self._end is not None:
+            return None
+        start = max(0, size - block)
+        data = self.files.read(descriptor, size - start, start)
+        cut = data.rfind(b"\n")
+        if cut < 0:
+            return None
+        self._end = start + cut + 1
+        return start, data[:cut]
 
 
 def split_at(lines: list[bytes], index: int) -> tuple[list[bytes], list[bytes]]:
