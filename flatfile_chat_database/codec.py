@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import math
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import fields
 from datetime import UTC, datetime
 from typing import Any, TypeVar
@@ -267,13 +267,8 @@ def decode_message(line: bytes) -> Message:
     return message
 
 
-def line_message(line: bytes) -> Message | None:
-    """Return the message of a line of a log, or None if the line is no message."""
-    return timed_message(None, line)
-
-
 def timed_message(doubt: Callable[[Message], None] | None, line: bytes) -> Message | None:
-    """Return the same as `line_message`.
+    """Return the message of a line of a log, or None if the line is no message.
 
     `doubt` is given a message whose timestamp is not of the usual form in UTC, and may raise.
     """
@@ -302,6 +297,60 @@ def timed_message(doubt: Callable[[Message], None] | None, line: bytes) -> Messa
         if not usual:
             doubt(message)
     return message
+
+
+class MessageDecoder:
+    """Makes the messages of lines: called with one, it returns what `timed_message` does."""
+
+    def __init__(self, doubt: Callable[[Message], None] | None) -> None:
+        """Give `doubt` the messages whose timestamps are not of the usual form; None: look at no timestamp."""
+        self._doubt = doubt
+
+    def __call__(self, line: bytes) -> Message | None:
+        return timed_message(self._doubt, line)
+
+    def many(self, lines: Sequence[bytes]) -> list[Message] | None:
+        """Return the messages of many lines in less time, or None if one of them has to be looked at by itself.
+
+        None of the lines may be longer than `MAX_LINE_BYTES`.
+        """
+        # The same as `timed_message`, without a call for each line; a loop a step is faster than all steps in one.
+        try:
+            records = list(map(_decode_line, lines))
+        except _DECODE_ERRORS:
+            return None
+        messages: list[Message] = []
+        for record in records:
+            if not record.id or not record.role:
+                return None
+            message: Message = _new(Message)
+            message.id = record.id
+            message.role = record.role
+            message.content = record.content
+            message.timestamp = record.timestamp
+            message.attachments = record.attachments
+            message.metadata = record.metadata
+            message.parent_id = record.parent_id
+            messages.append(message)
+        if self._doubt is not None and not _are_times([record.timestamp for record in records]):
+            return None
+        return messages
+
+
+def _are_times(texts: list[str]) -> bool:
+    """Tell whether all of these are timestamps, in little time if they are in UTC."""
+    try:
+        zones = [moment.tzinfo for moment in map(_from_iso, texts)]
+        if zones.count(UTC) == len(zones) and "\0" not in "".join(texts):
+            return True
+    except ValueError:
+        pass
+    try:
+        for text in texts:
+            parse_timestamp(text)
+    except ValidationError:
+        return False
+    return True
 
 
 def line_id(line: bytes) -> str | None:

@@ -282,6 +282,31 @@ def test_what_is_no_message_is_damage(line: bytes) -> None:
         codec.decode_message(line)
 
 
+TIMES = [WHEN, "2026-01-31T12:00:00Z", "2026-01-31T13:00:00+01:00"]
+NOT_TIMES = ["2026-01-31T12:00:00", "2026-02-31", "", WHEN + "\0"]
+
+
+@pytest.mark.parametrize("timestamp", TIMES + NOT_TIMES, ids=ascii)
+@pytest.mark.parametrize("looked_at", [True, False])
+def test_many_lines_are_the_messages_that_each_of_them_is(timestamp: str, looked_at: bool) -> None:
+    doubted: list[Message] = []
+    decode = codec.MessageDecoder(doubted.append if looked_at else None)
+    written = [message(id=str(n), timestamp=WHEN, metadata={"n": n}, parent_id="0") for n in range(5)]
+    written[3].timestamp = timestamp
+    lines = [codec.encode_message(each)[:-1] for each in written]
+    many = decode.many(lines)
+    assert doubted == []
+    assert [decode(line) for line in lines] == written
+    assert many == (None if looked_at and timestamp in NOT_TIMES else written)  # to come to `doubt` one by one
+    assert decode.many([]) == []
+
+
+@pytest.mark.parametrize("line", NOT_MESSAGES, ids=[ascii(line)[2:42] for line in NOT_MESSAGES])
+def test_among_many_lines_none_passes_that_is_no_message(line: bytes) -> None:
+    good = codec.encode_message(message())[:-1]
+    assert codec.MessageDecoder(None).many([good, line, good]) is None
+
+
 def test_a_line_longer_than_any_message_is_damage() -> None:
     short = codec.encode_message(message(""))
     fitting = codec.encode_message(message("x" * (codec.MAX_LINE_BYTES - len(short) + 1)))[:-1]

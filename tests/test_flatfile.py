@@ -247,6 +247,43 @@ async def test_every_block_size_reads_the_same_records(opened: Open, store_path:
     assert await backend.newest_records([LOG, "users/none/messages.jsonl"]) == [records[-1], None]
 
 
+@pytest.mark.parametrize("good", [0, 1, 30])
+@pytest.mark.parametrize("half", [0, 1, 399, 5_000, 200_000])
+async def test_half_a_line_of_any_length_hides_no_newest_record(
+    opened: Open, store_path: Path, good: int, half: int
+) -> None:
+    path = store_path / LOG
+    path.parent.mkdir(parents=True)
+    lines = [line(str(number)) for number in range(good)]
+    path.write_bytes(b"".join([*lines, b"x" * half]))
+    backend = opened()
+    await backend.open()
+    for count in (1, 2, 29, 30, 31):
+        assert await backend.read_log(LOG, -count) == [each[:-1] for each in lines[-count:]]
+
+
+@pytest.mark.parametrize("bad", [b"not json\n", line("bad").replace(b"2026-", b"year-")])
+async def test_a_strict_stream_yields_all_that_stands_before_the_damage(
+    opened: Open, store_path: Path, bad: bytes
+) -> None:
+    path = store_path / LOG
+    path.parent.mkdir(parents=True)
+    lines = [line(str(number)) for number in range(200)]
+    path.write_bytes(b"".join([*lines[:150], bad, *lines[150:]]))
+
+    def doubt(message: Message) -> None:
+        raise IntegrityError(f"{message.timestamp} is no time")
+
+    backend = opened()
+    await backend.open()
+    found: list[str] = []
+    with pytest.raises(IntegrityError):
+        async for run in backend.stream_log_as(LOG, codec.MessageDecoder(doubt), strict=True):
+            for message in run:
+                found.append(message.id)  # noqa: PERF401 - what came before the error is the subject
+    assert found == [str(number) for number in range(150)]
+
+
 # --- batches of lines --------------------------------------------------------------------------------------
 
 

@@ -422,7 +422,9 @@ class StorageBackend(ABC):
     ) -> list[T]:
         """Return what `decode` makes of the records that `read_log` returns.
 
-        `decode` makes None of a line that is no message. It may be called in any thread, and for further lines.
+        `decode` makes None of a line that is no message. It may be called in any thread, and for further lines. Where
+        it has a method `many`, that may be called with a list of lines instead, none of them longer than
+        `codec.MAX_LINE_BYTES`: it returns what `decode` makes of each, or None to get them one by one.
         """
         lines = await self.read_log(key, start, stop, strict=strict)
         if len(lines) <= _DECODED_AT_ONCE:

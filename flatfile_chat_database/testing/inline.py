@@ -22,6 +22,7 @@ from .. import models
 from ..backends.base import Change, Outcome
 from ..backends.flatfile.backend import FlatfileBackend
 from ..backends.flatfile.jobs import EngineChange, Job
+from ..backends.flatfile.readers import Readers
 from ..config import StorageConfig
 from ..layout import Layout
 from .histories import Contents
@@ -102,6 +103,19 @@ class _InlineExecutor:
         return None
 
 
+class _InlineReaders:
+    """In place of the threads that read: work is done when it is handed over."""
+
+    def __init__(self, *_: object) -> None:
+        return None
+
+    def run(self, work: Callable[[], T]) -> asyncio.Future[T]:
+        return _LOOP.run_in_executor(None, work)
+
+    def close(self) -> None:
+        return None
+
+
 class _InlineThread:
     """In place of a thread: its work is done when it is started, or, if it is `late`, when somebody waits for it."""
 
@@ -141,6 +155,7 @@ def repeatable(first: int = 0, *, late: bool = False) -> Iterator[None]:
     new: dict[str, object] = {
         "new_id": lambda: str(uuid.UUID(int=next(numbers))),
         "ThreadPoolExecutor": _InlineExecutor,
+        "Readers": _InlineReaders,
         "Layout": _layout,
         "threading": _Threading(late=late),
     }
@@ -159,6 +174,7 @@ def _replaceable() -> list[tuple[Any, str, object]]:
     originals: dict[str, object] = {
         "new_id": models.new_id,
         "ThreadPoolExecutor": ThreadPoolExecutor,
+        "Readers": Readers,
         "Layout": Layout,
         "threading": threading,
     }

@@ -293,6 +293,37 @@ class LogCases(BackendCase):
         with pytest.raises(IntegrityError, match="as decode raises it"):
             [record async for run in store.stream_log_as(LOG, refuse) for record in run]
 
+    @leaves_damage
+    @says(
+        "StorageBackend.read_log_as",
+        "Where it has a method `many`, that may be called with a list of lines instead, none of them longer than "
+        "`codec.MAX_LINE_BYTES`: it returns what `decode` makes of each, or None to get them one by one.",
+    )
+    async def test_a_decoder_of_many_lines_makes_the_same_records(self, caplog: pytest.LogCaptureFixture) -> None:
+        good = lines(700)
+        self.poke(LOG, b"".join([*good[:300], b"not json\n", b"\n", *good[300:], b"{half"]))
+        store = await self.open()
+
+        class Decoder:
+            def __call__(self, record: bytes) -> str | None:
+                return codec.line_id(record)
+
+            def many(self, records: list[bytes]) -> list[str] | None:
+                assert all(len(record) <= codec.MAX_LINE_BYTES for record in records)
+                found = [name for record in records if (name := codec.line_id(record)) is not None]
+                return found if len(found) == len(records) else None
+
+        expected = [codec.line_id(record) for record in bare(good)]
+        for start, stop in ((0, None), (0, 2), (290, 310), (-3, None), (-450, -390), (5, -5), (900, None)):
+            assert await store.read_log_as(LOG, Decoder(), start, stop) == expected[start:stop]
+        place = f"{LOG}: the line at byte {sum(map(len, good[:300]))} is no message"
+        assert place in caplog.text
+        assert [record async for run in store.stream_log_as(LOG, Decoder()) for record in run] == expected
+        with pytest.raises(IntegrityError, match=r"the line at byte \d+ is no message"):
+            await store.read_log_as(LOG, Decoder(), strict=True)
+        with pytest.raises(IntegrityError, match=r"the line at byte \d+ is no message"):
+            [record async for run in store.stream_log_as(LOG, Decoder(), strict=True) for record in run]
+
     @says(
         "StorageBackend.stream_log_as", "A run is made while it is iterated over; it is to be used up before the next."
     )

@@ -7,7 +7,6 @@ import copy
 import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from concurrent.futures import ThreadPoolExecutor
 from contextlib import aclosing
 from functools import partial
 from typing import TypeVar
@@ -40,6 +39,7 @@ from .logs import Block, LogReader
 from .memo import Memo
 from .offsets import Offsets
 from .oserrors import mapped
+from .readers import Readers
 from .writer import Writer
 
 T = TypeVar("T")
@@ -75,7 +75,7 @@ class FlatfileBackend(StorageBackend):
         self._documents = Memo(self._files)
         self._newest = Memo(self._files)
         self._offsets = Offsets()
-        self._readers: ThreadPoolExecutor | None = None
+        self._readers: Readers | None = None
         self._state = threading.Lock()
         self._opening = threading.Lock()
         self._recovered = False
@@ -95,10 +95,10 @@ class FlatfileBackend(StorageBackend):
             if self._closed:
                 raise ClosedError("The store is closed.", hint="Open a new StorageManager.")
             if self._readers is None:
-                self._readers = ThreadPoolExecutor(_READERS, thread_name_prefix="chatdb-reader")
+                self._readers = Readers(_READERS)
                 forks.remember(self)
         if not self._recovered:
-            await asyncio.get_running_loop().run_in_executor(self._threads(), self._recover)
+            await self._threads().run(self._recover)
 
     def _recover(self) -> None:
         """Do again what a dead process left in the journal; what cannot be done is said by every other method."""
@@ -130,21 +130,21 @@ class FlatfileBackend(StorageBackend):
     def _close(self) -> None:
         self._writer.close()
         if self._readers is not None:
-            self._readers.shutdown()
+            self._readers.close()
         if self._engine.failure is not None:
             raise self._engine.failure
 
     def statistics(self) -> dict[str, int]:
         return {**self._files.counters, "open_files": self._engine.open_files}
 
-    def _check_open(self) -> ThreadPoolExecutor:
+    def _check_open(self) -> Readers:
         """Return the reading threads of a store that can be used."""
         threads = self._threads()
         if self._obstacle is not None:
             raise copy.copy(self._obstacle)
         return threads
 
-    def _threads(self) -> ThreadPoolExecutor:
+    def _threads(self) -> Readers:
         if self._closed:
             raise ClosedError("The store is closed.", hint="Open a new StorageManager.")
         if self._forked:
@@ -162,21 +162,16 @@ class FlatfileBackend(StorageBackend):
         self._opening = threading.Lock()
         self._engine.let_go()
 
-    async def _in_thread(self, work: Callable[[], T]) -> T:
+    def _in_thread(self, work: Callable[[], T]) -> asyncio.Future[T]:
         """Do blocking work, one hop for a whole operation."""
-        try:
-            waiting = asyncio.get_running_loop().run_in_executor(self._check_open(), work)
-        except RuntimeError as error:  # the interpreter is ending, and starts no thread any more
-            raise ClosedError(f"The store cannot be read any more: {error}.") from error
-        return await waiting
+        return self._check_open().run(work)
 
     def _later(self, work: Callable[[], None]) -> asyncio.Future[None]:
         """Do a last bit of blocking work, whether or not the caller waits for it, also after `close`."""
-        loop = asyncio.get_running_loop()
         try:
-            return loop.run_in_executor(self._check_open(), work)
-        except (ClosedError, RuntimeError):
-            return loop.run_in_executor(None, work)
+            return self._check_open().run(work)
+        except ClosedError:
+            return asyncio.get_running_loop().run_in_executor(None, work)
 
     def _commit(self, changes: Sequence[EngineChange]) -> Awaitable[list[Outcome]]:
         self._check_open()
@@ -490,7 +485,7 @@ class FlatfileBackend(StorageBackend):
                     self._obstacle = None
                 return [Problem("damaged-journal", key, detail, fixed=fixed) for key, detail in found]
 
-        return await asyncio.get_running_loop().run_in_executor(threads, look)
+        return await threads.run(look)
 
     async def verify(self, *, fix: bool = False) -> list[Problem]:
         def look() -> tuple[list[Problem], list[str], bool]:

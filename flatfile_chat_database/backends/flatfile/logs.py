@@ -16,6 +16,8 @@ from .files import Files, FileStatus
 
 T = TypeVar("T")
 
+Many = Callable[[list[bytes]], list[T] | None]
+"""What `many` of a decoder is."""
 
 _LARGEST_BLOCK = 1 << 20
 _LARGEST_STREAMED = 1 << 18
@@ -23,6 +25,8 @@ _LARGEST_STREAMED = 1 << 18
 _LIKELY_LINE = 400
 """Bytes; longer lines cost one more read."""
 _LARGE_LINE = 1 << 15
+_DECODED_AT_ONCE = 64
+"""Lines of a stream, in less than a turn of an event loop may take."""
 
 
 class Block(NamedTuple):
@@ -46,7 +50,7 @@ class LogReader:
     What stands behind the last newline is no line yet. An absent log reads as empty.
 
     `decode` of the methods returns what the caller wants of a line, or None for one that is no record. It is called
-    once a line.
+    once a line, unless it has `many`; see `StorageBackend.read_log_as`.
     """
 
     def __init__(
@@ -63,7 +67,7 @@ class LogReader:
         self.path = path
         self.key = key
         self.strict = strict
-        self.block = block
+        self.block = min(block, codec.MAX_LINE_BYTES)  # so that only a line that ends a block later can be too long
         self._opened: tuple[int, FileStatus] | None = None
         self._end: int | None = None
         self._lock = threading.Lock()
@@ -130,12 +134,19 @@ class LogReader:
         if lines is None:
             report_bad_line(self.key, offset, strict=self.strict)
             return
-        for index, line in enumerate(lines):
-            record = decode(line)
-            if record is not None:
-                yield record
-            else:
-                self._report(offset, lines, index)
+        many: Many[T] | None = getattr(decode, "many", None)
+        for start in range(0, len(lines), _DECODED_AT_ONCE):
+            some = lines[start : start + _DECODED_AT_ONCE]
+            records = None if many is None else many(some)
+            if records is not None:
+                yield from records
+                continue
+            for index, line in enumerate(some, start):
+                record = decode(line)
+                if record is not None:
+                    yield record
+                else:
+                    self._report(offset, lines, index)
 
     def _report(self, offset: int, lines: list[bytes], index: int) -> None:
         """Report one of the lines from `offset` on, which is no record, unless it is blank."""
@@ -144,6 +155,9 @@ class LogReader:
 
     def take(self, offset: int, lines: list[bytes], decode: Callable[[bytes], T | None]) -> list[T]:
         """Return the same as `decoded` for neighbouring lines, faster where no line is bad."""
+        many: Many[T] | None = getattr(decode, "many", None)
+        if many is not None and (found := many(lines)) is not None:
+            return found
         records = list(map(decode, lines))
         if None not in records:
             return cast("list[T]", records)
@@ -203,15 +217,22 @@ class LogReader:
 
     def _blocks_backward(self, count: int) -> Iterator[Block]:
         """Yield all lines, the last block first; it is so large that it likely holds `count` lines."""
-        opened, end = self.open(), self.end()
-        if opened is None or end == 0 or count <= 0:
+        opened = self.open()
+        if opened is None or count <= 0:
             return
         block = max(self.block, min(count * _LIKELY_LINE, _LARGEST_BLOCK))
+        last_read = self._read_end(opened[0], opened[1].size, block)
+        end = self.end()
+        if end == 0:
+            return
         position = end - 1  # the newline of the last line
         rest: bytes | None = b""  # the end of a line whose beginning is not read yet; None if it is too long
         while True:
-            start = max(0, position - block)
-            data = self.files.read(opened[0], position - start, start)
+            if last_read is not None:
+                (start, data), last_read = last_read, None
+            else:
+                start = max(0, position - block)
+                data = self.files.read(opened[0], position - start, start)
             if len(data) < position - start:
                 return  # the file was truncated meanwhile
             block = min(block * 2, _LARGEST_BLOCK)
@@ -234,6 +255,18 @@ class LogReader:
             if ended:
                 return
             end = begin
+
+    def _read_end(self, descriptor: int, size: int, block: int) -> tuple[int, bytes] | None:
+        """Find `end` and the bytes before its newline, with their offset, in one read; None if that does not do."""
+        if self._end is not None:
+            return None
+        start = max(0, size - block)
+        data = self.files.read(descriptor, size - start, start)
+        cut = data.rfind(b"\n")
+        if cut < 0:
+            return None
+        self._end = start + cut + 1
+        return start, data[:cut]
 
 
 def split_at(lines: list[bytes], index: int) -> tuple[list[bytes], list[bytes]]:
