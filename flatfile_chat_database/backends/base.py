@@ -21,7 +21,7 @@ import importlib
 import logging
 import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Sequence
 from contextlib import aclosing
 from enum import Enum, StrEnum
 from functools import lru_cache
@@ -304,7 +304,7 @@ class StorageBackend(ABC):
 
     # --- changes -------------------------------------------------------------------------------------
 
-    def commit(self, changes: Sequence[Change]) -> Awaitable[list[Outcome]]:
+    async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
         """Make several changes as one: check every condition in the given order, then apply all in that order.
 
         Return the outcome of each change (None for conditions). No other commit comes between the check and the
@@ -312,9 +312,6 @@ class StorageBackend(ABC):
         raised and nothing has changed. When this returns, everything in it survives whatever the backend's capabilities
         promise to survive. Cancelling the caller never tears a commit: it happens wholly or not at all.
         """
-        return self._commit_in_turn(changes)
-
-    async def _commit_in_turn(self, changes: Sequence[Change]) -> list[Outcome]:
         async with self._turn:
             for change in changes:
                 await self._check(change)

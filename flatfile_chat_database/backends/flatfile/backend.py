@@ -244,10 +244,10 @@ class FlatfileBackend(StorageBackend):
 
         return await self._in_thread(look)
 
-    def commit(self, changes: Sequence[Change]) -> Awaitable[list[Outcome]]:
+    async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
         for change in changes:
             check_change(change)
-        return self._commit(changes)
+        return await self._commit(changes)
 
     def _read(self, key: str) -> bytes | None:
         with mapped(key):
