@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ..search.database import Build, IndexFile
     from ..search.fulltext import Intake
 
-FORMAT: Final = "2"
+FORMAT: Final = "3"
 """Of an index; one of another format is built anew."""
 
 SMALL_SESSIONS: Final = 200
