@@ -107,19 +107,20 @@ class Intake:
 
     def take(self, pieces: Iterable[Lines | Notes]) -> None:
         """Take in lines and notes; of one log in their order."""
-        rows: list[tuple[Any, ...]] = []
+        rows: dict[int, list[tuple[Any, ...]]] = {}  # by the number of the log
         for piece in pieces:
-            if isinstance(piece, Lines):
-                number, new = self._lines(piece)
-                if piece.reset:
-                    rows = [row for row in rows if row[0] != number]
-                rows += new
-            else:
+            if isinstance(piece, Notes):
                 self._notes(piece)
-        if self._fresh:
-            self._connection.executemany("INSERT INTO incoming VALUES (NULL, ?, ?, ?, ?, ?, ?, NULL, ?, ?)", rows)
-        elif rows:
-            self._insert(rows)
+                continue
+            number, new = self._lines(piece)
+            if self._fresh:  # at once, while they are in the processor's cache
+                self._connection.executemany("INSERT INTO incoming VALUES (NULL, ?, ?, ?, ?, ?, ?, NULL, ?, ?)", new)
+                continue
+            if piece.reset:
+                rows.pop(number, None)
+            rows.setdefault(number, []).extend(new)
+        if any(rows.values()):
+            self._insert([row for some in rows.values() for row in some])
 
     def finish(self) -> None:
         """Put what a fresh index was given in its order."""
