@@ -25,10 +25,9 @@ import msgspec
 from .. import codec
 from ..backends.base import logger
 from ..errors import IntegrityError, ValidationError
-from ..models import microseconds, parse_timestamp
 from .database import SESSION_INDEX, IndexFile
 from .query import Measure, Query, Relevance, Term, tokenise
-from .texts import Filters, Found, Lines, Log, Meta, Notes, line_hash, message_text
+from .texts import Filters, Found, Lines, Log, Meta, Notes, line_hash, message_text, moment_of
 
 RANKED: Final = 2000
 """The newest matches that are put in order of relevance; older ones follow them, newest first."""
@@ -170,7 +169,7 @@ class Intake:
                 continue
             tokens = tokenise(message_text(message, content=self._content, metadata=self._metadata))
             try:
-                moment: int | None = microseconds(parse_timestamp(message.timestamp))
+                moment: int | None = moment_of(message.timestamp)
             except ValidationError as error:
                 moment = None
                 self._timeless(f"The message {message.id!r} of session {piece.session_id!r}", error)
@@ -236,7 +235,7 @@ class Intake:
         for note in piece.notes:
             tokens = tokenise(note.text)
             try:
-                moment: int | None = microseconds(parse_timestamp(note.timestamp))
+                moment: int | None = moment_of(note.timestamp)
             except ValidationError as error:
                 moment = None
                 self._timeless(f"The {note.kind} of session {piece.session_id!r}", error)

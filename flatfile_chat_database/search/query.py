@@ -194,16 +194,18 @@ class _Spacing(dict[int, str]):
 
 _KINDS = _Kinds()
 _SPACING = _Spacing()
-_ASCII_SPACING: Final = bytes(code if chr(code).isalnum() and code < 0x80 else 0x20 for code in range(256))
+_ASCII_SPACING: Final = bytes(
+    ord(chr(code).lower()) if code < 0x80 and chr(code).isalnum() else 0x20 for code in range(256)
+)
 
 
 def tokenise(text: str) -> list[str]:
     """Return the tokens of a text."""
-    return _split(normalise(text))
+    return _split(text if text.isascii() else normalise(text))
 
 
 def _split(normal: str) -> list[str]:
-    """Return the tokens of normalised text."""
+    """Return the tokens of text that is normalised, or only ASCII."""
     if normal.isascii():  # half the time of the other way, and the usual case
         tokens = normal.encode().translate(_ASCII_SPACING).decode().split()
     else:
