@@ -3,6 +3,7 @@
 import contextlib
 import logging
 import random
+import sqlite3
 import time
 from collections.abc import Iterator
 from pathlib import Path
@@ -15,6 +16,7 @@ from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.errors import IntegrityError
 from flatfile_chat_database.models import Message, SearchHit, SituationalContext
 from flatfile_chat_database.records import finding, listing
+from flatfile_chat_database.search import fulltext
 from flatfile_chat_database.storage import StorageManager
 
 from .recording import KEYS, RecordingBackend
@@ -300,6 +302,59 @@ async def compare_lists(run: Episode) -> None:
     everything = await run.scanning.list_sessions("ada", 1000, strict=True)
     assert [(each.id, each.updated_at) for each in listed] == [(each.id, each.updated_at) for each in everything[:3]]
     assert count == len(everything)
+
+
+async def test_texts_of_every_length_rank_as_reading_everything_ranks_them(tmp_path: Path) -> None:
+    pick = random.Random(7)
+    storage = StorageManager(StorageConfig(storage_base_path=str(tmp_path)))
+
+    def message(day: int) -> Message:
+        length = round(1500 ** pick.random()) if pick.random() < 0.7 else pick.randint(1, 20)
+        text = " ".join(pick.choices(("often", "seldom", "other"), (30, 1 if length > 9 else 0.1, 900), k=length))
+        return Message(
+            "user", text, timestamp=f"2026-01-{day:02}T{pick.randint(0, 23):02}:{pick.randint(0, 59):02}:00Z"
+        )
+
+    async def add(session: str, day: int) -> None:
+        messages = sorted((message(day) for _ in range(150)), key=lambda each: each.timestamp)
+        await storage.add_messages("ada", session, messages)
+
+    async def compare_some() -> None:
+        for query in ("often", "seldom", "sel*", '"often often"', "often seldom", "other"):
+            for limit, offset in ((1, 0), (7, 0), (20, 5), (1000, 0)):
+                arguments: dict[str, Any] = {"user_id": "ada", "order": "relevance", "limit": limit, "offset": offset}
+                with sizes(-1, 0):
+                    found = shown(await storage.search(query, **arguments))
+                assert found == shown(await scan(storage, query, arguments)), (query, arguments)
+
+    await storage.create_user("ada")
+    for session in ("one", "two", "three"):
+        await storage.create_session("ada", session_id=session)
+        await add(session, 10)
+    await compare_some()
+    await add("two", 11)  # newer than all
+    await compare_some()
+    await add("three", 9)  # late
+    await compare_some()
+    await storage.delete_session("ada", "three")
+    await compare_some()
+    assert storage.statistics()["index_builds"] == 1
+    await storage.close()
+
+
+def test_a_grade_holds_the_lengths_from_its_least_to_that_of_the_next() -> None:
+    connection = sqlite3.connect(":memory:")
+    connection.execute("CREATE TABLE messages (id, tokens)")
+    lengths = [*range(2000), 10**6, 2**60]
+    connection.executemany("INSERT INTO messages VALUES (5, ?)", ((length,) for length in lengths))
+    shortest = fulltext._SHORTEST
+    for length, (row,) in zip(lengths, connection.execute(f"SELECT {fulltext._ROW} FROM messages"), strict=True):
+        assert row >> 7 == 5
+        grade = row & 127
+        assert shortest[grade] <= length
+        assert grade == 127 or length < shortest[grade + 1]
+        assert length >= 64 or shortest[grade] == length
+    connection.close()
 
 
 @pytest.mark.slow

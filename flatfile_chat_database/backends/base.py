@@ -203,7 +203,7 @@ class LogPart(msgspec.Struct, frozen=True):
     end: int
     """Offset behind the newline of the last line."""
     lines: list[tuple[int, bytes]]
-    """Offset and line, without its newline, of every line that is a record."""
+    """Offset and line, without its newline, of every line that is a record, and maybe of some that are none."""
     more: bool
     """Whether there are whole lines behind `end`."""
 
@@ -487,7 +487,7 @@ class StorageBackend(ABC):
         """Return the whole lines of a log from byte offset `start`, or None if it is absent.
 
         If the log's identity is not `identity`, or it is shorter than `start`, the part begins at 0. A part is bounded
-        in size; `more` tells whether to go on from its `end`. Bad lines are passed over without a warning.
+        in size; `more` tells whether to go on from its `end`. Bad lines may be in it: whoever decodes them notices.
         """
         data = await self.read(key)
         if data is None:
@@ -497,8 +497,7 @@ class StorageBackend(ABC):
         end = data.rfind(b"\n") + 1
         lines, offset = [], start
         for line in data[start:end].split(b"\n")[:-1]:
-            if codec.line_id(line) is not None:
-                lines.append((offset, line))
+            lines.append((offset, line))
             offset += len(line) + 1
         return LogPart(found, start, max(start, end), lines, more=False)
 

@@ -37,7 +37,7 @@ if TYPE_CHECKING:
     from ..search.database import Build, IndexFile
     from ..search.fulltext import Intake
 
-FORMAT: Final = "2"
+FORMAT: Final = "3"
 """Of an index; one of another format is built anew."""
 
 SMALL_SESSIONS: Final = 200
@@ -520,7 +520,7 @@ class _Gathering:
                     goes_on, identity, start = False, None, 0
                     continue
             self.rest.append(Lines(session_id, reset, part.identity, lines, task.log_stamp))
-            self._size += sum(len(line) + 200 for _, line in lines)
+            self._size += part.end - part.start + 200 * len(lines)
             first = False
             yield self._size >= _BATCH_BYTES
             if not part.more:

@@ -39,6 +39,7 @@ CREATE TABLE messages (
     id INTEGER PRIMARY KEY, session INTEGER, position INTEGER, offset INTEGER, length INTEGER, moment INTEGER,
     role TEXT, highest INTEGER, tokens INTEGER, text TEXT
 ) STRICT;
+CREATE INDEX late_messages ON messages (id) WHERE NOT highest;
 CREATE TABLE notes (
     id INTEGER PRIMARY KEY, session INTEGER, kind TEXT, filename TEXT, moment INTEGER, tokens INTEGER, text TEXT
 ) STRICT;
@@ -90,6 +91,8 @@ class IndexFile:
         """Grows when the file turns out to be another one, so that nothing known of it counts any more."""
         self.counts: dict[str, tuple[int, int, int]] = {}
         """How many messages hold a term, by its expression: see `fulltext.py`."""
+        self.totals: tuple[object, tuple[int, int]] | None = None
+        """How many texts and tokens there are, after what makes it so."""
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None
         self._inode: tuple[int, int] | None = None
@@ -173,6 +176,7 @@ class IndexFile:
         self.generation += 1
         self.seen = self.listed = None
         self.counts.clear()
+        self.totals = None
         self.pages.clear()
 
     def _open(self) -> sqlite3.Connection:

@@ -7,6 +7,10 @@ Messages get ids in the order in which they are taken in, sorted by time as far 
 it is newer than all with lower ids; so going down the ids, the newest N are known as soon as N were seen, the last of
 which is no newer than a message that is highest. Everything that came in its order is highest, and what came late
 costs a longer way and no wrong answer.
+
+The row of a message in FTS5 has the message's id with the grade of its length behind: a text of up to 63 tokens has a
+grade of its own, longer ones share theirs with some of nearly the same length. So how relevant a match can be at most
+is known without a look at the table, which takes most of the time that a word in few messages needs.
 """
 
 from __future__ import annotations
@@ -21,16 +25,39 @@ import msgspec
 from .. import codec
 from ..backends.base import logger
 from ..errors import IntegrityError, ValidationError
-from ..models import microseconds, parse_timestamp
 from .database import SESSION_INDEX, IndexFile
 from .query import Measure, Query, Relevance, Term, tokenise
-from .texts import Filters, Found, Lines, Log, Meta, Notes, line_hash, message_text
+from .texts import Filters, Found, Lines, Log, Meta, Notes, line_hash, message_text, moment_of
 
 RANKED: Final = 2000
 """The newest matches that are put in order of relevance; older ones follow them, newest first."""
 
+_GRADE_BITS = 7
+_BANDS = ((64, 4), (128, 8), (256, 16), (512, 32))
+"""From so many tokens on, so many lengths share a grade; the last grade has all that is longer, too."""
+_SHORTEST = [*range(_BANDS[0][0]), *(first + number * width for first, width in _BANDS for number in range(16))]
+"""The least number of tokens, by grade."""
+_ROW = (
+    f"(id << {_GRADE_BITS} | CASE WHEN tokens < {_BANDS[0][0]} THEN tokens "
+    + " ".join(
+        f"WHEN tokens < {2 * first} THEN {64 + 16 * number} + (tokens - {first}) / {width}"
+        for number, (first, width) in enumerate(_BANDS)
+    )
+    + f" ELSE {len(_SHORTEST) - 1} END)"
+)
+"""The row in FTS5 of a row of `messages`."""
+_JOINED = f"words CROSS JOIN messages AS m ON m.id = words.rowid >> {_GRADE_BITS}"
+
+_MANY = 30_000
+"""FTS5 goes through all matches before it ranks the first; where there are more, reading texts takes less time."""
+_MANY_LATE = 1000
+
 _REMEMBERED_COUNTS = 1000
 _COLUMNS = "m.session, m.position, m.offset, m.length, m.moment, m.role, m.highest, m.tokens, m.text"
+
+
+_Score = Callable[[int, str], float]
+"""Makes a score of a text's number of tokens and its tokens."""
 
 
 # --- what is known ---------------------------------------------------------------------------------------
@@ -73,25 +100,27 @@ class Intake:
         self._metadata = metadata
         self._fresh = fresh
         if fresh:
+            connection.execute("PRAGMA temp.page_size = 65536")  # it is written and read in order: fewer system calls
             connection.execute("CREATE TEMP TABLE incoming AS SELECT * FROM messages")
             for table in ("words", "note_words"):
                 connection.execute(f"INSERT INTO {table} ({table}, rank) VALUES ('hashsize', 33554432)")
 
     def take(self, pieces: Iterable[Lines | Notes]) -> None:
         """Take in lines and notes; of one log in their order."""
-        rows: list[tuple[Any, ...]] = []
+        rows: dict[int, list[tuple[Any, ...]]] = {}  # by the number of the log
         for piece in pieces:
-            if isinstance(piece, Lines):
-                number, new = self._lines(piece)
-                if piece.reset:
-                    rows = [row for row in rows if row[0] != number]
-                rows += new
-            else:
+            if isinstance(piece, Notes):
                 self._notes(piece)
-        if self._fresh:
-            self._connection.executemany("INSERT INTO incoming VALUES (NULL, ?, ?, ?, ?, ?, ?, NULL, ?, ?)", rows)
-        elif rows:
-            self._insert(rows)
+                continue
+            number, new = self._lines(piece)
+            if self._fresh:  # at once, while they are in the processor's cache
+                self._connection.executemany("INSERT INTO incoming VALUES (NULL, ?, ?, ?, ?, ?, ?, NULL, ?, ?)", new)
+                continue
+            if piece.reset:
+                rows.pop(number, None)
+            rows.setdefault(number, []).extend(new)
+        if any(rows.values()):
+            self._insert([row for some in rows.values() for row in some])
 
     def finish(self) -> None:
         """Put what a fresh index was given in its order."""
@@ -102,7 +131,7 @@ class Intake:
             "ORDER BY i.moment, logs.session_id, i.position"
         )
         connection.execute("DROP TABLE incoming")
-        connection.execute("INSERT INTO words (rowid, text) SELECT id, text FROM messages ORDER BY id")
+        connection.execute(f"INSERT INTO words (rowid, text) SELECT {_ROW}, text FROM messages ORDER BY id")
         peak = connection.execute(
             "SELECT moment, session_id, position FROM messages JOIN logs ON number = session WHERE highest "
             "ORDER BY id DESC LIMIT 1"
@@ -137,11 +166,11 @@ class Intake:
         for offset, line in piece.lines:
             try:
                 message = codec.decode_line(line)
-            except IntegrityError:  # what reads the log has passed it over for certain
+            except IntegrityError:  # what reads the log passes it over, and says so
                 continue
             tokens = tokenise(message_text(message, content=self._content, metadata=self._metadata))
             try:
-                moment: int | None = microseconds(parse_timestamp(message.timestamp))
+                moment: int | None = moment_of(message.timestamp)
             except ValidationError as error:
                 moment = None
                 self._timeless(f"The message {message.id!r} of session {piece.session_id!r}", error)
@@ -181,7 +210,9 @@ class Intake:
                 peak = key
             placed.append((number, *row[:6], highest, *row[6:]))
         connection.executemany("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", placed)
-        connection.executemany("INSERT INTO words (rowid, text) VALUES (?, ?)", ((row[0], row[9]) for row in placed))
+        connection.execute(
+            f"INSERT INTO words (rowid, text) SELECT {_ROW}, text FROM messages WHERE id >= ? ORDER BY id", (first,)
+        )
         write_meta(connection, peak=_peak(peak))
 
     def _remove_messages(self, log: Log) -> None:
@@ -193,7 +224,7 @@ class Intake:
         self._connection.execute(SESSION_INDEX)
         self._connection.execute(
             "INSERT INTO words (words, rowid, text) "
-            "SELECT 'delete', id, text FROM messages WHERE session = ? ORDER BY id",
+            f"SELECT 'delete', {_ROW}, text FROM messages WHERE session = ? ORDER BY id",
             (log.number,),
         )
         self._connection.execute("DELETE FROM messages WHERE session = ?", (log.number,))
@@ -205,7 +236,7 @@ class Intake:
         for note in piece.notes:
             tokens = tokenise(note.text)
             try:
-                moment: int | None = microseconds(parse_timestamp(note.timestamp))
+                moment: int | None = moment_of(note.timestamp)
             except ValidationError as error:
                 moment = None
                 self._timeless(f"The {note.kind} of session {piece.session_id!r}", error)
@@ -253,6 +284,7 @@ class _Finder:
         self._connection = connection
         self._query = query
         self._filters = filters
+        self._meta = read_meta(connection)
         self._log: Log | None = None
         self._names: dict[int, str] = {}
 
@@ -301,7 +333,7 @@ class _Finder:
         filters = self._filters
         if (filters.roles, filters.since, filters.until) != (None, None, None):
             return False
-        return not read_meta(self._connection).timeless
+        return not self._meta.timeless
 
     def _matching(self, columns: str) -> sqlite3.Cursor:
         """Select matching messages, the one that was taken in last first; `since` is the caller's to look at."""
@@ -318,8 +350,7 @@ class _Finder:
             conditions.append("m.moment < ?")
             values.append(filters.until)
         return self._connection.execute(
-            f"SELECT {columns} FROM words CROSS JOIN messages AS m ON m.id = words.rowid "
-            f"WHERE {' AND '.join(conditions)} ORDER BY words.rowid DESC",
+            f"SELECT {columns} FROM {_JOINED} WHERE {' AND '.join(conditions)} ORDER BY words.rowid DESC",
             values,
         )
 
@@ -387,15 +418,25 @@ class _Finder:
         None if there are more than are ranked, and some of them came late, so that the newest have to be found first.
         """
         notes = self._notes() if self._filters.kinds - {"message"} else []
-        rows = self._matching("m.tokens, m.text, m.highest, m.id").fetchmany(RANKED)
-        in_order = all(row[2] for row in rows)
-        complete = len(rows) < RANKED
-        if (not in_order and not complete) or (notes and len(rows) + len(notes) > RANKED):
+        graded = self._graded()
+        read = [] if graded is not None else self._matching("m.tokens, m.text, m.highest, m.id").fetchmany(RANKED)
+        number = len(read if graded is None else graded)
+        complete = number < RANKED
+        if (not complete and not all(row[2] for row in read)) or (notes and number + len(notes) > RANKED):
             return None
-        score = self._scoring(len(rows) + len(notes) if complete and self._is_everything else None)
+        score = self._scoring(number + len(notes) if complete and self._is_everything else None)
+        found = self._best_read(read, score, count) if graded is None else self._best_graded(graded, score, count)
+        for item in notes:
+            item.score = score(item.tokens, item.text)
+        found += notes
+        found.sort(key=lambda item: (item.score, item.key), reverse=True)
+        return found[:count]
+
+    def _best_read(self, rows: list[tuple[Any, ...]], score: _Score, count: int) -> list[Found]:
+        """Return the most relevant of messages of which tokens, text, `highest` and id were read."""
         scores = list(map(score, [row[0] for row in rows], [row[1] for row in rows]))
         order = sorted(range(len(rows)), key=scores.__getitem__, reverse=True)  # of equal ones the first stays first
-        if in_order or len(order) <= count:
+        if len(order) <= count or all(row[2] for row in rows):
             chosen = order[:count]
         else:
             least = scores[order[count - 1]]
@@ -405,11 +446,60 @@ class _Finder:
             item = self._at(rows[number][3])
             item.score = scores[number]
             found.append(item)
-        for item in notes:
-            item.score = score(item.tokens, item.text)
-        found += notes
-        found.sort(key=lambda item: (item.score, item.key), reverse=True)
-        return found[:count]
+        return found
+
+    def _graded(self) -> list[tuple[int, float]] | None:
+        """Return the newest matches, newest first, as rows of FTS5 with its rank; None if that does not tell enough.
+
+        This FTS5 knows no lengths, so two messages have the same rank if a single term is in both equally often.
+        """
+        filters = self._filters
+        if len(self._query.terms) > 1 or self._log is not None or (filters.roles, filters.until) != (None, None):
+            return None
+        match = expression(self._query.terms)
+        if self._counted(match) > _MANY:
+            return None
+        rows = self._connection.execute(
+            "SELECT rowid, bm25(words) FROM words WHERE words MATCH ? ORDER BY rowid DESC LIMIT ?", (match, RANKED)
+        ).fetchall()
+        late = self._connection.execute(
+            "SELECT id FROM messages WHERE NOT highest AND id >= ? LIMIT ?",
+            (rows[-1][0] >> _GRADE_BITS if rows else 0, _MANY_LATE),
+        ).fetchall()
+        if late and (
+            len(late) == _MANY_LATE or not {row >> _GRADE_BITS for row, _ in rows}.isdisjoint(row[0] for row in late)
+        ):
+            return None
+        return rows
+
+    def _best_graded(self, rows: list[tuple[int, float]], score: _Score, count: int) -> list[Found]:
+        """Return the most relevant of messages; the text is read of those only that can be among them."""
+        alike: dict[tuple[float, int], list[int]] = {}
+        grades = len(_SHORTEST) - 1
+        for row, rank in rows:
+            alike.setdefault((rank, row & grades), []).append(row >> _GRADE_BITS)
+        texts: dict[float, str] = {}
+        bounds = []
+        for (rank, grade), ids in alike.items():
+            if rank not in texts:
+                texts[rank] = self._at(ids[0]).text
+            bounds.append((score(_SHORTEST[grade], texts[rank]), grade, ids))
+        bounds.sort(key=lambda bound: bound[0], reverse=True)
+        found: list[Found] = []
+        best: list[float] = []  # a heap of the highest scores
+        for most, grade, ids in bounds:
+            if len(best) == count and best[0] > most:
+                break
+            # Of messages of one length those that come first will do.
+            for number in ids[:count] if grade < _BANDS[0][0] else ids:
+                item = self._at(number)
+                item.score = score(item.tokens, item.text)
+                found.append(item)
+                if len(best) < count:
+                    heapq.heappush(best, item.score)
+                else:
+                    heapq.heappushpop(best, item.score)
+        return found
 
     def _rank(self, found: Iterable[Found], *, known: int | None) -> None:
         """Give texts their score; `known` is how many texts match the query, if that is known."""
@@ -417,7 +507,7 @@ class _Finder:
         for item in found:
             item.score = score(item.tokens, item.text)
 
-    def _scoring(self, known: int | None) -> Callable[[int, str], float]:
+    def _scoring(self, known: int | None) -> _Score:
         """Return what makes a score of a text's number of tokens and its tokens."""
         query = self._query
         texts, tokens = self._totals()
@@ -439,21 +529,29 @@ class _Finder:
         if len(query.terms) > 1:
             return score
         needle = query.terms[0].needle
-        once: dict[int, float] = {}
+        known_scores: dict[tuple[int, int], float] = {}
 
         def score_of_one(length: int, text: str) -> float:
             lined_up = f" {text} "
-            if lined_up.find(needle, lined_up.find(needle) + 1) >= 0:
-                return score(length, text)
-            found = once.get(length)
+            frequency, place = 0, lined_up.find(needle)
+            while place >= 0:
+                frequency += 1
+                place = lined_up.find(needle, place + 1)
+            found = known_scores.get((length, frequency))
             if found is None:
-                found = once[length] = score(length, text)
+                found = known_scores[length, frequency] = relevance.score(Measure(length, (frequency,)))
             return found
 
-        return score_of_one  # the usual case: one word, once in each of thousands of texts
+        return score_of_one  # the usual case: one word in thousands of texts
 
     def _totals(self) -> tuple[int, int]:
-        """Return the number of texts that are compared, and of their tokens."""
+        """Return the number of texts that are compared, and of their tokens; the last answer is remembered."""
+        asked = (self._meta.version, self._filters.kinds, self._filters.session_id)
+        if self._file.totals is None or self._file.totals[0] != asked:
+            self._file.totals = (asked, self._summed())
+        return self._file.totals[1]
+
+    def _summed(self) -> tuple[int, int]:
         texts = tokens = 0
         where, values = ("WHERE number = ?", (self._log.number,)) if self._log is not None else ("", ())
         if "message" in self._filters.kinds:
@@ -483,8 +581,7 @@ class _Finder:
                 count = self._counted(match)
             else:
                 count = self._connection.execute(
-                    "SELECT count(*) FROM words CROSS JOIN messages AS m ON m.id = words.rowid "
-                    "WHERE words MATCH ? AND m.session = ?",
+                    f"SELECT count(*) FROM {_JOINED} WHERE words MATCH ? AND m.session = ?",
                     (match, self._log.number),
                 ).fetchone()[0]
         if self._filters.kinds - {"message"}:
@@ -502,14 +599,14 @@ class _Finder:
     def _counted(self, match: str) -> int:
         """Count a term in all messages; what was counted once is counted on from there."""
         counts = self._file.counts
-        deletions = read_meta(self._connection).deletions
+        deletions = self._meta.deletions
         highest = self._connection.execute("SELECT coalesce(max(id), 0) FROM messages").fetchone()[0]
         known, until, count = counts.get(match, (deletions, 0, 0))
         if known != deletions or until > highest:
             until = count = 0
         if until < highest:
             count += self._connection.execute(
-                "SELECT count(*) FROM words WHERE words MATCH ? AND rowid > ?", (match, until)
+                "SELECT count(*) FROM words WHERE words MATCH ? AND rowid >= ?", (match, (until + 1) << _GRADE_BITS)
             ).fetchone()[0]
             if len(counts) >= _REMEMBERED_COUNTS:
                 counts.clear()

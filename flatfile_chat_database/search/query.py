@@ -194,16 +194,18 @@ class _Spacing(dict[int, str]):
 
 _KINDS = _Kinds()
 _SPACING = _Spacing()
-_ASCII_SPACING: Final = bytes(code if chr(code).isalnum() and code < 0x80 else 0x20 for code in range(256))
+_ASCII_SPACING: Final = bytes(
+    ord(chr(code).lower()) if code < 0x80 and chr(code).isalnum() else 0x20 for code in range(256)
+)
 
 
 def tokenise(text: str) -> list[str]:
     """Return the tokens of a text."""
-    return _split(normalise(text))
+    return _split(text if text.isascii() else normalise(text))
 
 
 def _split(normal: str) -> list[str]:
-    """Return the tokens of normalised text."""
+    """Return the tokens of text that is normalised, or only ASCII."""
     if normal.isascii():  # half the time of the other way, and the usual case
         tokens = normal.encode().translate(_ASCII_SPACING).decode().split()
     else:
@@ -359,6 +361,10 @@ class Query:
 
         The first is the one whose last token comes first.
         """
+        if len(self.terms) == 1 and text.isascii():
+            [term] = self.terms
+            if len(term.tokens) == 1 and not term.prefix and len(term.tokens[0]) < MAX_WORD:
+                return _words(term.tokens[0], text.lower())
         by_last: dict[str, list[Term]] = {}
         for term in self.terms:
             by_last.setdefault("" if term.prefix else term.tokens[-1], []).append(term)
@@ -492,6 +498,18 @@ def _spans(text: str) -> Iterator[tuple[str, int, int]]:
                 yield characters, start, end
     if word:
         yield "".join(word)[:MAX_WORD], word_start, word_end
+
+
+def _words(word: str, text: str) -> list[tuple[int, int]]:
+    """Return where a word that is not too long is in normalised ASCII text, in a tenth of the time of `_spans`."""
+    found = []
+    start = text.find(word)
+    while start >= 0:
+        end = start + len(word)
+        if not (text[end : end + 1].isalnum() or (start and text[start - 1].isalnum())):
+            found.append((start, end))
+        start = text.find(word, end)
+    return found
 
 
 def _merge(spans: Iterable[tuple[int, int]]) -> list[tuple[int, int]]:

@@ -6,7 +6,6 @@ import errno
 import time
 from collections.abc import Sequence
 
-from ... import codec
 from ...models import new_id
 from ..base import LogPart
 from .files import Files
@@ -46,7 +45,7 @@ def read_part(files: Files, path: str, key: str, identity: str | None, start: in
         if found != identity or start > size:
             start = 0
         run = next(scan_lines(files, descriptor, start, size, _PART_BYTES), [])
-        lines = [(offset, line) for offset, _, line in run if line is not None and codec.line_id(line) is not None]
+        lines = [(offset, line) for offset, _, line in run if line is not None]
         end = run[-1][1] if run else start
         return LogPart(found, start, end, lines, more=end < size)
     finally:
