@@ -123,6 +123,7 @@ class TestSixMethods(BackendContract):
         return list(self.data)
 
 
+@pytest.mark.disk
 class TestFlatfile(BackendContract):
     """Files, looked at with plain Python."""
 
