@@ -15,6 +15,8 @@ COVERED := layout.py codec.py records/* backends/flatfile/*
 FLOOR := 95
 
 JOBS ?= 2
+# Whoever has finished takes over half of what another one has left, so that none is idle while there is work.
+SPREAD = -n $(JOBS) --dist worksteal
 ARGS ?=
 
 # $(call find,3.12): a command that runs this Python, or nothing. It is run to know: a version manager leaves commands
@@ -69,7 +71,7 @@ demo: $(VENV)/.stamp ## see it work: a small chat store, made, searched and chec
 
 test: check ## everything CI runs: check, the whole suite, and the suite on every other Python present
 	@echo "== Python $$($(BIN)/python -c 'import platform; print(platform.python_version())'): the whole suite"
-	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	@$(BIN)/python -m pytest $(SPREAD) $(ARGS)
 	@$(foreach version,$(OTHERS),$(MAKE) --no-print-directory suite-$(version) &&) true
 	@$(if $(ARGS),true,$(MAKE) --no-print-directory suite-bench)
 
@@ -78,7 +80,7 @@ suite-%:
 	@$(if $(call find,$*), \
 	    echo "== Python $*: the suite without its slow tests" \
 	    && $(MAKE) --no-print-directory $(VENV)-$*/.stamp \
-	    && $(VENV)-$*/bin/python -m pytest -n $(JOBS) -m "not slow" $(ARGS), \
+	    && $(VENV)-$*/bin/python -m pytest $(SPREAD) -m "not slow" $(ARGS), \
 	    echo "== Python $*: NOT PRESENT on this machine, so it was NOT TESTED")
 
 # Only a step of `test`: every scenario of the benchmarks with every peer, in a few seconds; the figures mean nothing.
@@ -102,7 +104,7 @@ docs: $(VENV)/.stamp ## write the generated pages of docs/
 
 coverage: $(VENV)/.stamp ## the whole suite with coverage; the parts that can lose data need 95 %
 	@rm -f .coverage .coverage.*
-	@$(BIN)/coverage run -m pytest -n $(JOBS) $(ARGS)
+	@$(BIN)/coverage run -m pytest $(SPREAD) $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 	@low=""; for part in $(foreach part,$(COVERED),'$(part)'); do \
