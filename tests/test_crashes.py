@@ -162,6 +162,7 @@ def test_nothing_goes_wrong_on_a_disk_that_keeps_the_order_of_names_either(opera
     examine(laboratory, scenarios.alone(CLOSED, (operation, work.ADD, work.UPDATE_SESSION)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", work.OPERATIONS, ids=lambda operation: operation.name)
 def test_the_level_normal_loses_the_end_and_leaves_no_holes(operation: Operation) -> None:
     # On a disk that keeps the order of names, as ext4 does: others may keep a later append and lose an earlier one,
@@ -281,6 +282,7 @@ EXPOSING: dict[str, tuple[Callable[[], Iterable[Found]], Callable[[], Laboratory
 """What shows that a rule was left out, where the plain workloads do not."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mutants.RULES)
 def test_a_rule_of_the_journal_that_is_left_out_is_caught(name: str) -> None:
     trials, laboratory = EXPOSING.get(name, (plain, lambda: Laboratory(FLATFILE, most=10, stop=True)))

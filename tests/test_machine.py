@@ -61,5 +61,6 @@ def test_flat_files_at_the_level_normal_answer_as_memory_does() -> None:
     run_state_machine_as_test(NormalMachine, settings=settings(SETTINGS, max_examples=40))
 
 
-def test_six_methods_answer_as_memory_does() -> None:
-    run_state_machine_as_test(SixMethodsMachine, settings=settings(SETTINGS, max_examples=20))
+@pytest.mark.parametrize("examples", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_six_methods_answer_as_memory_does(examples: int) -> None:
+    run_state_machine_as_test(SixMethodsMachine, settings=settings(SETTINGS, max_examples=examples))
