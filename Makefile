@@ -15,6 +15,8 @@ COVERED := layout.py codec.py records/* backends/flatfile/*
 FLOOR := 95
 
 JOBS ?= 2
+# Whoever has finished takes over half of what another one has left, so that none is idle while there is work.
+SPREAD = -n $(JOBS) --dist worksteal
 ARGS ?=
 
 # $(call find,3.12): a command that runs this Python, or nothing. It is run to know: a version manager leaves commands
@@ -31,9 +33,11 @@ VENV := .venv
 BIN := $(VENV)/bin
 BENCH := .venv-bench
 
-# $(call environment,PYTHON,FOLDER): a new virtual environment with all that requirements.lock names, and this package.
+# $(call environment,PYTHON,FOLDER,LOCK): a new virtual environment with all that a lock file names, and this package.
 # Debian keeps venv in a package of its own, so a first failure is mended when we may. The folder is removed first:
 # leftovers of another Python or another lock would be a different environment from everybody else's.
+# Where the first environment is there its uv installs in a few seconds what takes pip a minute. It does not read pip's
+# configuration, though: where packages come from elsewhere, pip gets them.
 define environment
 @echo "== environment $(2): $$($(1) --version 2>&1)"
 @$(1) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || { \
@@ -49,8 +53,8 @@ define environment
         echo "$(1) cannot make virtual environments. On Debian or Ubuntu, as root: apt-get install python3-venv python3-pip"; \
         exit 1; \
     fi && $(1) -m venv $(2); }
-@$(2)/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 --require-hashes \
-    -r requirements.lock
+@{ [ $(2) != $(VENV) ] && $(BIN)/uv pip install --quiet --python $(2) --require-hashes -r $(3); } || \
+    $(2)/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 --require-hashes -r $(3)
 @$(2)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 @$(2)/bin/python -m pip check
 @touch $(2)/.stamp
@@ -67,7 +71,7 @@ demo: $(VENV)/.stamp ## see it work: a small chat store, made, searched and chec
 
 test: check ## everything CI runs: check, the whole suite, and the suite on every other Python present
 	@echo "== Python $$($(BIN)/python -c 'import platform; print(platform.python_version())'): the whole suite"
-	@$(BIN)/python -m pytest -n $(JOBS) $(ARGS)
+	@$(BIN)/python -m pytest $(SPREAD) $(ARGS)
 	@$(foreach version,$(OTHERS),$(MAKE) --no-print-directory suite-$(version) &&) true
 	@$(if $(ARGS),true,$(MAKE) --no-print-directory suite-bench)
 
@@ -76,7 +80,7 @@ suite-%:
 	@$(if $(call find,$*), \
 	    echo "== Python $*: the suite without its slow tests" \
 	    && $(MAKE) --no-print-directory $(VENV)-$*/.stamp \
-	    && $(VENV)-$*/bin/python -m pytest -n $(JOBS) -m "not slow" $(ARGS), \
+	    && $(VENV)-$*/bin/python -m pytest $(SPREAD) -m "not slow" $(ARGS), \
 	    echo "== Python $*: NOT PRESENT on this machine, so it was NOT TESTED")
 
 # Only a step of `test`: every scenario of the benchmarks with every peer, in a few seconds; the figures mean nothing.
@@ -100,7 +104,7 @@ docs: $(VENV)/.stamp ## write the generated pages of docs/
 
 coverage: $(VENV)/.stamp ## the whole suite with coverage; the parts that can lose data need 95 %
 	@rm -f .coverage .coverage.*
-	@$(BIN)/coverage run -m pytest -n $(JOBS) $(ARGS)
+	@$(BIN)/coverage run -m pytest $(SPREAD) $(ARGS)
 	@$(BIN)/coverage combine --quiet
 	@$(BIN)/coverage report
 	@low=""; for part in $(foreach part,$(COVERED),'$(part)'); do \
@@ -134,19 +138,10 @@ clean: ## remove environments, caches and everything else that was made here
 	@find . -name __pycache__ -type d -prune -exec rm -rf {} +
 
 $(VENV)/.stamp: requirements.lock pyproject.toml
-	$(call environment,$(PYTHON),$(VENV))
+	$(call environment,$(PYTHON),$(VENV),requirements.lock)
 
-$(VENV)-%/.stamp: requirements.lock pyproject.toml
-	$(call environment,$(call find,$*),$(VENV)-$*)
+$(VENV)-%/.stamp: requirements.lock pyproject.toml | $(VENV)/.stamp
+	$(call environment,$(call find,$*),$(VENV)-$*,requirements.lock)
 
-# The peers bring many packages, for which uv takes three seconds and pip more than a minute. uv does not read pip's
-# configuration, though: where packages come from elsewhere, pip gets them.
 $(BENCH)/.stamp: requirements-bench.lock pyproject.toml | $(VENV)/.stamp
-	@echo "== environment $(BENCH)"
-	@rm -rf $(BENCH)
-	@$(BIN)/python -m venv $(BENCH)
-	@$(BIN)/uv pip install --quiet --python $(BENCH) --require-hashes -r requirements-bench.lock || \
-	    $(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r requirements-bench.lock
-	@$(BENCH)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
-	@$(BENCH)/bin/python -m pip check
-	@touch $@
+	$(call environment,$(BIN)/python,$(BENCH),requirements-bench.lock)

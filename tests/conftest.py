@@ -2,6 +2,8 @@
 
 - `storage` and `make_storage` run a test once for each backend; `flat_storage` and `flat_config` on flat files only.
 - After the test every store is closed, and checked unless the test is marked `damage`.
+- Flushes return at once unless the test is marked `disk`: power does not fail here, so nobody can tell. They are
+  counted, and made to fail, as ever. What other processes do is not touched.
 - A test that blocks the event loop inside the package fails (`blockbuster`). What a test does by itself, such as a look
   at a file, is not watched: only calls that come through a module of the package count, and `testing/`, which reaches
   the medium by a back door on purpose, is no such module.
@@ -60,8 +62,23 @@ def _guard() -> BlockBuster:
     return guard
 
 
+_look_at = os.fstat  # not the watched one
+
+
+def _flush(descriptor: int) -> None:
+    _look_at(descriptor)  # which must be open, as for a real flush
+
+
 @pytest.fixture(autouse=True)
-def blocking_the_loop_fails() -> Iterator[BlockBuster]:
+def nobody_waits_for_the_disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let flushes in this process return at once."""
+    if request.node.get_closest_marker("disk") is None:
+        monkeypatch.setattr(os, "fsync", _flush)
+        monkeypatch.setattr(os, "fdatasync", _flush)
+
+
+@pytest.fixture(autouse=True)
+def blocking_the_loop_fails(nobody_waits_for_the_disk: None) -> Iterator[BlockBuster]:
     """Raise BlockingError from a blocking call of the package on an event loop's thread."""
     guard = _guard()
     guard.activate()

@@ -109,8 +109,12 @@ def context() -> ForkServerContext:
     return chosen
 
 
-def run(folder: Path, *, kills: int, seed: int, longest_seconds: float = 0.4, durability: str = "full") -> Report:
-    """Kill a writer `kills` times and look each time whether all that it acknowledged is there."""
+def run(folder: Path, *, kills: int, seed: int, each: int = 650, durability: str = "full") -> Report:
+    """Kill a writer `kills` times and look each time whether all that it acknowledged is there.
+
+    Each kill comes after a number of acknowledgements that is drawn, `each` on average and a fifth where messages are
+    large: what is proved does not depend on the speed of the machine.
+    """
     report = Report(problems=[])
     dice = random.Random(seed)
     starting = context()
@@ -127,7 +131,8 @@ def run(folder: Path, *, kills: int, seed: int, longest_seconds: float = 0.4, du
             process.start()
             os.close(writing)
             logs = list(store.glob("users/ada/*/messages.jsonl")) if is_tearing(cycle) else []
-            acknowledged += _collect(reading, process.pid or 0, dice.uniform(0.05, longest_seconds), logs)
+            least = dice.randint(1, 2 * each // (5 if is_tearing(cycle) else 1))
+            acknowledged += _collect(reading, process.pid or 0, least, dice.uniform(0, 0.01), logs)
             process.join()
             report.kills += 1
             torn = [path for path in store.glob("users/ada/*/messages.jsonl") if _ends_in_half(path)]
@@ -166,12 +171,13 @@ def _child(folder: str, cycle: int, seed: int, pipe: _Handle, durability: str) -
     write_until_killed(folder, cycle, seed, pipe.take(), durability)
 
 
-def _collect(reading: int, process: int, seconds: float, logs: list[Path]) -> list[str]:
-    """Read acknowledgements; kill the process some time after the first; return them all.
+def _collect(reading: int, process: int, least: int, seconds: float, logs: list[Path]) -> list[str]:
+    """Read acknowledgements; kill the process some time after there are `least`; return them all.
 
     If `logs` are given the kill waits for the moment that one of them ends in half a line, but not for ever.
     """
     text = b""
+    count = 0
     deadline = None
     killed = False
     os.set_blocking(reading, False)
@@ -181,7 +187,9 @@ def _collect(reading: int, process: int, seconds: float, logs: list[Path]) -> li
             if not piece:
                 break
             text += piece
-            deadline = deadline or time.monotonic() + seconds
+            count += piece.count(b"\n")
+            if deadline is None and count >= least:
+                deadline = time.monotonic() + seconds
         except BlockingIOError:
             if deadline is None or killed or time.monotonic() < deadline:
                 time.sleep(0.0005)

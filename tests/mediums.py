@@ -22,6 +22,7 @@ from flatfile_chat_database.storage import StorageManager
 from .damage import OTHER_SESSION, PANEL, REPORT, SESSION, USER, build
 
 NOBODY = 65534
+OWN = Layout(StorageConfig())
 
 Change = Callable[[StorageManager], Awaitable[object]]
 
@@ -63,7 +64,7 @@ REMOVALS: dict[str, Change] = {
 def files(root: Path) -> dict[str, bytes]:
     """Return every file below a folder, temporary ones too, but for the backend's own."""
     found = {str(path.relative_to(root)): path.read_bytes() for path in root.rglob("*") if path.is_file()}
-    return {name: data for name, data in found.items() if not Layout(StorageConfig()).is_own(name)}
+    return {name: data for name, data in found.items() if not OWN.is_own(name)}
 
 
 async def expect_refused(storage: StorageManager, root: Path, changes: dict[str, Change]) -> None:

@@ -72,7 +72,7 @@ def main() -> int:
     if options.kills:
         began = time.monotonic()
         with tempfile.TemporaryDirectory(prefix="chatdb-soak-") as folder:
-            report = kills.run(Path(folder), kills=options.kills, seed=options.seed)
+            report = kills.run(Path(folder), kills=options.kills, seed=options.seed, each=1500)
         print(f"{report} in {time.monotonic() - began:.0f} s")
         problems += report.problems or []
     if options.states:

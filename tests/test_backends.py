@@ -49,6 +49,9 @@ class TestMemory(BackendContract):
         return list(self.data)
 
 
+OWN = Layout(StorageConfig())
+
+
 class SixMethods(StorageBackend):
     """The least that a backend must do: the six methods, each of which gives way to other coroutines."""
 
@@ -123,6 +126,7 @@ class TestSixMethods(BackendContract):
         return list(self.data)
 
 
+@pytest.mark.disk
 class TestFlatfile(BackendContract):
     """Files, looked at with plain Python."""
 
@@ -154,7 +158,7 @@ class TestFlatfile(BackendContract):
 
     def peek_keys(self) -> list[str]:
         paths = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if not path.is_dir())
-        return sorted(path for path in paths if not Layout(StorageConfig()).is_own(path))
+        return sorted(path for path in paths if not OWN.is_own(path))
 
     def is_untouched(self) -> bool:
         return not self.root.exists()

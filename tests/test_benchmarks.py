@@ -23,6 +23,8 @@ from flatfile_chat_database import StorageManager
 from flatfile_chat_database.check import check
 from flatfile_chat_database.codec import decode_message
 
+pytestmark = pytest.mark.slow  # the benchmarks are run on the main Python only
+
 QUICK = "--quick measures nothing that --{} could use"
 
 

@@ -159,6 +159,7 @@ async def test_the_program_on_the_page_runs(make_storage: "MakeStorage", capsys:
     assert "The store is clean." in capsys.readouterr().out
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sample", [sample for sample in EVERYWHERE if sample.repaired], ids=str)
 async def test_a_repaired_store_goes_on(make_storage: "MakeStorage", store_path: Path, sample: Sample) -> None:
     backend = await prepared(make_storage, sample, store_path)

@@ -393,6 +393,7 @@ def _arguments(case: Callable[..., object], caplog: pytest.LogCaptureFixture) ->
     return [arguments for arguments in given if arguments.keys() == wanted]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("mutant", MUTANTS)
 def test_a_backend_that_breaks_a_rule_is_caught(mutant: str, caplog: pytest.LogCaptureFixture) -> None:
     name, method = MUTANTS[mutant]

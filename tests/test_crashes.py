@@ -19,10 +19,10 @@ from flatfile_chat_database.testing import workloads as work
 from flatfile_chat_database.testing.crashes import Trace, states
 from flatfile_chat_database.testing.disk import Disk
 from flatfile_chat_database.testing.histories import Operation
-from flatfile_chat_database.testing.inline import open_flatfile
+from flatfile_chat_database.testing.inline import OpenStore, open_flatfile
 from flatfile_chat_database.testing.scenarios import Bench, Found
 from flatfile_chat_database.testing.simulated import SimulatedFiles
-from flatfile_chat_database.testing.trials import Laboratory
+from flatfile_chat_database.testing.trials import Laboratory, Observation
 
 from . import mutants, toys
 
@@ -76,6 +76,15 @@ def record(record_property: Callable[[str, object], None]) -> Record:
     return lambda digests: record_property("crash_states", "".join(digest.hex() for digest in digests))
 
 
+OBSERVED: dict[OpenStore, dict[bytes, Observation | str]] = {FLATFILE: {}, FOLDING: {}, NORMAL: {}}
+"""What was found in states, of which many come up in several tests. Not for a store that was spoiled on purpose."""
+
+
+def sharing(open_store: OpenStore, **options: Any) -> Laboratory:
+    """Return a laboratory that opens no state that another one of these has opened."""
+    return Laboratory(open_store, observed=OBSERVED[open_store], **options)
+
+
 def examine(laboratory: Laboratory, trials: Iterable[Found], record: Record | None = None) -> None:
     """Check trials; fail with the first state that no crash may leave."""
     for name, trial, first in trials:
@@ -98,7 +107,7 @@ def test_nothing_is_lost_or_made_up_whenever_power_fails(start: str, operation: 
     dice = random.Random(f"{start} {operation.name}")
     others = work.OPERATIONS
     longer = [(operation, *(dice.choice(others) for _ in range(1 + number % 2))) for number in range(2 * LONGER)]
-    laboratory = Laboratory(FLATFILE, most=MOST)
+    laboratory = sharing(FLATFILE, most=MOST)
     for operations in [(operation,), *longer]:
         examine(laboratory, scenarios.alone(STARTS[start], operations), record)
 
@@ -108,13 +117,13 @@ def test_nothing_is_lost_or_made_up_whenever_power_fails(start: str, operation: 
 def test_what_one_process_left_undone_when_it_was_killed_does_not_harm_another_one(pair: Pair, record: Record) -> None:
     for present, every in ((True, 7), (False, 10)):
         trials = scenarios.after_a_death(CLOSED, pair[:1], pair[1:], present=present, every=every)
-        examine(Laboratory(FLATFILE, most=2), trials, record)
+        examine(sharing(FLATFILE, most=2), trials, record)
 
 
 @pytest.mark.slow
 @by_pair
 def test_a_process_may_come_between_any_two_calls_of_another(pair: Pair, record: Record) -> None:
-    examine(Laboratory(FLATFILE, most=2), scenarios.at_each_call(CLOSED, pair[:1], pair[1:], every=3), record)
+    examine(sharing(FLATFILE, most=2), scenarios.at_each_call(CLOSED, pair[:1], pair[1:], every=3), record)
 
 
 @pytest.mark.slow
@@ -123,13 +132,13 @@ def test_after_a_flush_that_failed_nothing_is_acknowledged_that_is_not_on_disk(p
     # The other process goes on in the segment that it knows, or opens the store when nobody else is there.
     for first, present in ((pair[:1], (work.UPDATE_CONTEXT,)), (pair, ())):
         trials = scenarios.failing(CLOSED, first, (pair[0], work.ADD), present=present, every=7)
-        examine(Laboratory(FLATFILE, most=1), trials, record)
+        examine(sharing(FLATFILE, most=1), trials, record)
 
 
 @pytest.mark.slow
 @by_pair
 def test_power_may_fail_once_more_while_the_store_is_opened(pair: Pair, record: Record) -> None:
-    laboratory = Laboratory(FLATFILE, most=2, levels=2, nested=53)
+    laboratory = sharing(FLATFILE, most=2, levels=2, nested=53)
     examine(laboratory, scenarios.alone(CLOSED, pair), record)
 
 
@@ -138,25 +147,27 @@ def test_power_may_fail_once_more_while_the_store_is_opened(pair: Pair, record: 
 def test_the_journal_may_be_folded_after_each_operation(pair: Pair, record: Record) -> None:
     for late in (False, True):
         trials = scenarios.alone(CLOSED.with_store(FOLDING), (*pair, work.CLOSE), late=late)
-        examine(Laboratory(FOLDING, most=3), trials, record)
+        examine(sharing(FOLDING, most=3), trials, record)
 
 
+@pytest.mark.slow
 def test_two_processes_fold_the_journal_one_after_the_other(record: Record) -> None:
     trials = scenarios.folding_together(CLOSED.with_store(FOLDING), work.ADD, work.UPDATE_CONTEXT, **FOLDED)
-    examine(Laboratory(FOLDING, most=1), trials, record)
+    examine(sharing(FOLDING, most=1), trials, record)
 
 
 @pytest.mark.parametrize("operation", work.OPERATIONS, ids=lambda operation: operation.name)
 def test_nothing_goes_wrong_on_a_disk_that_keeps_the_order_of_names_either(operation: Operation) -> None:
-    laboratory = Laboratory(FLATFILE, most=10, ordered=True)
+    laboratory = sharing(FLATFILE, most=10, ordered=True)
     examine(laboratory, scenarios.alone(CLOSED, (operation, work.ADD, work.UPDATE_SESSION)))
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", work.OPERATIONS, ids=lambda operation: operation.name)
 def test_the_level_normal_loses_the_end_and_leaves_no_holes(operation: Operation) -> None:
     # On a disk that keeps the order of names, as ext4 does: others may keep a later append and lose an earlier one,
     # and at this level the journal may be lost that would fill the hole.
-    laboratory = Laboratory(NORMAL, most=20, ordered=True, loses=True)
+    laboratory = sharing(NORMAL, most=20, ordered=True, loses=True)
     for operations in ((operation, work.ADD), (work.ADD, work.ADD_THREE, operation)):
         examine(laboratory, scenarios.alone(Bench(NORMAL).prepared(), operations))
 
@@ -271,6 +282,7 @@ EXPOSING: dict[str, tuple[Callable[[], Iterable[Found]], Callable[[], Laboratory
 """What shows that a rule was left out, where the plain workloads do not."""
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("name", mutants.RULES)
 def test_a_rule_of_the_journal_that_is_left_out_is_caught(name: str) -> None:
     trials, laboratory = EXPOSING.get(name, (plain, lambda: Laboratory(FLATFILE, most=10, stop=True)))

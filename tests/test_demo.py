@@ -47,7 +47,8 @@ def test_the_tree_is_what_is_on_the_disk(said: str, store_path: Path) -> None:
     assert printed is not None
     tree = [line.strip().rstrip("/") for line in printed[1].splitlines()]
     files = [path for path in store_path.rglob("*.*") if path.is_file() and path.suffix in (".json", ".jsonl", ".md")]
-    files = [path for path in files if not Layout(StorageConfig()).is_own(path.relative_to(store_path).as_posix())]
+    layout = Layout(StorageConfig())
+    files = [path for path in files if not layout.is_own(path.relative_to(store_path).as_posix())]
     assert len(files) > 15
     assert {path.name for path in files} <= set(tree)
 

@@ -107,7 +107,12 @@ def open_store(folder: Path, files: FaultyFiles) -> StorageManager:
     )
 
 
-@pytest.mark.parametrize("name", OPERATIONS)
+ON_EVERY_PYTHON = ("create_user", "add_message to a log")
+
+
+@pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=() if name in ON_EVERY_PYTHON else pytest.mark.slow) for name in OPERATIONS]
+)
 async def test_whichever_call_fails_an_operation_raises_and_leaves_the_store_as_before_or_after(
     name: str, tmp_path: Path
 ) -> None:

@@ -162,6 +162,7 @@ async def test_data_that_the_disk_filled_with_nuls_comes_back(opened: Open, stor
     assert quarantined(crashed) == []
 
 
+@pytest.mark.slow
 async def test_a_batch_that_was_being_written_is_not_there_and_leaves_nothing(opened: Open, store_path: Path) -> None:
     backend = await started(opened)
     await append(backend, "a")

@@ -4,6 +4,7 @@ import shutil
 import tempfile
 from typing import Any
 
+import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
@@ -50,13 +51,16 @@ SETTINGS = settings(
 )
 
 
-def test_flat_files_answer_as_memory_does() -> None:
-    run_state_machine_as_test(FlatfileMachine, settings=settings(SETTINGS, max_examples=70))
+@pytest.mark.parametrize("examples", [5, pytest.param(70, marks=pytest.mark.slow)])
+def test_flat_files_answer_as_memory_does(examples: int) -> None:
+    run_state_machine_as_test(FlatfileMachine, settings=settings(SETTINGS, max_examples=examples))
 
 
+@pytest.mark.slow
 def test_flat_files_at_the_level_normal_answer_as_memory_does() -> None:
     run_state_machine_as_test(NormalMachine, settings=settings(SETTINGS, max_examples=40))
 
 
-def test_six_methods_answer_as_memory_does() -> None:
-    run_state_machine_as_test(SixMethodsMachine, settings=settings(SETTINGS, max_examples=20))
+@pytest.mark.parametrize("examples", [5, pytest.param(20, marks=pytest.mark.slow)])
+def test_six_methods_answer_as_memory_does(examples: int) -> None:
+    run_state_machine_as_test(SixMethodsMachine, settings=settings(SETTINGS, max_examples=examples))

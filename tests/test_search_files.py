@@ -232,6 +232,7 @@ def put_wrong(path: Path, table: str, column: str, value: object) -> None:
     declare(loose, schema)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize(("table", "column", "value"), WRONG)
 @pytest.mark.parametrize("telling", [True, False])
 async def test_wrong_values_in_an_index_give_right_answers(

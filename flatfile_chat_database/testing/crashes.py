@@ -65,19 +65,18 @@ class State:
 
 def digest_of(nodes: Nodes) -> bytes:
     """Return a hash of the tree of names with the contents of all files."""
-    digest = hashlib.blake2b(digest_size=16)
+    parts: list[bytes] = []
     waiting = [("", ROOT)]
     while waiting:
         path, number = waiting.pop()
         node = nodes[number]
         if node.kind == "folder":
-            digest.update(b"%d:%s/%d\0" % (len(path), path.encode(), node.mode))
+            parts.append(b"%d:%s/%d\0" % (len(path), path.encode(), node.mode))
             waiting += [(f"{path}/{name}", node.entries[name]) for name in sorted(node.entries)]
         else:
             data = node.data.rstrip(b"\0")
-            digest.update(b"%d:%s=%d,%d,%d\0" % (len(path), path.encode(), node.mode, node.size, len(data)))
-            digest.update(data)
-    return digest.digest()
+            parts += (b"%d:%s=%d,%d,%d\0" % (len(path), path.encode(), node.mode, node.size, len(data)), data)
+    return hashlib.blake2b(b"".join(parts), digest_size=16).digest()
 
 
 def states(

@@ -24,7 +24,7 @@ from ..backends.flatfile.backend import FlatfileBackend
 from ..backends.flatfile.jobs import EngineChange, Job
 from ..backends.flatfile.readers import Readers
 from ..config import StorageConfig
-from ..layout import Layout
+from ..layout import Layout, Place
 from .histories import Contents
 from .simulated import SimulatedFiles
 
@@ -204,9 +204,22 @@ class _Same:
         return id(self.config)
 
 
+class _Map(Layout):
+    """A map that remembers what keys stand for: thousands of stores have the same ones."""
+
+    def __init__(self, config: StorageConfig) -> None:
+        super().__init__(config)
+        self._places: dict[str, Place | None] = {}
+
+    def parse(self, key: str) -> Place | None:
+        if key not in self._places:
+            self._places[key] = super().parse(key)
+        return self._places[key]
+
+
 @functools.lru_cache(maxsize=64)
 def _layout_of(same: _Same) -> Layout:
-    return Layout(same.config)
+    return _Map(same.config)
 
 
 # --- stores under test ---------------------------------------------------------------------------------

@@ -14,6 +14,7 @@ reach: symbolic links, owners, several names of one file.
 from __future__ import annotations
 
 import errno
+import functools
 import os
 from collections.abc import Callable
 from typing import ClassVar
@@ -82,16 +83,11 @@ class SimulatedFiles(Files):
     def _find(self, path: str) -> int:
         nodes = self.disk.nodes
         number = ROOT
-        if len(path) > _LONGEST_NAME and len(os.fsencode(path)) >= _LONGEST_PATH:
-            raise _error(errno.ENAMETOOLONG, path)
-        for name in path.split("/"):
-            if not name:
-                continue
-            node = nodes[number]
-            if node.kind != "folder":
-                raise _error(errno.ENOTDIR, path)
-            found = node.entries.get(name)
+        for name in _names(path):
+            found = nodes[number].entries.get(name)
             if found is None:
+                if nodes[number].kind != "folder":
+                    raise _error(errno.ENOTDIR, path)
                 raise _error(errno.ENAMETOOLONG if len(os.fsencode(name)) > _LONGEST_NAME else errno.ENOENT, path)
             number = found
         return number
@@ -372,6 +368,14 @@ class SimulatedFiles(Files):
 
     def file_system(self, path: str) -> str:
         return "ext4"
+
+
+@functools.lru_cache(maxsize=4096)
+def _names(path: str) -> tuple[str, ...]:
+    """Return the names in a path; stores ask for the same ones over and over."""
+    if len(path) > _LONGEST_NAME and len(os.fsencode(path)) >= _LONGEST_PATH:
+        raise _error(errno.ENAMETOOLONG, path)
+    return tuple(name for name in path.split("/") if name)
 
 
 def _error(code: int, path: str | None = None) -> OSError:

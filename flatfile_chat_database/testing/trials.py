@@ -203,6 +203,7 @@ class Laboratory:
         loses: bool = False,
         stop: bool = False,
         files: type[SimulatedFiles] = SimulatedFiles,
+        observed: dict[bytes, Observation | str] | None = None,
     ) -> None:
         """Prepare for checks.
 
@@ -216,6 +217,8 @@ class Laboratory:
             loses: Whether acknowledged operations may be lost since the last close, as at the level `normal`.
             stop: End a check with the first violation.
             files: The system calls of who opens a state.
+            observed: What was found in states by their digests, to be used and added to: laboratories with the same
+                `open_store` and `files` may share it.
         """
         self._open_store = open_store
         self._most = most
@@ -226,7 +229,7 @@ class Laboratory:
         self._loses = loses
         self._stop = stop
         self._files = files
-        self._observed: dict[bytes, Observation | str] = {}
+        self._observed = {} if observed is None else observed
         self._opened = 0
         self.report = Report()
 
