@@ -19,7 +19,9 @@ from dataclasses import dataclass, field, replace
 from typing import Any, Final, TypeVar
 
 from . import codec
-from .backends.base import ABSENT, Delete, Put, StorageBackend, version_of
+from .backends.base import StorageBackend
+from .backends.changes import ABSENT, Delete, Put
+from .backends.rules import version_of
 from .errors import ConflictError, IntegrityError, NotFoundError, UnavailableError
 from .layout import Layout, Place, Shape
 from .models import Problem, format_timestamp, new_id, now, parse_timestamp, utc_now

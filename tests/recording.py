@@ -2,7 +2,8 @@
 
 from collections.abc import Sequence
 
-from flatfile_chat_database.backends.base import Append, Changes, Delete, Edit, Move, Outcome, Put, RemoveTree, Truncate
+from flatfile_chat_database.backends.base import Changes
+from flatfile_chat_database.backends.changes import Append, Delete, Edit, Move, Outcome, Put, RemoveTree, Truncate
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.backends.flatfile.jobs import EngineChange, Extend, Place
 from flatfile_chat_database.models import new_id

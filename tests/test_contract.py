@@ -6,21 +6,20 @@ from typing import Any
 
 import pytest
 
-from flatfile_chat_database.backends import base
-from flatfile_chat_database.backends.base import (
+from flatfile_chat_database.backends.base import Capability, StorageBackend
+from flatfile_chat_database.backends.changes import (
+    Absent,
     Append,
-    Capability,
     Change,
     Edit,
     Move,
     Outcome,
     Put,
     Quota,
-    StorageBackend,
+    Require,
     Truncate,
-    good_lines,
-    mended,
 )
+from flatfile_chat_database.backends.rules import check_key, good_lines, mended
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.testing import contract
 from flatfile_chat_database.testing.case import BackendCase, needs
@@ -156,12 +155,12 @@ async def write_without_looking_at_the_key(self: SixMethods, key: str, data: byt
 
 
 async def append_to_half_a_line(self: SixMethods, key: str, data: bytes) -> bool:
-    self.data[base.check_key(key)] = self.data.get(key, b"") + data
+    self.data[check_key(key)] = self.data.get(key, b"") + data
     return True
 
 
 async def append_with_a_gap(self: SixMethods, key: str, data: bytes) -> bool:
-    before, _ = mended(self.data.get(base.check_key(key), b""))
+    before, _ = mended(self.data.get(check_key(key), b""))
     await test_backends._give_way()
     self.data[key] = before + data
     return True
@@ -289,7 +288,7 @@ async def blob_over_another(self: SixMethods, key: str, chunks: AsyncIterator[by
 async def blob_piece_by_piece(self: SixMethods, key: str, chunks: AsyncIterator[bytes]) -> bool:
     if await self.exists(key):
         return False
-    self.data[base.check_key(key)] = b""
+    self.data[check_key(key)] = b""
     async for chunk in chunks:
         self.data[key] += chunk
     return True
@@ -325,8 +324,8 @@ MUTANTS: dict[str, tuple[str, Method]] = {
     "cancelling tears": ("commit", commit_until_cancelled),
     "changes are applied backwards": ("commit", commit_backwards),
     "no version is checked": ("_check", without_condition(Put)),
-    "nothing is required": ("_check", without_condition(base.Require)),
-    "nothing must be absent": ("_check", without_condition(base.Absent)),
+    "nothing is required": ("_check", without_condition(Require)),
+    "nothing must be absent": ("_check", without_condition(Absent)),
     "no quota": ("_check", without_condition(Quota)),
     "no condition of an append": ("_check", without_condition(Append)),
     "no condition of an edit": ("_check", without_condition(Edit)),

@@ -12,7 +12,7 @@ from typing import Any
 
 import pytest
 
-from flatfile_chat_database.backends.base import Append
+from flatfile_chat_database.backends.changes import Append
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.testing import scenarios
 from flatfile_chat_database.testing import workloads as work

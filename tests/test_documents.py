@@ -25,7 +25,7 @@ from flatfile_chat_database import (
     UnavailableError,
     ValidationError,
 )
-from flatfile_chat_database.backends.base import Change, Outcome
+from flatfile_chat_database.backends.changes import Change, Outcome
 from flatfile_chat_database.records import content, documents
 from flatfile_chat_database.records.store import Store
 

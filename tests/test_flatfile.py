@@ -13,7 +13,7 @@ from pathlib import Path
 import pytest
 
 from flatfile_chat_database import codec
-from flatfile_chat_database.backends.base import ABSENT, Append, Change, Edit, Move, Put, RemoveTree, Truncate
+from flatfile_chat_database.backends.changes import ABSENT, Append, Change, Edit, Move, Put, RemoveTree, Truncate
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.errors import (

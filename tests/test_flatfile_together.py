@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flatfile_chat_database import StorageConfig
-from flatfile_chat_database.backends.base import ABSENT, Append, Edit, Move, Outcome, Put, Quota, Truncate
+from flatfile_chat_database.backends.changes import ABSENT, Append, Edit, Move, Outcome, Put, Quota, Truncate
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.backends.flatfile.lock import Mark
 from flatfile_chat_database.errors import (

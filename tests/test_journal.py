@@ -12,7 +12,7 @@ from pathlib import Path
 import pytest
 
 from flatfile_chat_database import Message, StorageConfig, StorageManager
-from flatfile_chat_database.backends.base import ANY, Append, Delete, Edit, Move, Put, RemoveTree, Truncate
+from flatfile_chat_database.backends.changes import ANY, Append, Delete, Edit, Move, Put, RemoveTree, Truncate
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.backends.flatfile.lock import Mark
 from flatfile_chat_database.check import check

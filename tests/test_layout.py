@@ -14,7 +14,7 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from flatfile_chat_database.backends.base import check_key
+from flatfile_chat_database.backends.rules import check_key
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.errors import ConfigurationError, ValidationError
 from flatfile_chat_database.layout import MAX_SEGMENT_BYTES, Layout, Shape, check_id, escape, unescape

@@ -22,7 +22,7 @@ from flatfile_chat_database import (
     UnavailableError,
     ValidationError,
 )
-from flatfile_chat_database.backends.base import Edit
+from flatfile_chat_database.backends.changes import Edit
 from flatfile_chat_database.backends.memory import MemoryBackend
 
 from .conftest import MakeStorage

@@ -14,11 +14,11 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from flatfile_chat_database import codec
-from flatfile_chat_database.backends.base import good_lines
 from flatfile_chat_database.backends.flatfile import offsets
 from flatfile_chat_database.backends.flatfile.files import Files
 from flatfile_chat_database.backends.flatfile.logs import LogReader
 from flatfile_chat_database.backends.flatfile.offsets import Offsets
+from flatfile_chat_database.backends.rules import good_lines
 from flatfile_chat_database.errors import IntegrityError
 from flatfile_chat_database.models import Message
 

@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from flatfile_chat_database import Message, StorageConfig, StorageManager
-from flatfile_chat_database.backends.base import Move, Put
+from flatfile_chat_database.backends.changes import Move, Put
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.errors import DurabilityError, IntegrityError, StorageError, ValidationError
 from flatfile_chat_database.testing.faults import FaultyFiles

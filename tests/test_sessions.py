@@ -22,7 +22,7 @@ from flatfile_chat_database import (
     UnavailableError,
     ValidationError,
 )
-from flatfile_chat_database.backends.base import Change, Outcome
+from flatfile_chat_database.backends.changes import Change, Outcome
 from flatfile_chat_database.backends.memory import MemoryBackend
 
 from .clock import FixedClock

@@ -4,7 +4,7 @@ import contextlib
 from collections.abc import Sequence
 from typing import Literal
 
-from flatfile_chat_database.backends.base import Append, Change, Outcome, Put
+from flatfile_chat_database.backends.changes import Append, Change, Outcome, Put
 from flatfile_chat_database.testing.histories import Contents
 from flatfile_chat_database.testing.inline import ROOT_FOLDER, OpenStore
 from flatfile_chat_database.testing.simulated import SimulatedFiles

@@ -5,7 +5,8 @@ blobs (bytes streamed). Whoever implements the six abstract methods has a workin
 else has a default built on those six, which a backend overrides for speed or for a stronger promise, and then declares
 the capability that names the promise.
 
-The docstrings below are the contract, and `testing/contract.py` quotes them sentence by sentence.
+The docstrings below and those of `changes.py` are the contract, and `testing/contract.py` quotes them sentence by
+sentence.
 
 Keys are relative paths: `/`-separated segments, none of them empty, `.` or `..`, without control characters,
 backslashes and lone surrogates. Any other key raises ValidationError.
@@ -16,16 +17,13 @@ A medium that cannot be read or written raises UnavailableError; what cannot be 
 from __future__ import annotations
 
 import asyncio
-import hashlib
 import importlib
 import logging
-import re
 from abc import ABC, abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Collection, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
-from enum import Enum, StrEnum
-from functools import lru_cache
-from typing import Final, TypeVar, cast
+from enum import StrEnum
+from typing import TypeVar, cast
 
 import msgspec
 
@@ -34,19 +32,44 @@ from ..config import StorageConfig
 from ..errors import (
     ConfigurationError,
     ConflictError,
-    IntegrityError,
     NotFoundError,
-    StorageLimitExceeded,
-    ValidationError,
 )
-from ..layout import Layout
-from ..models import Problem, new_id
+from ..models import Problem
+from .changes import (
+    ABSENT,
+    ANY,
+    Absent,
+    Append,
+    Change,
+    Delete,
+    Edit,
+    Move,
+    Outcome,
+    Put,
+    Quota,
+    RemoveTree,
+    Require,
+    Truncate,
+)
+from .rules import (
+    check_change,
+    check_edit,
+    check_key,
+    check_maximum,
+    check_quota,
+    check_version,
+    exists_already,
+    good_lines,
+    kept_and_dropped,
+    mended,
+    new_lines,
+    not_found,
+    quarantine_keys,
+    version_of,
+)
 from .turn import Turn, to_the_end
 
 logger = logging.getLogger("flatfile_chat_database")
-
-_KEY_SEGMENT = r"(?!\.\.?(/|\Z))[^/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]+"
-_KEY = re.compile(f"{_KEY_SEGMENT}(/{_KEY_SEGMENT})*")
 
 
 T = TypeVar("T")
@@ -67,121 +90,6 @@ class Capability(StrEnum):
     """Blobs are read and written in chunks; memory does not grow with their size."""
     EXTENTS = "extents"
     """Logs can be read by byte offsets, and what changed since a moment can be told: what a derived index needs."""
-
-
-class _Any(Enum):
-    ANY = "any"
-
-
-class _Absent(Enum):
-    ABSENT = "absent"
-
-
-ANY: Final = _Any.ANY
-"""No condition on what a document holds now."""
-ABSENT: Final = _Absent.ABSENT
-"""The document must not exist."""
-
-
-class Require(msgspec.Struct, frozen=True):
-    """Condition: the document `key` exists; otherwise NotFoundError saying that `what` does not exist."""
-
-    key: str
-    what: str
-
-
-class Absent(msgspec.Struct, frozen=True):
-    """Condition: nothing is at or below `key`; otherwise ConflictError."""
-
-    key: str
-
-
-class Quota(msgspec.Struct, frozen=True):
-    """Condition: `folder` has fewer than `maximum` folders in it besides those named in `ignoring`.
-
-    They are those that `list_folders` returns. Otherwise StorageLimitExceeded with `limit_name`. Counted before the
-    commit changes anything.
-    """
-
-    folder: str
-    maximum: int
-    limit_name: str
-    ignoring: frozenset[str] = frozenset()
-
-
-class Put(msgspec.Struct, frozen=True):
-    """Replace a document whole. Condition: its version is `expected`; otherwise ConflictError.
-
-    Outcome: the new version.
-    """
-
-    key: str
-    data: bytes
-    expected: str | _Any | _Absent = ANY
-
-
-class Delete(msgspec.Struct, frozen=True):
-    """Remove one document, log or blob. Outcome: whether it was there."""
-
-    key: str
-
-
-class Append(msgspec.Struct, frozen=True):
-    """Append records to a log, in order, one line each; a log that is absent begins with them.
-
-    A record whose id the log holds already (or an earlier record of this Append) is passed over when both are the same
-    message. Conditions: no such record is a different message, otherwise ValidationError; the log would not hold more
-    than `maximum` records, otherwise StorageLimitExceeded with `limit_name`.
-    Outcome: how many records were added.
-    """
-
-    key: str
-    lines: tuple[bytes, ...]
-    maximum: int | None = None
-    limit_name: str = ""
-    ids: tuple[str, ...] = ()
-    """The ids of the lines, for a caller who knows them; else they are read from the lines."""
-
-
-class Edit(msgspec.Struct, frozen=True):
-    """Replace the record `record_id` of a log in its place, or drop it when `line` is None.
-
-    Conditions: the log holds the record, otherwise NotFoundError; the record's line is `expected`, otherwise
-    ConflictError; every line of the log is a record or blank, otherwise IntegrityError, for what cannot be read must
-    not be rewritten. Outcome: None.
-    """
-
-    key: str
-    record_id: str
-    expected: bytes
-    line: bytes | None
-
-
-class Truncate(msgspec.Struct, frozen=True):
-    """Drop the newest `count` records of a log, or all when None.
-
-    Condition: every line that goes is a record or blank, otherwise IntegrityError.
-    Outcome: the dropped lines, oldest first; empty for a log that is empty or absent.
-    """
-
-    key: str
-    count: int | None = None
-
-
-class Move(msgspec.Struct, frozen=True):
-    """Move the key `source`, or everything below the folder `source`, to `target`.
-
-    Condition: nothing is at or below `target`, otherwise ConflictError. Outcome: whether there was anything to move.
-    """
-
-    source: str
-    target: str
-
-
-class RemoveTree(msgspec.Struct, frozen=True):
-    """Remove everything below a folder. Outcome: the keys that were removed, sorted."""
-
-    folder: str
 
 
 class Changes(msgspec.Struct, frozen=True):
@@ -206,10 +114,6 @@ class LogPart(msgspec.Struct, frozen=True):
     """Offset and line, without its newline, of every line that is a record, and maybe of some that are none."""
     more: bool
     """Whether there are whole lines behind `end`."""
-
-
-Change = Require | Absent | Quota | Put | Delete | Append | Edit | Truncate | Move | RemoveTree
-Outcome = None | bool | int | str | list[bytes] | list[str]
 
 
 class StorageBackend(ABC):
@@ -558,195 +462,8 @@ class StorageBackend(ABC):
         return []
 
 
-# --- rules that every backend shares -------------------------------------------------------------------
-
-
-@lru_cache(maxsize=16384)
-def check_key(key: str) -> str:
-    """Return `key` if it is one; see the module's docstring.
-
-    Raises:
-        ValidationError: It is not.
-    """
-    if not _KEY.fullmatch(key):
-        raise ValidationError(
-            f"{ascii(key)[:200]} is no key.", hint="Keys are relative paths without empty, '.' and '..' segments."
-        )
-    return key
-
-
-def check_change(change: Change) -> None:
-    """Check what a change names and carries, whatever the store holds.
-
-    Raises:
-        ValidationError: A key is none, or a line is not exactly one line.
-    """
-    kind = type(change)
-    if kind is Require:  # this and the next are those of every message
-        check_key(cast("Require", change).key)
-        return
-    if kind is Append:
-        append = cast("Append", change)
-        check_key(append.key)
-        if append.ids and len(append.ids) != len(append.lines):
-            raise ValidationError("An Append has an id for every line, or none.", key=append.key)
-        for line in append.lines:
-            _check_line(append.key, line)
-        return
-    keys: tuple[str, ...]
-    match change:
-        case Move(source, target):
-            keys = source, target
-        case Quota(folder):
-            keys = (folder,) if folder else ()
-        case RemoveTree(folder):
-            keys = (folder,)
-        case Edit(key):
-            keys = (key,)
-            if change.line is not None:
-                _check_line(key, change.line)
-        case _:
-            keys = (change.key,)
-    for key in keys:
-        check_key(key)
-
-
-def _check_line(key: str, line: bytes) -> None:
-    if len(line) < 2 or line.find(b"\n") != len(line) - 1:
-        raise ValidationError("A record must be one line that ends in a newline.", key=key)
-
-
-def version_of(data: bytes) -> str:
-    """Return the version of a document that holds `data`: a hash of its bytes, so it survives a copy."""
-    return hashlib.blake2b(data, digest_size=16).hexdigest()
-
-
-def check_version(key: str, data: bytes | None, expected: str | _Any | _Absent) -> None:
-    """Raise ConflictError unless a document that holds `data` (None: is absent) is as expected."""
-    if expected is ABSENT:
-        if data is not None:
-            raise exists_already(key)
-    elif expected is not ANY and (data is None or version_of(data) != expected):
-        raise ConflictError(
-            f"{key} has changed since it was read.", key=key, hint="Read it again and repeat the change."
-        )
-
-
-def exists_already(key: str) -> ConflictError:
-    """Return the error for a target that is taken."""
-    return ConflictError(f"Something is at {key} already.", key=key)
-
-
-def not_found(what: str, key: str) -> NotFoundError:
-    """Return the error for something that is absent."""
-    return NotFoundError(f"{what} does not exist.", key=key)
-
-
-def check_quota(quota: Quota, folders: Collection[str], coming: Collection[str] = ()) -> None:
-    """Raise StorageLimitExceeded if a folder with these folders in it, and those to come, is full."""
-    count = len(folders) + sum(name not in folders for name in coming)
-    count -= sum(name in folders or name in coming for name in quota.ignoring)
-    if count >= quota.maximum:
-        raise StorageLimitExceeded(limit_name=quota.limit_name, limit=quota.maximum, value=count + 1, key=quota.folder)
-
-
-def new_lines(append: Append, find: Callable[[str], bytes | None]) -> list[bytes]:
-    """Return the lines of an Append that its log does not hold yet.
-
-    Args:
-        append: The change.
-        find: Returns the log's line with an id, or None.
-
-    Raises:
-        ValidationError: The log, or the Append itself, has another message under the same id.
-    """
-    added: dict[str, bytes] = {}
-    for record_id, line in zip(append.ids or map(codec.written_id, append.lines), append.lines, strict=True):
-        existing = added.get(record_id) or find(record_id)
-        if existing is None:
-            added[record_id] = line
-        elif not codec.same_message(existing, line):
-            raise ValidationError(
-                f"Another message has the id {record_id!r} already.",
-                key=append.key,
-                hint="Use a new id, or update_message to change it.",
-            )
-    return list(added.values())
-
-
-def check_maximum(append: Append, count: int, added: Sequence[bytes]) -> None:
-    """Raise StorageLimitExceeded if a log of `count` records would grow over its maximum."""
-    if append.maximum is not None and added and count + len(added) > append.maximum:
-        raise StorageLimitExceeded(
-            limit_name=append.limit_name, limit=append.maximum, value=count + len(added), key=append.key
-        )
-
-
-def check_edit(edit: Edit, line: bytes | None) -> None:
-    """Raise the error of an Edit whose record now has this line (None: is not there)."""
-    if line is None:
-        raise not_found(f"The message {edit.record_id!r}", edit.key)
-    if line.rstrip(b"\n") != edit.expected.rstrip(b"\n"):
-        raise ConflictError(
-            f"The message {edit.record_id!r} has changed since it was read.",
-            key=edit.key,
-            hint="Read it again and repeat the change.",
-        )
-
-
-def good_lines(key: str, data: bytes, *, strict: bool = False, newline: bool = True) -> list[bytes]:
-    """Return the lines of a log that are records; see `StorageBackend.read_log` for the others.
-
-    Lines keep their newline unless `newline` is False.
-    """
-    lines = []
-    offset = 0
-    for line in data.split(b"\n")[:-1]:
-        if codec.line_id(line) is not None:
-            lines.append(line + b"\n" if newline else line)
-        elif line.strip():
-            report_bad_line(key, offset, strict=strict)
-        offset += len(line) + 1
-    return lines
-
-
 def _decoded(lines: Iterable[bytes], decode: Callable[[bytes], T | None]) -> list[T]:
     return [record for line in lines if (record := decode(line)) is not None]
-
-
-def report_bad_line(key: str, offset: int, *, strict: bool) -> None:
-    """Warn of a line that is no record, or raise IntegrityError when `strict`."""
-    text = f"{key}: the line at byte {offset} is no message"
-    if strict:
-        raise IntegrityError(f"{text}.", key=key, hint="Run `chatdb check` to see all damage.")
-    logger.warning("%s; it is passed over", text)
-
-
-def quarantine_keys(config: StorageConfig) -> tuple[str, str]:
-    """Return new keys for a note on something that is set aside, and for its bytes."""
-    layout, item = Layout(config), new_id()
-    return layout.key("quarantine", item=f"{item}.json"), layout.key("quarantine", item=f"{item}.bin")
-
-
-def mended(data: bytes) -> tuple[bytes, bytes]:
-    """Split a log into its whole lines and half a line at its end; see `StorageBackend.append`."""
-    end = data.rfind(b"\n") + 1
-    if codec.line_id(data[end:]) is not None:
-        return data + b"\n", b""
-    return data[:end], data[end:]
-
-
-def kept_and_dropped(key: str, data: bytes, count: int | None) -> tuple[bytes, list[bytes]]:
-    """Split a log's bytes for a Truncate: what stays, and the records that go, oldest first, without newlines."""
-    lines = data.split(b"\n")[:-1]
-    dropped: list[bytes] = []
-    while lines and (count is None or len(dropped) < count):
-        line = lines.pop()
-        if codec.line_id(line) is not None:
-            dropped.append(line)
-        elif line.strip():
-            report_bad_line(key, len(b"\n".join([*lines, b""])), strict=True)
-    return b"".join(line + b"\n" for line in lines), dropped[::-1]
 
 
 # --- which backend -------------------------------------------------------------------------------------

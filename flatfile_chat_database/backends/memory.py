@@ -10,7 +10,9 @@ from .. import codec
 from ..config import StorageConfig
 from ..errors import ClosedError, ValidationError
 from ..models import Problem
-from .base import Change, Changes, Outcome, StorageBackend, check_key, logger, mended, quarantine_keys
+from .base import Changes, StorageBackend, logger
+from .changes import Change, Outcome
+from .rules import check_key, mended, quarantine_keys
 
 
 class MemoryBackend(StorageBackend):

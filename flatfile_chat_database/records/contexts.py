@@ -5,7 +5,7 @@ from __future__ import annotations
 from typing import Any
 
 from .. import codec
-from ..backends.base import ABSENT, Delete, Put
+from ..backends.changes import ABSENT, Delete, Put
 from ..errors import StorageLimitExceeded
 from ..models import SituationalContext
 from .names import StampedIds

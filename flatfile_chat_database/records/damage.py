@@ -9,7 +9,9 @@ from dataclasses import dataclass
 from typing import Any, Final
 
 from .. import codec
-from ..backends.base import Absent, Change, Put, StorageBackend, version_of
+from ..backends.base import StorageBackend
+from ..backends.changes import Absent, Change, Put
+from ..backends.rules import version_of
 from ..errors import IntegrityError, NotFoundError, ValidationError
 from ..layout import Layout, Place
 from ..models import Panel, Session, SituationalContext, User, now, parse_timestamp

@@ -19,7 +19,9 @@ from pathlib import PurePosixPath
 from typing import Any
 
 from .. import codec
-from ..backends.base import ABSENT, Change, Delete, Move, Put, Require, StorageBackend, not_found, version_of
+from ..backends.base import StorageBackend
+from ..backends.changes import ABSENT, Change, Delete, Move, Put, Require
+from ..backends.rules import not_found, version_of
 from ..errors import (
     ConflictError,
     DurabilityError,

@@ -11,7 +11,8 @@ from typing import Any, cast
 import msgspec
 
 from .. import codec
-from ..backends.base import Append, Change, Edit, Outcome, Require, Truncate, not_found
+from ..backends.changes import Append, Change, Edit, Outcome, Require, Truncate
+from ..backends.rules import not_found
 from ..errors import IntegrityError, NotFoundError, StorageLimitExceeded, ValidationError
 from ..models import Message, MessagePage, parse_timestamp
 from .store import Store

@@ -8,7 +8,7 @@ from datetime import datetime
 from typing import Any
 
 from .. import codec
-from ..backends.base import ABSENT, Absent, Change, Delete, Put
+from ..backends.changes import ABSENT, Absent, Change, Delete, Put
 from ..errors import ConflictError, StorageLimitExceeded, ValidationError
 from ..layout import check_id
 from ..models import Panel, parse_timestamp

@@ -6,7 +6,7 @@ import builtins
 from typing import Any
 
 from .. import codec
-from ..backends.base import Change, Put
+from ..backends.changes import Change, Put
 from ..errors import ValidationError
 from ..layout import check_id
 from .store import Store

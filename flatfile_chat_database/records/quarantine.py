@@ -6,7 +6,9 @@ from collections.abc import Callable
 from typing import Any
 
 from .. import codec
-from ..backends.base import Change, Move, Put, StorageBackend, quarantine_keys
+from ..backends.base import StorageBackend
+from ..backends.changes import Change, Move, Put
+from ..backends.rules import quarantine_keys
 from ..config import StorageConfig
 from ..errors import IntegrityError
 from ..layout import Layout

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import msgspec
 
 from .. import codec
-from ..backends.base import ABSENT, Absent, Change, Put, Quota
+from ..backends.changes import ABSENT, Absent, Change, Put, Quota
 from ..errors import ConflictError, IntegrityError, ValidationError
 from ..models import Session, format_timestamp, microseconds, parse_timestamp
 from ..search.catalogue import Listed

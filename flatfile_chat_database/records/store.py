@@ -11,7 +11,9 @@ from functools import lru_cache
 from typing import Any, Final, TypeVar
 
 from .. import codec
-from ..backends.base import ABSENT, Change, Outcome, Put, Require, StorageBackend, check_version, not_found, version_of
+from ..backends.base import StorageBackend
+from ..backends.changes import ABSENT, Change, Outcome, Put, Require
+from ..backends.rules import check_version, not_found, version_of
 from ..config import NAMING_FIELDS, StorageConfig
 from ..errors import (
     ConfigurationError,

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 from datetime import UTC, datetime, timedelta
 from typing import Final
 
-from ..backends.base import Change, Delete, Move, RemoveTree, Require
+from ..backends.changes import Change, Delete, Move, RemoveTree, Require
 from ..errors import ConflictError, IntegrityError, NotFoundError, ValidationError
 from ..models import PruneReport, PurgeReceipt, TrashEntry, format_timestamp
 from .documents import Documents

@@ -6,7 +6,7 @@ import builtins
 from typing import Any
 
 from .. import codec
-from ..backends.base import ABSENT, Put
+from ..backends.changes import ABSENT, Put
 from ..errors import ConflictError
 from ..models import User
 from .store import Store, called

@@ -8,7 +8,8 @@ from collections.abc import AsyncIterator
 
 import pytest
 
-from ..backends.base import Append, Capability, Delete, Put, StorageBackend
+from ..backends.base import Capability, StorageBackend
+from ..backends.changes import Append, Delete, Put
 from ..errors import NotFoundError, StorageError, ValidationError
 from .case import BackendCase, all_of, chunks, largest_file, lines, needs
 from .sentences import says

@@ -7,7 +7,7 @@ import itertools
 
 import pytest
 
-from ..backends.base import (
+from ..backends.changes import (
     ABSENT,
     ANY,
     Absent,
@@ -20,8 +20,8 @@ from ..backends.base import (
     RemoveTree,
     Require,
     Truncate,
-    version_of,
 )
+from ..backends.rules import version_of
 from ..errors import (
     ConflictError,
     IntegrityError,

@@ -8,7 +8,8 @@ import re
 
 import pytest
 
-from ..backends.base import (
+from ..backends.base import StorageBackend
+from ..backends.changes import (
     ABSENT,
     Absent,
     Append,
@@ -20,10 +21,9 @@ from ..backends.base import (
     Quota,
     RemoveTree,
     Require,
-    StorageBackend,
     Truncate,
-    version_of,
 )
+from ..backends.rules import version_of
 from ..errors import (
     ConflictError,
     IntegrityError,

@@ -7,19 +7,8 @@ from collections.abc import AsyncIterator, Awaitable, Callable
 
 import pytest
 
-from ..backends.base import (
-    ABSENT,
-    Absent,
-    Append,
-    Delete,
-    Edit,
-    Move,
-    Put,
-    RemoveTree,
-    Require,
-    StorageBackend,
-    Truncate,
-)
+from ..backends.base import StorageBackend
+from ..backends.changes import ABSENT, Absent, Append, Delete, Edit, Move, Put, RemoveTree, Require, Truncate
 from ..errors import StorageError, UnavailableError, ValidationError
 from .case import LOG, BackendCase, all_of, chunks, largest_file, leaves_damage, line, lines
 from .sentences import says

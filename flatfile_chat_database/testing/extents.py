@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from .. import codec
-from ..backends.base import Append, Capability, Delete, Edit, LogPart, Move, Put, StorageBackend, Truncate
+from ..backends.base import Capability, LogPart, StorageBackend
+from ..backends.changes import Append, Delete, Edit, Move, Put, Truncate
 from .case import LOG, BackendCase, bare, leaves_damage, line, lines, needs
 from .sentences import says
 

@@ -13,7 +13,8 @@ from multiprocessing.connection import Connection
 
 import pytest
 
-from ..backends.base import Append, Capability, Put, StorageBackend, Truncate
+from ..backends.base import Capability, StorageBackend
+from ..backends.changes import Append, Put, Truncate
 from ..config import StorageConfig
 from ..errors import ClosedError, IntegrityError
 from .case import (

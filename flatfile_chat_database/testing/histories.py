@@ -16,7 +16,7 @@ from typing import Literal
 import msgspec
 
 from .. import codec
-from ..backends.base import (
+from ..backends.changes import (
     ABSENT,
     ANY,
     Absent,
@@ -29,8 +29,8 @@ from ..backends.base import (
     RemoveTree,
     Require,
     Truncate,
-    version_of,
 )
+from ..backends.rules import version_of
 
 Contents = dict[str, bytes]
 """What a store holds, by key."""

@@ -19,7 +19,7 @@ from concurrent.futures import Future, ThreadPoolExecutor
 from typing import Any, Protocol, TypeVar, cast
 
 from .. import models
-from ..backends.base import Change, Outcome
+from ..backends.changes import Change, Outcome
 from ..backends.flatfile.backend import FlatfileBackend
 from ..backends.flatfile.jobs import EngineChange, Job
 from ..backends.flatfile.readers import Readers

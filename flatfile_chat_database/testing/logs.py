@@ -9,7 +9,8 @@ import tracemalloc
 import pytest
 
 from .. import codec
-from ..backends.base import Append, Capability, Change, Edit, Put, StorageBackend, Truncate
+from ..backends.base import Capability, StorageBackend
+from ..backends.changes import Append, Change, Edit, Put, Truncate
 from ..errors import IntegrityError, ValidationError
 from .case import LOG, BackendCase, all_of, bare, ids, leaves_damage, line, lines
 from .sentences import says

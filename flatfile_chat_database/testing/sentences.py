@@ -1,4 +1,4 @@
-"""The sentences of the backend contract, read from the docstrings of `backends/base.py`, and who quotes them.
+"""The sentences of the backend contract, read from the docstrings of `base.py` and `changes.py`, and who quotes them.
 
 A case of the contract suite says which sentences it shows:
 
@@ -15,14 +15,14 @@ import re
 import typing
 from collections.abc import Callable, Iterator
 
-from ..backends import base
+from ..backends import base, changes
 
 Sentence = tuple[str, str]
 """Whose docstring, such as "StorageBackend.read", and the sentence with its spaces made single."""
 
 Case = typing.TypeVar("Case", bound=Callable[..., object])
 
-_BEFORE_THE_RULES = "The docstrings below are the contract"
+_BEFORE_THE_RULES = "The docstrings below and those of `changes.py` are the contract"
 _MODULE = "backends.base"
 
 
@@ -61,7 +61,7 @@ def _docstrings() -> Iterator[tuple[str, str]]:
     paragraphs = (base.__doc__ or "").split("\n\n")
     first = next(number for number, text in enumerate(paragraphs) if text.startswith(_BEFORE_THE_RULES))
     yield _MODULE, "\n\n".join(paragraphs[first + 1 :])
-    for kind in typing.get_args(base.Change):
+    for kind in typing.get_args(changes.Change):
         yield kind.__name__, inspect.getdoc(kind) or ""
     backend = base.StorageBackend
     for name, member in vars(backend).items():
@@ -73,7 +73,7 @@ def _docstrings() -> Iterator[tuple[str, str]]:
 def _texts_under_assignments() -> Iterator[tuple[str, str]]:
     """The members of Capability, and the constants; their texts stand below them and only the source has them."""
     module = ast.parse(inspect.getsource(base))
-    bodies = [("", module.body)]
+    bodies = [("", module.body), ("", ast.parse(inspect.getsource(changes)).body)]
     bodies += [
         (f"{node.name}.", node.body)
         for node in module.body

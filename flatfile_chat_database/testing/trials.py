@@ -16,7 +16,7 @@ from collections import Counter
 from collections.abc import Callable, Sequence
 from dataclasses import dataclass, field
 
-from ..backends.base import Append, Change, Put
+from ..backends.changes import Append, Change, Put
 from ..errors import DurabilityError, StorageError
 from .crashes import State, Trace, digest_of, states
 from .disk import Disk, Nodes

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from .. import codec
-from ..backends.base import (
+from ..backends.changes import (
     ABSENT,
     Absent,
     Append,

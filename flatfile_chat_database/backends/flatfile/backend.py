@@ -15,20 +15,9 @@ from ... import codec
 from ...config import StorageConfig
 from ...errors import ClosedError, DurabilityError, IntegrityError, StorageError, UnavailableError, ValidationError
 from ...models import Problem
-from ..base import (
-    Capability,
-    Change,
-    Changes,
-    Delete,
-    LogPart,
-    Outcome,
-    Put,
-    StorageBackend,
-    check_change,
-    check_key,
-    logger,
-    not_found,
-)
+from ..base import Capability, Changes, LogPart, StorageBackend, logger
+from ..changes import Change, Delete, Outcome, Put
+from ..rules import check_change, check_key, not_found
 from . import forks
 from .blobs import WRITE_BYTES, BlobReader, BlobWriter
 from .engine import Engine

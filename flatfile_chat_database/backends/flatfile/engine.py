@@ -23,7 +23,7 @@ from ... import codec
 from ...config import StorageConfig
 from ...errors import DurabilityError, StorageError
 from ...layout import Layout
-from ..base import Move, Outcome, RemoveTree
+from ..changes import Move, Outcome, RemoveTree
 from .drafts import steps_of
 from .files import Files
 from .folders import Folders

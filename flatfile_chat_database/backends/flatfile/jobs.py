@@ -10,7 +10,7 @@ from dataclasses import dataclass
 
 import msgspec
 
-from ..base import Change, Move, Outcome, Quota, RemoveTree
+from ..changes import Change, Move, Outcome, Quota, RemoveTree
 
 
 @dataclass(frozen=True, slots=True)

@@ -31,7 +31,7 @@ import msgspec
 from ...errors import IntegrityError, ValidationError
 from ...layout import Layout
 from ...models import new_id
-from ..base import check_key
+from ..rules import check_key
 from .files import Files
 from .folders import Folders
 from .syncs import Syncs

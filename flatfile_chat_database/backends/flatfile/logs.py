@@ -11,7 +11,7 @@ from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple, TypeVar, cast
 
 from ... import codec
-from ..base import report_bad_line
+from ..rules import report_bad_line
 from .files import Files, FileStatus
 
 T = TypeVar("T")

@@ -20,7 +20,7 @@ from typing import NamedTuple, TypeVar
 import msgspec
 
 from ... import codec
-from ..base import report_bad_line
+from ..rules import report_bad_line
 from .files import FileStatus
 from .logs import Block, LogReader, split_at
 

@@ -14,19 +14,8 @@ from typing import NamedTuple, cast
 
 from ... import codec
 from ...errors import StorageLimitExceeded, UnavailableError, ValidationError
-from ..base import (
-    ANY,
-    Absent,
-    Append,
-    Delete,
-    Edit,
-    Move,
-    Outcome,
-    Put,
-    Quota,
-    RemoveTree,
-    Require,
-    Truncate,
+from ..changes import ANY, Absent, Append, Delete, Edit, Move, Outcome, Put, Quota, RemoveTree, Require, Truncate
+from ..rules import (
     check_edit,
     check_maximum,
     check_quota,

@@ -17,7 +17,7 @@ from dataclasses import dataclass, field
 from functools import partial
 
 from ... import codec
-from ..base import version_of
+from ..rules import version_of
 from .files import Files
 from .folders import Folders
 from .journal import Batch, Step

@@ -9,7 +9,7 @@ from dataclasses import dataclass
 
 from ...layout import Layout, Shape
 from ...models import Problem, new_id
-from ..base import check_key
+from ..rules import check_key
 from .files import PRIVATE_FILE, PRIVATE_FOLDER, FileKind, Files
 
 _TEMPORARY_AGE_SECONDS = 24 * 3600

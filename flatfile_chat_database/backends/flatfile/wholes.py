@@ -8,7 +8,7 @@ from collections.abc import Iterable
 
 from ... import codec
 from ...config import StorageConfig
-from ..base import quarantine_keys
+from ..rules import quarantine_keys
 from .files import Files
 from .folders import Folders
 from .syncs import Syncs

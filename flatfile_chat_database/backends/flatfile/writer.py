@@ -17,7 +17,7 @@ from collections.abc import Callable, Sequence
 from queue import Empty, SimpleQueue
 
 from ...errors import ClosedError, DurabilityError
-from ..base import Outcome
+from ..changes import Outcome
 from .jobs import EngineChange, Job
 
 logger = logging.getLogger("flatfile_chat_database")
