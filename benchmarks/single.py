@@ -19,7 +19,7 @@ MESSAGES = 2_000
 BARS = {
     "sqlite3 through asyncio.to_thread": Bar(least=1.0, aim=1.5),
     "OpenAI Agents SQLiteSession": None,
-    "bare asyncio with those calls (limit)": None,
+    "asyncio and those calls, without a store": None,
 }
 
 

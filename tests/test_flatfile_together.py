@@ -343,6 +343,35 @@ threading.Thread(target=late, daemon=False).start()
     assert finished.stdout.strip() in ("answered", "ClosedError", "DurabilityError"), finished.stderr
 
 
+def test_writing_and_reading_at_the_very_end_of_the_interpreter_are_refused_and_do_not_hang(tmp_path: Path) -> None:
+    program = f"""
+import asyncio, atexit
+loop = asyncio.new_event_loop()
+
+def save():
+    async def attempts():
+        for attempt in (storage.add_message("a", "s", Message("user", "late")), storage.get_messages("a", "s")):
+            try:
+                await asyncio.wait_for(attempt, 10)
+            except Exception as error:
+                print(type(error).__name__)
+    loop.run_until_complete(attempts())
+
+atexit.register(save)  # before the library has registered anything, so it comes last
+from flatfile_chat_database import Message, StorageManager, StorageConfig
+storage = StorageManager(StorageConfig(storage_base_path={str(tmp_path / "store")!r}))
+
+async def prepare():
+    await storage.create_user("a")
+    await storage.create_session("a", session_id="s")
+    await storage.add_message("a", "s", Message("user", "before"))
+
+loop.run_until_complete(prepare())
+"""
+    finished = subprocess.run([sys.executable, "-c", program], capture_output=True, text=True, check=False, timeout=60)
+    assert finished.stdout.split() == ["ClosedError", "ClosedError"], finished.stderr
+
+
 async def test_when_no_thread_can_be_started_the_caller_is_told(opened: Open, monkeypatch: pytest.MonkeyPatch) -> None:
     backend = opened()
     await backend.open()

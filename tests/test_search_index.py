@@ -342,6 +342,19 @@ async def test_texts_of_every_length_rank_as_reading_everything_ranks_them(tmp_p
     await storage.close()
 
 
+async def test_the_best_is_found_also_where_texts_of_any_frequency_have_one_rank(tmp_path: Path) -> None:
+    """Three words on average: `bm25` of an FTS5 that knows no lengths says nothing then."""
+    async with StorageManager(StorageConfig(storage_base_path=str(tmp_path))) as storage:
+        await storage.create_user("ada")
+        await storage.create_session("ada", session_id="s")
+        texts = ["apple apple apple", "apple pie now", *["one two three"] * 8]
+        await storage.add_messages("ada", "s", [Message("user", text) for text in texts])
+        arguments: dict[str, Any] = {"user_id": "ada", "order": "relevance", "limit": 1, "offset": 0}
+        with sizes(-1, 0):
+            found = shown(await storage.search("apple", **arguments))
+        assert found == shown(await scan(storage, "apple", arguments))
+
+
 def test_a_grade_holds_the_lengths_from_its_least_to_that_of_the_next() -> None:
     connection = sqlite3.connect(":memory:")
     connection.execute("CREATE TABLE messages (id, tokens)")

@@ -39,7 +39,7 @@ PEERS = {
     "LangChain FileChatMessageHistory": Peer("langchain", "LangChain", "langchain-community"),
     "Agent Framework FileHistoryProvider": Peer("agent_framework", "AgentFramework", "agent-framework-core"),
     "plain system calls (floor)": Peer("system_calls", "SystemCalls"),
-    "bare asyncio with those calls (limit)": Peer("bare_asyncio", "BareAsyncio"),
+    "asyncio and those calls, without a store": Peer("bare_asyncio", "BareAsyncio"),
 }
 
 

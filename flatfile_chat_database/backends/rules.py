@@ -24,7 +24,7 @@ _KEY = re.compile(f"{_KEY_SEGMENT}(/{_KEY_SEGMENT})*")
 
 @lru_cache(maxsize=16384)
 def check_key(key: str) -> str:
-    """Return `key` if it is one; see the module's docstring.
+    """Return `key` if it is one; see `base.py`.
 
     Raises:
         ValidationError: It is not.

@@ -17,6 +17,7 @@ from typing import Any, Final, TypeVar
 from urllib.parse import quote
 
 from .catalogue import Page
+from .texts import Totals
 
 T = TypeVar("T")
 
@@ -91,7 +92,7 @@ class IndexFile:
         """Grows when the file turns out to be another one, so that nothing known of it counts any more."""
         self.counts: dict[str, tuple[int, int, int]] = {}
         """How many messages hold a term, by its expression: see `fulltext.py`."""
-        self.totals: tuple[object, tuple[int, int]] | None = None
+        self.totals: tuple[object, Totals] | None = None
         """How many texts and tokens there are, after what makes it so."""
         self._lock = threading.RLock()
         self._connection: sqlite3.Connection | None = None

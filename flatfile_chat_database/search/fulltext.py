@@ -27,7 +27,7 @@ from ..backends.base import logger
 from ..errors import IntegrityError, ValidationError
 from .database import SESSION_INDEX, IndexFile
 from .query import Measure, Query, Relevance, Term, tokenise
-from .texts import Filters, Found, Lines, Log, Meta, Notes, line_hash, message_text, moment_of
+from .texts import Filters, Found, Lines, Log, Meta, Notes, Totals, line_hash, message_text, moment_of
 
 RANKED: Final = 2000
 """The newest matches that are put in order of relevance; older ones follow them, newest first."""
@@ -451,13 +451,14 @@ class _Finder:
     def _graded(self) -> list[tuple[int, float]] | None:
         """Return the newest matches, newest first, as rows of FTS5 with its rank; None if that does not tell enough.
 
-        This FTS5 knows no lengths, so two messages have the same rank if a single term is in both equally often.
+        This FTS5 knows no lengths, so two messages have the same rank only if a single term is in both equally often,
+        unless three tokens is what messages have on average: then its `bm25` divides what it counts by the same count.
         """
         filters = self._filters
         if len(self._query.terms) > 1 or self._log is not None or (filters.roles, filters.until) != (None, None):
             return None
         match = expression(self._query.terms)
-        if self._counted(match) > _MANY:
+        if self._counted(match) > _MANY or self._totals().is_rank_blind:
             return None
         rows = self._connection.execute(
             "SELECT rowid, bm25(words) FROM words WHERE words MATCH ? ORDER BY rowid DESC LIMIT ?", (match, RANKED)
@@ -510,12 +511,12 @@ class _Finder:
     def _scoring(self, known: int | None) -> _Score:
         """Return what makes a score of a text's number of tokens and its tokens."""
         query = self._query
-        texts, tokens = self._totals()
+        totals = self._totals()
         if len(query.terms) == 1 and known is not None:
             holding = [known]
         else:
             holding = [self._count(term) for term in query.terms]
-        relevance = Relevance.of(query, texts, tokens, holding)
+        relevance = Relevance.of(query, totals.texts, totals.tokens, holding)
         scores: dict[tuple[int, tuple[int, ...]], float] = {}  # most texts have few lengths and frequencies
         frequencies = query.frequencies
 
@@ -544,15 +545,16 @@ class _Finder:
 
         return score_of_one  # the usual case: one word in thousands of texts
 
-    def _totals(self) -> tuple[int, int]:
-        """Return the number of texts that are compared, and of their tokens; the last answer is remembered."""
+    def _totals(self) -> Totals:
+        """Return what is known of all texts that are compared; the last answer is remembered."""
         asked = (self._meta.version, self._filters.kinds, self._filters.session_id)
         if self._file.totals is None or self._file.totals[0] != asked:
             self._file.totals = (asked, self._summed())
         return self._file.totals[1]
 
-    def _summed(self) -> tuple[int, int]:
+    def _summed(self) -> Totals:
         texts = tokens = 0
+        is_rank_blind = False
         where, values = ("WHERE number = ?", (self._log.number,)) if self._log is not None else ("", ())
         if "message" in self._filters.kinds:
             row = self._connection.execute(
@@ -561,6 +563,7 @@ class _Finder:
                 values,
             ).fetchone()
             texts, tokens, *_ = msgspec.convert(row, tuple[int, int, int, int])
+        is_rank_blind = tokens == 3 * texts  # 1 - b + b * D / average is 0 with the b of FTS5, 0.75, and its D, -1
         kinds = sorted(self._filters.kinds - {"message"})
         if kinds:
             where = where.replace("WHERE number", "AND session")
@@ -570,7 +573,7 @@ class _Finder:
                 (*kinds, *values),
             ).fetchone()
             texts, tokens = texts + row[0], tokens + row[1]
-        return texts, tokens
+        return Totals(texts, tokens, is_rank_blind)
 
     def _count(self, term: Term) -> int:
         """Return how many of the texts that are compared hold a term."""

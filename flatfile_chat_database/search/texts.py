@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 from collections.abc import Iterable
 from datetime import UTC, datetime
-from typing import Annotated, Final
+from typing import Annotated, Final, NamedTuple
 
 import msgspec
 
@@ -91,6 +91,15 @@ class Filters(msgspec.Struct, frozen=True):
     roles: frozenset[str] | None
     since: int | None
     until: int | None
+
+
+class Totals(NamedTuple):
+    """Sums over the texts that are compared."""
+
+    texts: int
+    tokens: int
+    is_rank_blind: bool
+    """Whether FTS5 gives every message that holds a term the same rank."""
 
 
 class Found(msgspec.Struct):

@@ -31,16 +31,11 @@ def steps_of(drafts: Sequence[Draft]) -> tuple[list[Step], list[bytes]]:
     merged: list[tuple[Draft, list[bytes]]] = []
     appended: dict[str, list[bytes]] = {}
     for draft in drafts:
-        if draft.op == "append":
-            pieces = appended.get(draft.key)
-            if pieces is not None:
-                pieces.extend(draft.pieces)
-                continue
-            pieces = appended[draft.key] = list(draft.pieces)
+        pieces = list(draft.pieces)
+        if draft.op == "append" and (earlier := appended.setdefault(draft.key, pieces)) is not pieces:
+            earlier += pieces
         else:
-            pieces = list(draft.pieces)
-            appended.pop(draft.key, None)
-        merged.append((draft, pieces))
+            merged.append((draft, pieces))
     parts = [pieces[0] if len(pieces) == 1 else b"".join(pieces) for _, pieces in merged]
     steps = [
         Step(draft.op, draft.key, len(data), draft.at)

@@ -8,8 +8,8 @@ and no file changes before the journal can do the change again.
 When the journal has grown, it is folded into the files (`checkpoint.py`). Whoever finds journal and nobody else at
 work does all of it again (`replay.py`), whatever the files look like.
 
-The engine is synchronous and belongs to one thread; `writer.py` runs it. Only what stands under "for every
-thread" and `history` are for others.
+The engine is synchronous and belongs to one thread; `writer.py` runs it. For others are only what stands under "for
+every thread", the tree, and what the ledger says is.
 """
 
 from __future__ import annotations
@@ -134,13 +134,15 @@ class Engine:
         plan = self._plan()
         for job in jobs:
             try:
+                if self.ledger.is_behind:
+                    self.ledger.catch_up()
                 if not plan.add_message(job):
                     plan = self._add(job, plan)
-                if plan.size > _LARGEST_BATCH_BYTES:
-                    self._commit(plan)
-                    plan = self._plan()
             except Exception as error:
-                job.error = error
+                job.error = unavailable(error, self.ledger.key) if isinstance(error, OSError) else error
+            if plan.size > _LARGEST_BATCH_BYTES:
+                self._commit(plan)
+                plan = self._plan()
         self._commit(plan)
 
     def _add(self, job: Job, plan: Plan) -> Plan:
@@ -159,12 +161,14 @@ class Engine:
         try:
             if self.ledger.broken is not None:
                 raise self.ledger.refusal()
+            if self.ledger.is_behind:
+                self.ledger.catch_up()
             if job.is_structural:
                 self._run_structural(job)
             else:
                 self._run_alone(job, plan)
         except Exception as error:
-            job.error = error
+            job.error = unavailable(error, self.ledger.key) if isinstance(error, OSError) else error
         return plan
 
     def _run_alone(self, job: Job, plan: Plan) -> None:
@@ -242,9 +246,12 @@ class Engine:
                 error = unavailable(error, steps[done].key)
             for job in plan.jobs_of({step.key for step in steps[done:]}):
                 job.outcomes, job.error = None, _later(error)
-        else:
-            self._files.count("bytes_written", sum(step.bytes for step in steps if step.op == "append"))
+            return
+        self._files.count("bytes_written", sum(step.bytes for step in steps if step.op == "append"))
+        try:
             self.ledger.move_mark(segment)
+        except (OSError, StorageError) as error:  # whoever reads the old mark, or none, does the batch once more
+            logger.warning("%s: it does not say how far the journal is done (%s)", self.ledger.lock.key, error)
 
     # --- jobs that move and remove folders -------------------------------------------------------------
 

@@ -76,6 +76,8 @@ class Ledger:
         self.history = History(self._journal, self.lock)
         self.broken: str | None = None
         """Why it is not known any more what is durable, so that nothing more is written."""
+        self.is_behind = False
+        """Whether there are batches that were committed under this hold of the lock and could not be done."""
         self._untold: DurabilityError | None = None
         self._mark: Mark | None = None
         self._unflushed_since: float | None = None
@@ -204,6 +206,11 @@ class Ledger:
         segment = self._journal.current
         if segment is not None and segment.has_more():
             self._finish(segment)
+        self.is_behind = False
+
+    def catch_up(self) -> None:
+        """Do what could not be done, before anything is planned on what it leaves."""
+        self._look_around()
 
     def _adopt(self, mark: Mark | None) -> None:
         """Go on where the last writer stopped."""
@@ -249,6 +256,7 @@ class Ledger:
             fresh, end = self._go_on_in(batches)
         else:
             fresh, end = segment, batches[-1].end
+        self._others_wrote()
         replay = self.replay(batches)
         replay.run()
         fresh.end = end
@@ -280,7 +288,7 @@ class Ledger:
     def checkpoint_if_due(self) -> None:
         """Begin to fold the journal if it has grown to its size."""
         segment = self._journal.current
-        if segment is None or self.broken is not None:
+        if segment is None or self.broken is not None or self.is_behind:
             return
         if segment.end >= self._config.journal_max_bytes:
             self._start_checkpoint_locked()
@@ -294,6 +302,8 @@ class Ledger:
                 self._start_checkpoint_locked()
             finally:
                 self.lock.release()
+        except DurabilityError as error:
+            self._untold = error
         except (OSError, StorageError) as error:
             logger.warning("%s: it cannot be folded into the files now (%s)", self._layout.journal, error)
 
@@ -308,6 +318,8 @@ class Ledger:
                 self._checkpoint.release()
                 raise
             self._checkpoint.start(old)
+        except DurabilityError as error:  # of what was answered before: whoever closes the store is told
+            self._untold = error
         except (OSError, StorageError) as error:
             logger.warning("%s: it cannot be folded into the files now (%s)", self._layout.journal, error)
 
@@ -356,6 +368,7 @@ class Ledger:
 
     def stop_before(self, segment: Segment) -> None:
         """Leave what is committed to whoever writes next: the mark stays before it, so it is done first."""
+        self.is_behind = True
         self._forget()
         with contextlib.suppress(OSError):
             segment.cut()  # what is reserved may be the room that the files lack
@@ -415,8 +428,9 @@ class Ledger:
 
     def move_mark(self, segment: Segment) -> None:
         """Say in the lock file that all is done up to the end of a segment."""
-        self._mark = Mark(segment.id, segment.end)
-        self.lock.write_mark(self._mark)
+        mark = Mark(segment.id, segment.end)
+        self.lock.write_mark(mark)
+        self._mark = mark
 
     def flush(self) -> None:
         """Make durable what was answered before it was."""

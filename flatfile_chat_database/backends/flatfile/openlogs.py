@@ -22,6 +22,7 @@ from .tree import Tree
 _REMEMBERED_IDS = 2_000_000
 """Over all logs; beyond that the logs that were used least recently are forgotten and read anew when needed."""
 _SCAN_BYTES = 1 << 20
+_TAIL_BYTES = 200
 
 
 @dataclass(slots=True)
@@ -41,6 +42,8 @@ class OpenLog:
     count: int = 0
     offsets: dict[int, int] = field(default_factory=dict)
     """Hash of a record's id to the offset of its line; the line tells whether it is the one."""
+    tail: bytes = b""
+    """What stands before `learned` without the lines to come, or the end of it."""
     coming: list[bytes] = field(default_factory=list)
     """Lines to come, in order."""
 
@@ -60,7 +63,7 @@ class OpenLogs:
         self._folders = folders
         self._maximum = maximum
         self._logs: OrderedDict[str, OpenLog] = OrderedDict()
-        self._opened: OrderedDict[str, OpenLog] = OrderedDict()
+        self._opened: dict[str, OpenLog] = {}  # those opened first come first
         self._remembered = 0
 
     def __len__(self) -> int:
@@ -97,7 +100,7 @@ class OpenLogs:
         if self._files.status(path).kind != "file":
             raise IsADirectoryError(errno.EISDIR, "Is no file", path)
         identity = device, inode
-        if log is None or log.identity != identity or size <= log.size:
+        if log is None or log.identity != identity or size <= log.size or not self._is_grown(key, log):
             self.forget(key)
             log = self._logs[key] = OpenLog(path, identity)
         self._logs.move_to_end(key)
@@ -155,9 +158,10 @@ class OpenLogs:
             return
         descriptor = log.descriptor
         if descriptor is None:
-            descriptor = self._descriptor(key, log)
+            descriptor = self._descriptor(key, log, create=True)
         self._write(descriptor, data, log.size)
         log.coming.clear()
+        log.tail = data[-_TAIL_BYTES:]
         if log.identity is not None:
             log.size += len(data)
             log.changed = None
@@ -205,12 +209,12 @@ class OpenLogs:
 
     # --- descriptors ---------------------------------------------------------------------------------
 
-    def _descriptor(self, key: str, log: OpenLog) -> int:
-        """Return an open descriptor of the file that has the log's name now, which is made if there is none."""
+    def _descriptor(self, key: str, log: OpenLog, *, create: bool = False) -> int:
+        """Return an open descriptor of the file that has the log's name now."""
         if log.descriptor is None:
             while len(self._opened) >= self._maximum:
                 self._close(*next(iter(self._opened.items())))
-            log.descriptor = self._open_or_create(key, log.path)
+            log.descriptor = self._open_or_create(key, log.path) if create else self._files.open_to_append(log.path)
             self._opened[key] = log
         return log.descriptor
 
@@ -246,6 +250,15 @@ class OpenLogs:
                 if record_id is not None:
                     self._remember(log, record_id, offset)
                 log.learned = end
+        start = max(0, log.learned - _TAIL_BYTES)
+        log.tail = self._files.read(self._descriptor(key, log), log.learned - start, start)
+
+    def _is_grown(self, key: str, log: OpenLog) -> bool:
+        """Tell whether what is known of a log that is larger now is still there, as far as its end tells.
+
+        The same inode does not: it may have been edited in its place, or be another file's since it was closed.
+        """
+        return self._files.read(self._descriptor(key, log), len(log.tail), log.learned - len(log.tail)) == log.tail
 
     def _remember(self, log: OpenLog, record_id: str, offset: int) -> None:
         log.count += 1

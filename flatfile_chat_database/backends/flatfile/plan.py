@@ -213,6 +213,7 @@ class Plan:
 
         Unless that is in doubt: then it may be needed when the store is opened again.
         """
+        self._known.keys.clear()  # some of them were only to come
         for draft in self.drafts:
             if draft.op == "append":
                 self._logs.forget(draft.key)
@@ -337,8 +338,10 @@ class Plan:
             case Extend(key, data):
                 if not data.endswith(b"\n"):
                     raise ValidationError("What is appended must end in a newline.", key=key)
-                if key not in self._appended and key in self._planned:
-                    raise Later
+                if key not in self._appended:
+                    if key in self._planned:
+                        raise Later
+                    self._refuse_kin(key)
             case Delete(key) | Place(_, key) | Mend(key):
                 if key in self._planned:
                     raise Later
@@ -475,6 +478,8 @@ class Plan:
 
     def _install(self, key: str, pieces: Iterator[bytes]) -> None:
         size = self._size(key)
+        if size is None:
+            self._refuse_folder(key)
         self._plan_install(self._stage(key, pieces), key, size, staged=True)
 
     def _plan_install(self, path: str, key: str, size: int | None, *, staged: bool) -> None:
@@ -487,6 +492,7 @@ class Plan:
         if self.exists(key):
             self._files.remove(temporary)
             return False
+        self._refuse_folder(key)
         self._plan_install(temporary, key, None, staged=False)
         return True
 

@@ -80,6 +80,8 @@ class Writer:
             with self._state:
                 if self._closed:
                     raise ClosedError("The store is closed.", hint="Open a new StorageManager.")
+                if not self._finalizer.alive:
+                    raise ClosedError("The store cannot be written any more: the interpreter is ending.")
                 if self._thread is None:
                     # A daemon: what nobody waits for any more must not keep the interpreter from ending.
                     thread = threading.Thread(
