@@ -209,8 +209,7 @@ class Layout:
                 Entry("quarantine", blob, f"{self.system}/quarantine/{{item}}", "damaged bytes set aside"),
             )
         }
-        _refuse_shared_names(self.entries.values())
-        self._patterns = {name: _Pattern(entry, self.entries) for name, entry in self.entries.items()}
+        self._patterns = _patterns(tuple(self.entries.values()))
         self._documents_own = {
             config.document_metadata_filename.casefold(),
             config.document_analysis_subdirectory_name.casefold(),
@@ -419,6 +418,14 @@ class Layout:
 
     def __iter__(self) -> Iterator[Entry]:
         return iter(self.entries.values())
+
+
+@lru_cache(maxsize=64)
+def _patterns(entries: tuple[Entry, ...]) -> Mapping[str, _Pattern]:
+    """Return the patterns of entries by name, made once for all stores that have the same names."""
+    _refuse_shared_names(entries)
+    by_name = {entry.name: entry for entry in entries}
+    return {name: _Pattern(entry, by_name) for name, entry in by_name.items()}
 
 
 def _refuse_shared_names(entries: Iterable[Entry]) -> None:

@@ -477,7 +477,9 @@ def test_any_text_is_an_island_or_no_id(text: str) -> None:
     else:
         assert unescape(segment) == text
         assert unicodedata.normalize("NFD", segment) == unicodedata.normalize("NFC", segment) == segment
-        assert segment.casefold() == segment.lower() == segment
+        assert segment.casefold() == segment
+        # What lower() would change is no letter of another segment: Cherokee, whose capitals are what folding makes.
+        assert all(character in segment or escape(character) != character for character in segment.lower())
 
 
 @given(st.text(min_size=1, max_size=30))

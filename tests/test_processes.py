@@ -16,7 +16,7 @@ PROCESSES, THREADS, SESSIONS, EACH = 8, 4, 20, 1250  # 40,000 messages
 
 def config(folder: str) -> StorageConfig:
     """Have each of the many wait its turn, however long a busy machine lets it wait."""
-    return StorageConfig(storage_base_path=folder, lock_timeout_seconds=600)
+    return StorageConfig(storage_base_path=folder, lock_timeout_seconds=120)
 
 
 def append_from_threads(folder: str, process: int, each: int) -> None:
