@@ -10,7 +10,8 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from flatfile_chat_database import Message, StorageManager
-from flatfile_chat_database.codec import timed_message
+from flatfile_chat_database.backends.flatfile.readers import Readers
+from flatfile_chat_database.codec import MessageDecoder
 
 from .corpus import Texts
 from .machine import work_folder
@@ -74,8 +75,7 @@ async def _measure(folder: Path, *, quick: bool) -> Result:
         table.rows,
         table.beyond,
         [
-            "SQLite: rows clustered by session and sequence, read in a thread (asyncio.to_thread), each body decoded "
-            "by this package's decoder",
+            "SQLite: rows clustered by session and sequence, read in a thread and decoded by this package's own means",
             "the first call at a random place finds out where the lines are; it is measured by itself, in the last row",
         ],
         times | {"first page": first},
@@ -116,6 +116,8 @@ class _Database:
         self._connection: sqlite3.Connection = connect(path)
         self._connection.execute(SCHEMA)
         self._connection.text_factory = bytes  # what the decoder takes, without a detour over str
+        self._readers = Readers(1)
+        self._decoder = MessageDecoder(_refuse)
 
     def fill(self, session: str, texts: list[str]) -> None:
         self._connection.execute("BEGIN")
@@ -126,25 +128,29 @@ class _Database:
 
     def newest(self, session: str) -> Read:
         async def read() -> list[Message]:
-            return await asyncio.to_thread(self._select, NEWEST, (session, PAGE), True)
+            return await self._readers.run(lambda: self._select(NEWEST, (session, PAGE), newest_first=True))
 
         return read
 
     def random(self, session: str, places: _Places, size: int) -> Read:
         async def read() -> list[Message]:
             start = places.next(size)
-            return await asyncio.to_thread(self._select, RANGE, (session, start, start + PAGE), False)
+            return await self._readers.run(lambda: self._select(RANGE, (session, start, start + PAGE)))
 
         return read
 
-    def _select(self, statement: str, values: tuple[str | int, ...], newest_first: bool) -> list[Message]:
+    def _select(self, statement: str, values: tuple[str | int, ...], *, newest_first: bool = False) -> list[Message]:
         rows = self._connection.execute(statement, values).fetchall()
         if newest_first:
             rows.reverse()
         # The very decoder that our pages go through, which looks at the timestamps as well.
-        return [message for (body,) in rows if (message := timed_message(_refuse, body)) is not None]
+        messages = self._decoder.many([body for (body,) in rows])
+        if messages is None:
+            raise SystemExit("A message in SQLite is none.")
+        return messages
 
     def close(self) -> None:
+        self._readers.close()
         self._connection.close()
 
 

@@ -43,6 +43,8 @@ def parse_timestamp(text: object, field_name: str = "timestamp") -> datetime:
         if "\0" in text:  # fromisoformat reads up to it and passes over the rest
             raise ValueError("embedded NUL")
         moment = datetime.fromisoformat(text)
+        if moment.tzinfo is UTC:  # most of them, and nothing is to be converted
+            return moment
         if moment.tzinfo is not None:
             return moment.astimezone(UTC)
     except (ValueError, OverflowError) as error:

@@ -713,8 +713,7 @@ def test_output_in_a_narrow_encoding_is_no_failure(filled: str) -> None:
 
 def test_the_installed_program_and_the_module_are_the_same(filled: str) -> None:
     program = Path(sys.executable).parent / "chatdb"
-    if not program.exists():
-        pytest.skip("the package is not installed here")
+    assert program.exists(), "the package is not installed in this environment"
     one = subprocess.run([str(program), "--store", filled, "ls"], capture_output=True, check=True)
     other = subprocess.run([*CHATDB, "--store", filled, "ls"], capture_output=True, check=True)
     assert one.stdout == other.stdout

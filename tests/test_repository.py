@@ -72,7 +72,7 @@ def test_what_is_only_compared_with_is_not_in_the_lock_of_developers() -> None:
 def repository_files() -> list[Path]:
     """Return what is committed or could be: tracked files, and new ones that are not ignored."""
     if not (ROOT / ".git").exists() or shutil.which("git") is None:
-        pytest.skip("not a checkout, so there is no list of its files")
+        pytest.skip("NOT TESTED here: this is no checkout, so there is no list of its files")
     # In a container the checkout often belongs to somebody else, whom git would not trust.
     command = [
         "git",
@@ -108,7 +108,7 @@ def test_no_file_holds_a_path_of_a_machine_or_the_name_of_a_registry() -> None:
 def test_make_alone_lists_every_target() -> None:
     make = shutil.which("make")
     if make is None:
-        pytest.skip("make is not installed")
+        pytest.skip("NOT TESTED here: make is not installed")
     # A make above this one would otherwise hand down its flags and its job server.
     environment = {name: value for name, value in os.environ.items() if "MAKE" not in name}
     run = subprocess.run([make], cwd=ROOT, env=environment, check=True, capture_output=True, text=True)

@@ -190,7 +190,7 @@ def test_sqlites_full_text_search_finds_the_same(texts: list[str], queries: list
         database.execute("CREATE VIRTUAL TABLE found USING fts5(tokens, content='', tokenize='ascii')")
     except sqlite3.OperationalError:
         database.close()
-        pytest.skip("this Python's SQLite has no FTS5")
+        pytest.skip("NOT TESTED here: this Python's SQLite has no FTS5")
     for place, text in enumerate(texts):
         database.execute("INSERT INTO found(rowid, tokens) VALUES (?, ?)", (place, " ".join(tokenise(text))))
     for text in [*queries, *texts]:

@@ -25,9 +25,10 @@ import msgspec
 from .. import codec
 from ..backends.base import logger
 from ..errors import IntegrityError, ValidationError
+from ..models import microseconds, parse_timestamp
 from .database import SESSION_INDEX, IndexFile
 from .query import Measure, Query, Relevance, Term, tokenise
-from .texts import Filters, Found, Lines, Log, Meta, Notes, Totals, line_hash, message_text, moment_of
+from .texts import Filters, Found, Lines, Log, Meta, Notes, Totals, line_hash, message_text
 
 RANKED: Final = 2000
 """The newest matches that are put in order of relevance; older ones follow them, newest first."""
@@ -170,7 +171,7 @@ class Intake:
                 continue
             tokens = tokenise(message_text(message, content=self._content, metadata=self._metadata))
             try:
-                moment: int | None = moment_of(message.timestamp)
+                moment: int | None = microseconds(parse_timestamp(message.timestamp))
             except ValidationError as error:
                 moment = None
                 self._timeless(f"The message {message.id!r} of session {piece.session_id!r}", error)
@@ -236,7 +237,7 @@ class Intake:
         for note in piece.notes:
             tokens = tokenise(note.text)
             try:
-                moment: int | None = moment_of(note.timestamp)
+                moment: int | None = microseconds(parse_timestamp(note.timestamp))
             except ValidationError as error:
                 moment = None
                 self._timeless(f"The {note.kind} of session {piece.session_id!r}", error)
@@ -563,7 +564,7 @@ class _Finder:
                 values,
             ).fetchone()
             texts, tokens, *_ = msgspec.convert(row, tuple[int, int, int, int])
-        is_rank_blind = tokens == 3 * texts  # 1 - b + b * D / average is 0 with the b of FTS5, 0.75, and its D, -1
+            is_rank_blind = tokens == 3 * texts  # 1 - b + b * D / average is 0 with the b of FTS5, 0.75, and its D, -1
         kinds = sorted(self._filters.kinds - {"message"})
         if kinds:
             where = where.replace("WHERE number", "AND session")

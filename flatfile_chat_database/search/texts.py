@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable
-from datetime import UTC, datetime
 from typing import Annotated, Final, NamedTuple
 
 import msgspec
@@ -16,8 +15,6 @@ from .query import tokenise
 
 _RANKS: Final[dict[HitKind, int]] = {"analysis": 0, "context": 1, "message": 2}
 _Key = tuple[int, str, int, int, str]
-
-_from_iso: Final = datetime.fromisoformat
 
 _LARGEST_FILE: Final = 2**60
 Size = Annotated[int, msgspec.Meta(ge=0, le=_LARGEST_FILE)]
@@ -149,20 +146,6 @@ def strings(value: object) -> Iterable[str]:
             stack += reversed(item.values())
 
 
-def moment_of(timestamp: str) -> int:
-    """Return a timestamp as microseconds since 1970.
-
-    Raises:
-        ValidationError: It cannot be read.
-    """
-    try:
-        moment = _from_iso(timestamp)
-        usual = moment.tzinfo is UTC and "\0" not in timestamp  # in less time than what can read them all
-    except ValueError:
-        usual = False
-    return microseconds(moment if usual else parse_timestamp(timestamp))
-
-
 def line_hash(line: bytes) -> str:
     """Return what tells a line from another."""
     return hashlib.blake2b(line, digest_size=8).hexdigest()
@@ -171,7 +154,7 @@ def line_hash(line: bytes) -> str:
 def is_same(found: Found, text: str, timestamp: str, role: str | None = None) -> bool:
     """Tell whether what is searched of a record is still what was taken in."""
     try:
-        moment = moment_of(timestamp)
+        moment = microseconds(parse_timestamp(timestamp))
     except ValidationError:
         return False
     return moment == found.moment and role == found.role and " ".join(tokenise(text)) == found.text

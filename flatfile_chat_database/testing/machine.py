@@ -138,7 +138,6 @@ class StorageMachine(RuleBasedStateMachine):
     @abstractmethod
     def open_storage(self, **arguments: Any) -> StorageManager:
         """Return a new manager with `config()` and these arguments on the place of this example."""
-        raise NotImplementedError
 
     def discard(self) -> None:
         """Remove the place of this example."""

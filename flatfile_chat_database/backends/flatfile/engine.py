@@ -31,7 +31,7 @@ from .jobs import EngineChange, Job, key_of
 from .journal import Batch, Step
 from .ledger import Ledger, is_full
 from .openlogs import OpenLogs
-from .oserrors import mapped, unavailable
+from .oserrors import mapped, told
 from .plan import Known, Later, Mixed, Plan, exists, read
 from .syncs import Syncs
 from .tree import Tree
@@ -114,10 +114,8 @@ class Engine:
             self.ledger.lock.take()
             self.ledger.prepare()
         except Exception as error:
-            if isinstance(error, OSError):
-                error = unavailable(error, self.ledger.lock.key)
             for job in jobs:
-                job.error = _again(error)
+                job.error = _again(told(error, self.ledger.lock.key))
         else:
             try:
                 self._run(jobs)
@@ -139,7 +137,7 @@ class Engine:
                 if not plan.add_message(job):
                     plan = self._add(job, plan)
             except Exception as error:
-                job.error = unavailable(error, self.ledger.key) if isinstance(error, OSError) else error
+                job.error = told(error, self.ledger.key)
             if plan.size > _LARGEST_BATCH_BYTES:
                 self._commit(plan)
                 plan = self._plan()
@@ -168,7 +166,7 @@ class Engine:
             else:
                 self._run_alone(job, plan)
         except Exception as error:
-            job.error = unavailable(error, self.ledger.key) if isinstance(error, OSError) else error
+            job.error = told(error, self.ledger.key)
         return plan
 
     def _run_alone(self, job: Job, plan: Plan) -> None:
@@ -223,11 +221,9 @@ class Engine:
             if self._config.durability == "normal" and any(step.op == "install" for step in steps):
                 self.ledger.flush()  # or the file might be durable without what the journal did to that before it
         except Exception as error:
-            if isinstance(error, OSError):
-                error = unavailable(error, self.ledger.key)
             plan.discard(isinstance(error, DurabilityError))
             for job in plan.jobs:
-                job.outcomes, job.error = None, _again(error)
+                job.outcomes, job.error = None, _again(told(error, self.ledger.key))
             return
         done = 0
         self._folders.were_filled()
@@ -242,10 +238,8 @@ class Engine:
             self.ledger.stop_before(segment)
             if is_full(error) and self.ledger.has_finished(segment):
                 return
-            if isinstance(error, OSError):
-                error = unavailable(error, steps[done].key)
             for job in plan.jobs_of({step.key for step in steps[done:]}):
-                job.outcomes, job.error = None, _later(error)
+                job.outcomes, job.error = None, _later(told(error, steps[done].key))
             return
         self._files.count("bytes_written", sum(step.bytes for step in steps if step.op == "append"))
         try:

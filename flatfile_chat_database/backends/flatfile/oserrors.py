@@ -32,6 +32,11 @@ def mapped(key: str | None = None) -> Iterator[None]:
         raise unavailable(error, key) from error
 
 
+def told(error: Exception, key: str | None) -> Exception:
+    """Return what a caller is told of an error: a system's as UnavailableError, any other as it is."""
+    return unavailable(error, key) if isinstance(error, OSError) else error
+
+
 def unavailable(error: OSError, key: str | None) -> UnavailableError:
     """Return what a system's error means to a caller."""
     place = f"{key}: " if key else ""
