@@ -12,10 +12,12 @@ from flatfile_chat_database import (
     ConflictError,
     IntegrityError,
     NotFoundError,
+    StorageConfig,
     StorageManager,
     UnavailableError,
     ValidationError,
 )
+from flatfile_chat_database.backends.memory import MemoryBackend
 
 from .clock import FixedClock
 from .conftest import MakeStorage
@@ -47,6 +49,26 @@ async def test_only_one_of_many_who_create_the_same_user_succeeds(storage: Stora
     results = await asyncio.gather(*(storage.create_user("ada", {"n": n}) for n in range(50)))
     assert results.count(True) == 1
     assert await storage.get_user_profile("ada") == {"n": results.index(True)}
+
+
+async def test_a_store_that_another_makes_while_it_is_looked_for_is_no_other_store() -> None:
+    class Raced(MemoryBackend):
+        """Between the look for the store's own file and the look for one elsewhere, somebody makes it."""
+
+        raced = False
+
+        async def list_folders(self, parent: str) -> list[str]:
+            if not self.raced:
+                self.raced = True
+                await StorageManager(backend=self).create_user("bob")
+            return await super().list_folders(parent)
+
+    backend = Raced(StorageConfig())
+    late = StorageManager(backend=backend)
+    assert await late.create_user("ada") is True
+    assert [user.user_id for user in await late.list_users()] == ["ada", "bob"]
+    stored = await backend.read("system/config.json")
+    assert stored is not None and json.loads(stored)["store_id"] == late._store.store_id
 
 
 async def test_a_user_has_times_and_a_version(make_storage: MakeStorage) -> None:

@@ -105,7 +105,8 @@ class Store:
         """Return the backend, opened and checked to be a store that this configuration can read."""
         if not self._opened:
             await self._backend.open()
-            self._created = await self._examine()
+            if await self._examine():  # never back to False: another caller may have made it meanwhile
+                self._created = True
             self._opened = True
         return self._backend
 
@@ -165,6 +166,8 @@ class Store:
     async def _refuse_other_system_folder(self) -> None:
         """A store opened under another `system_config_directory_name` would seem new; find the file it has."""
         for child in await self._backend.list_folders(""):
+            if child == self.config.system_config_directory_name:
+                continue  # somebody makes the store at this moment; whoever comes second learns it in `_create`
             key = f"{child}/{self.layout.key('store').rpartition('/')[2]}"
             data = await self._backend.read(key) if await self._backend.exists(key) else None
             if data is not None and b'"store_id"' in data and b'"format_version"' in data:
