@@ -40,6 +40,7 @@ READING = (
     "status_of",
     "stamp",
     "stamp_of",
+    "measure",
     "list_folder",
 )
 _WRITING = ("write", "write_at")

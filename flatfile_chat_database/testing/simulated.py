@@ -266,6 +266,11 @@ class SimulatedFiles(Files):
         status = self._status(self._find(path))
         return status.device, status.inode, status.size, status.modified
 
+    def measure(self, path: str) -> tuple[int, int, int]:
+        self._call("measure")
+        status = self._status(self._find(path))
+        return status.device, status.inode, status.size
+
     def stamp_of(self, descriptor: int) -> tuple[int, int, int, int]:
         self._call("stamp_of")
         status = self._status(self._opened(descriptor).node)

@@ -13,6 +13,7 @@ import struct
 import sys
 import threading
 from collections import Counter
+from collections.abc import Callable
 from typing import Literal
 
 import msgspec
@@ -26,6 +27,9 @@ _GET_GENERATION = 0x80007601 | struct.calcsize("l") << 16
 """FS_IOC_GETVERSION, _IOR('v', 1, long), of linux/fs.h."""
 
 _COMMON = os.O_CLOEXEC | os.O_NOFOLLOW
+
+_FEW_MEASURES = 64
+"""As many are taken with `os.lstat`: what is better takes ten milliseconds to load, and has to pay for that."""
 
 
 class FileStatus(msgspec.Struct, frozen=True):
@@ -53,6 +57,8 @@ class Files:
     def __init__(self) -> None:
         self.counters: Counter[str] = Counter(bytes_read=0, bytes_written=0, syncs=0)
         self._counting = threading.Lock()
+        self._measured = 0
+        self._measure: Callable[[str], tuple[int, int, int]] | None = None
 
     def count(self, name: str, number: int = 1) -> None:
         """Add to a counter; any thread may."""
@@ -180,6 +186,15 @@ class Files:
         result = os.fstat(descriptor)
         return result.st_dev, result.st_ino, result.st_size, result.st_mtime_ns
 
+    def measure(self, path: str) -> tuple[int, int, int]:
+        """Return device, inode and size of a path itself; asking for its times as well would slow down its writes."""
+        if self._measure is None:
+            self._measured += 1
+            if self._measured > _FEW_MEASURES:
+                self._measure = _measure_without_times()
+            return _measure_with_times(path)
+        return self._measure(path)
+
     def rename(self, source: str, target: str) -> None:
         """Give a file or folder another name, replacing a file of that name."""
         os.rename(source, target)
@@ -264,3 +279,17 @@ def _entry_kind(entry: os.DirEntry[str]) -> FileKind:
     if entry.is_dir(follow_symlinks=False):
         return "folder"
     return "file" if entry.is_file(follow_symlinks=False) else "other"
+
+
+def _measure_without_times() -> Callable[[str], tuple[int, int, int]]:
+    try:
+        from .untimed import Statx  # it loads ctypes, for which a script of a few writes need not wait
+
+        return Statx()
+    except (ImportError, AttributeError, OSError):  # a Python without ctypes, or no Linux: nothing is lost but time
+        return _measure_with_times
+
+
+def _measure_with_times(path: str) -> tuple[int, int, int]:
+    result = os.lstat(path)
+    return result.st_dev, result.st_ino, result.st_size

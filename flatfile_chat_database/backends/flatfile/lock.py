@@ -135,7 +135,7 @@ class LockFile:
 
     def _has_its_name(self) -> bool:
         try:
-            return self._files.stamp(self._path)[:2] == self._identity
+            return self._files.measure(self._path)[:2] == self._identity
         except FileNotFoundError:
             return False
 

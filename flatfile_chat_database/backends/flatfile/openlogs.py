@@ -36,6 +36,8 @@ class OpenLog:
     """Of the file, without what is to come."""
     changed: int | None = None
     """When, as the file system has it; None if the last change was ours, for when that was is not known then."""
+    is_fresh: bool = False
+    """Whether nobody has looked at it since the last change, which was ours."""
     descriptor: int | None = None
     learned: int = 0
     """The end of the last whole line that was taken in, lines to come included."""
@@ -76,17 +78,24 @@ class OpenLogs:
             return self._look_anew(key, None)
         if log.coming:
             return log
-        try:
-            device, inode, size, changed = self._files.stamp(log.path)
-        except FileNotFoundError:
-            if log.identity is not None:
-                return self._look_anew(key, log)
-        else:
-            if size != log.size or (device, inode) != log.identity or (changed != log.changed is not None):
-                return self._look_anew(key, log)
-            log.changed = changed
+        if self._is_another(log):
+            return self._look_anew(key, log)
         self._logs.move_to_end(key)
         return log
+
+    def _is_another(self, log: OpenLog) -> bool:
+        try:
+            if log.is_fresh:  # there is nothing to compare its time with
+                log.is_fresh = False
+                device, inode, size = self._files.measure(log.path)
+            else:
+                device, inode, size, changed = self._files.stamp(log.path)
+                if log.changed is not None and changed != log.changed:
+                    return True
+                log.changed = changed
+        except FileNotFoundError:
+            return log.identity is not None
+        return size != log.size or (device, inode) != log.identity
 
     def _look_anew(self, key: str, log: OpenLog | None) -> OpenLog:
         """Look at a log that is another one than what is known of it; where it only grew, that stays known."""
@@ -165,6 +174,7 @@ class OpenLogs:
         if log.identity is not None:
             log.size += len(data)
             log.changed = None
+            log.is_fresh = True
         else:
             device, inode, log.size, log.changed = self._files.stamp_of(descriptor)
             log.identity = device, inode
