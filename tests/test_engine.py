@@ -13,6 +13,7 @@ from flatfile_chat_database.backends.flatfile.engine import Engine
 from flatfile_chat_database.backends.flatfile.files import Files
 from flatfile_chat_database.backends.flatfile.jobs import Extend, Job
 from flatfile_chat_database.backends.flatfile.journal import Step
+from flatfile_chat_database.backends.flatfile.untimed import Statx
 from flatfile_chat_database.errors import DurabilityError, NotFoundError, UnavailableError
 
 OWNER, LOG, OTHER, DOCUMENT = "users/s.json", "users/a.jsonl", "users/b.jsonl", "users/d.json"
@@ -82,6 +83,7 @@ def put(key: str, data: bytes = b"{}") -> Job:
 
 def run(engine: Engine, *jobs: Job) -> list[Job]:
     engine.run(jobs)
+    engine.rest()
     return list(jobs)
 
 
@@ -152,8 +154,7 @@ def test_a_document_that_a_dead_process_removed_is_not_taken_for_there(start: St
     run(other, put(OWNER))
     run(engine, message(LOG, "a0"))
     run(engine, message(LOG, "a1"))
-    other.ledger.lock.take()
-    other.ledger.prepare()
+    other.ledger.begin()
     other.ledger.commit([Step("delete", OWNER, before=2)], b"")
     other.let_go()  # it dies
     (late,) = run(engine, message(LOG, "a2"))
@@ -163,7 +164,7 @@ def test_a_document_that_a_dead_process_removed_is_not_taken_for_there(start: St
 def test_a_log_of_the_same_inode_may_be_another_one(
     start: Start, files: Failing, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    for name in ("stamp", "stamp_of"):  # as where each new file gets the inode that the last one left
+    for name in ("stamp", "stamp_of", "measure"):  # as where each new file gets the inode that the last one left
         real = getattr(files, name)
         monkeypatch.setattr(files, name, lambda place, real=real: (real(place)[0], 1, *real(place)[2:]))
     engine, other = start(max_open_files=1), start()
@@ -215,3 +216,83 @@ def test_a_flush_that_fails_when_a_fold_begins_is_told_when_the_store_is_closed(
     assert (written.error, large.error) == (None, None)
     engine.close()
     assert isinstance(engine.failure, DurabilityError)
+
+
+def is_kept(engine: Engine) -> bool:
+    return engine.ledger.lock.is_kept
+
+
+def test_the_lock_is_kept_between_batches_only_by_the_only_writer(start: Start) -> None:
+    engine, other = start(), start(lock_timeout_seconds=0.2)
+    first, second = put(OWNER), message(LOG, "a0")
+    engine.run([first])
+    assert not is_kept(engine)  # somebody may have written before
+    engine.run([second])
+    assert is_kept(engine)
+    refused, late = message(LOG, "b0"), message(LOG, "b1")
+    other.run([refused])
+    assert isinstance(refused.error, UnavailableError)
+    assert engine.idle() is not None
+    other.run([late])
+    third = message(LOG, "a1")
+    engine.run([third])
+    assert not is_kept(engine)
+    assert [job.error for job in (first, second, late, third)] == [None] * 4
+
+
+def test_the_lock_is_not_kept_for_long(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
+    engine = start()
+    now = 0.0
+    monkeypatch.setattr("time.monotonic", lambda: now)
+    run(engine, put(OWNER))
+    kept = 0
+    for number in range(20):
+        engine.run([message(LOG, f"a{number}")])
+        kept += is_kept(engine)
+        now += 0.0004
+    assert 10 <= kept <= 15  # two of three
+    monkeypatch.undo()
+
+
+def test_whoever_waits_for_nothing_finds_no_lock_that_was_kept(start: Start) -> None:
+    engine = start(lock_timeout_seconds=0)
+    for job in (put(OWNER), message(LOG, "a0"), message(LOG, "a1")):
+        engine.run([job])
+        assert not is_kept(engine)
+
+
+def test_no_time_of_a_log_is_asked_for_while_messages_are_added(start: Start, files: Failing) -> None:
+    """Each write after such a question changes the inode, for which the next flush has to wait."""
+    engine = start()
+    run(engine, put(OWNER), message(LOG, "a0"))
+    run(engine, message(LOG, "a1"))
+    asked: list[str] = []
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "stamp", asked.append)
+        patch.setattr(files, "stamp_of", asked.append)
+        patch.setattr(files, "status", asked.append)
+        for number in range(100):
+            (job,) = run(engine, message(LOG, f"b{number}"))
+            assert job.error is None
+    assert asked == []
+
+
+def test_a_file_is_measured_the_same_with_and_without_its_times(tmp_path: Path) -> None:
+    (tmp_path / "file").write_bytes(b"12345")
+    (tmp_path / "link").symlink_to("file")
+    measure = Statx()
+    for path in (str(tmp_path), f"{tmp_path}/file", f"{tmp_path}/link", "/dev/null", "/proc/self/status"):
+        assert measure(path) == Files().stamp(path)[:3]
+    with pytest.raises(FileNotFoundError, match="absent"):
+        measure(f"{tmp_path}/absent")
+    with pytest.raises(NotADirectoryError):
+        measure(f"{tmp_path}/file/below")
+
+
+def test_a_file_is_measured_where_the_system_has_no_such_call(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    def missing(self: Statx) -> None:
+        raise AttributeError("statx")
+
+    monkeypatch.setattr(Statx, "__init__", missing)
+    files = Files()
+    assert {files.measure(str(tmp_path)) for _ in range(200)} == {files.stamp(str(tmp_path))[:3]}

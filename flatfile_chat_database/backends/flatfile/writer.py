@@ -1,8 +1,9 @@
 """One writer thread for an open store: it takes the changes of one turn of an event loop as one batch.
 
 A call joins the batch of its loop's current turn; at the end of the turn the batch is handed over as a whole, for one
-hand-over per call would make the threads fight for the interpreter. While the thread works, further batches gather, and
-it takes all of them at once. Jobs are done in the order they were handed over.
+hand-over per call would make the threads fight for the interpreter. Only where calls have long come one at a time is
+each handed over at once. While the thread works, further batches gather, and it takes all of them at once. Jobs are
+done in the order they were handed over.
 
 A job belongs to the writer once it is submitted: cancelling the caller cancels the waiting, not the write.
 """
@@ -14,6 +15,7 @@ import logging
 import threading
 import weakref
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from queue import Empty, SimpleQueue
 
 from ...errors import ClosedError, DurabilityError
@@ -23,6 +25,10 @@ from .jobs import EngineChange, Job
 logger = logging.getLogger("flatfile_chat_database")
 
 _LARGEST_BATCH = 1024
+_LONG = 8
+"""So many turns with one call each are a habit."""
+_SOON_SECONDS = 0.001
+"""In which the next batch comes if a caller waits for each; what else is due can wait as long."""
 
 
 class _Waiting(Job, kw_only=True, eq=False):
@@ -31,7 +37,22 @@ class _Waiting(Job, kw_only=True, eq=False):
     future: asyncio.Future[list[Outcome]]
 
 
-_Batch = tuple[asyncio.AbstractEventLoop, list[_Waiting]]
+class _Caller:
+    """An event loop whose calls gather."""
+
+    __slots__ = ("lonely", "loop", "unanswered", "waiting")
+
+    def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
+        self.loop = loop
+        self.waiting: list[_Waiting] = []
+        """The calls of its current turn."""
+        self.unanswered = 0
+        """Calls that were handed over."""
+        self.lonely = 0
+        """In how many turns on end there was one call while none was unanswered."""
+
+
+_Batch = tuple[_Caller, list[_Waiting]]
 
 
 class Writer:
@@ -48,7 +69,7 @@ class Writer:
         self._idle = idle
         self._end = end
         self._queue: SimpleQueue[_Batch | None] = SimpleQueue()
-        self._turns: dict[asyncio.AbstractEventLoop, list[_Waiting]] = {}
+        self._callers: dict[asyncio.AbstractEventLoop, _Caller] = {}
         self._thread: threading.Thread | None = None
         self._state = threading.Lock()
         self._closed = False
@@ -59,12 +80,20 @@ class Writer:
         """Join the current turn's batch; the future has the outcomes once they are durable."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Outcome]] = loop.create_future()
-        turn = self._turns.get(loop)
-        if turn is None:
-            turn = self._turns[loop] = []
-            loop.call_soon(self._hand_over, loop)
-        turn.append(_Waiting(changes, future=future))
+        caller = self._callers.get(loop) or self._new_caller(loop)
+        caller.waiting.append(_Waiting(changes, future=future))
+        if len(caller.waiting) == 1:
+            if caller.lonely >= _LONG and not caller.unanswered:
+                self._hand_over(caller)
+            else:
+                loop.call_soon(self._hand_over, caller)
         return future
+
+    def _new_caller(self, loop: asyncio.AbstractEventLoop) -> _Caller:
+        for other in [other for other in self._callers if other.is_closed()]:
+            self._callers.pop(other, None)
+        caller = self._callers[loop] = _Caller(loop)
+        return caller
 
     def close(self) -> None:
         """Do what was handed over, then end the thread. Blocks."""
@@ -74,8 +103,10 @@ class Writer:
         if self._thread is not None:
             self._thread.join()
 
-    def _hand_over(self, loop: asyncio.AbstractEventLoop) -> None:
-        waiting = self._turns.pop(loop)
+    def _hand_over(self, caller: _Caller) -> None:
+        waiting, caller.waiting = caller.waiting, []
+        caller.lonely = caller.lonely + 1 if len(waiting) == 1 and not caller.unanswered else 0
+        caller.unanswered += len(waiting)
         try:
             with self._state:
                 if self._closed:
@@ -92,11 +123,11 @@ class Writer:
                     )
                     thread.start()
                     self._thread = thread
-                self._queue.put((loop, waiting))
+                self._queue.put((caller, waiting))
         except Exception as error:  # also when no thread can be started: everybody gets an answer
             for job in waiting:
                 job.error = error
-            _resolve(waiting)
+            _resolve(caller, waiting)
 
 
 def _work(
@@ -124,8 +155,8 @@ def _work(
             jobs = batches[0][1] if len(batches) == 1 else [job for _, waiting in batches for job in waiting]
             for start in range(0, len(jobs), _LARGEST_BATCH):
                 _run_or_fail(run, jobs[start : start + _LARGEST_BATCH])
-            for loop, waiting in batches:
-                _answer(loop, waiting)
+            for caller, waiting in batches:
+                _answer(caller, waiting)
         if ended:
             end()
             return
@@ -133,9 +164,9 @@ def _work(
 
 def _next(queue: SimpleQueue[_Batch | None], idle: Callable[[], float | None]) -> _Batch | None:
     """Wait for what is handed over, and do what is due meanwhile."""
+    with suppress(Empty):
+        return queue.get(timeout=_SOON_SECONDS)
     while True:
-        if not queue.empty():
-            return queue.get()
         try:
             seconds = idle()
         except Exception:  # the thread has to live on, for others wait for it
@@ -157,14 +188,14 @@ def _run_or_fail(run: Callable[[Sequence[Job]], None], jobs: Sequence[Job]) -> N
             job.error = job.error or DurabilityError(f"The writer failed: {error!r}. {DurabilityError.__doc__}")
 
 
-def _answer(loop: asyncio.AbstractEventLoop, waiting: list[_Waiting]) -> None:
-    try:
-        loop.call_soon_threadsafe(_resolve, waiting)
-    except RuntimeError:  # the loop is closed: nobody waits any more, and the jobs are done
-        return
+def _answer(caller: _Caller, waiting: list[_Waiting]) -> None:
+    # The loop is closed: nobody waits any more, and the jobs are done.
+    with suppress(RuntimeError):
+        caller.loop.call_soon_threadsafe(_resolve, caller, waiting)
 
 
-def _resolve(waiting: list[_Waiting]) -> None:
+def _resolve(caller: _Caller, waiting: list[_Waiting]) -> None:
+    caller.unanswered -= len(waiting)
     for job in waiting:
         future = job.future
         if future.done():  # cancelled
