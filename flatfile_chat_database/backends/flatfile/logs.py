@@ -23,7 +23,7 @@ Many = Callable[[list[bytes]], list[T] | None]
 _LARGEST_BLOCK = 1 << 20
 _LARGEST_STREAMED = 1 << 18
 """A caller decodes one block of a stream at a time, between turns of its event loop."""
-_LIKELY_LINE = 400
+_LIKELY_LINE = 256
 """Bytes; longer lines cost one more read."""
 _LARGE_LINE = 1 << 15
 _DECODED_AT_ONCE = 64
