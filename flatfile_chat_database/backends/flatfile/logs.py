@@ -23,6 +23,8 @@ Many = Callable[[list[bytes]], list[T] | None]
 _LARGEST_BLOCK = 1 << 20
 _LARGEST_STREAMED = 1 << 18
 """A caller decodes one block of a stream at a time, between turns of its event loop."""
+_LARGEST_PAGE = 1 << 22
+"""Bytes of lines that are read at once to be returned together."""
 _LIKELY_LINE = 256
 """Bytes; longer lines cost one more read."""
 _LARGE_LINE = 1 << 15
@@ -133,7 +135,7 @@ class LogReader:
         opened = self.open()
         if opened is None:
             return []
-        if end - start > min(_LARGEST_BLOCK, codec.MAX_LINE_BYTES):  # no line in less can be too long
+        if end - start > min(_LARGEST_PAGE, codec.MAX_LINE_BYTES):  # no line in less can be too long
             return None
         # `split` looks at each byte by itself, which takes three times as long.
         lines = BytesIO(self.files.read(opened[0], end - start, start)).readlines()
@@ -230,7 +232,7 @@ class LogReader:
             if block >= size or len(lines) > count:  # the first one may be half a line
                 return lines[-count:]
             # Now it is known how long they are. To read it all again takes no longer than to put it together.
-            block = max(2 * block, block * (count + 1) // len(lines) * 5 // 4 if lines else 0)
+            block = max(2 * block, block * (count + 1) // len(lines) * 5 // 4 if len(lines) > 1 else 0)
         return None
 
     def backward(self, count: int) -> list[tuple[int, bytes]]:
