@@ -317,7 +317,7 @@ class MessageDecoder:
     def many(self, lines: Sequence[bytes]) -> list[Message] | None:
         """Return the messages of many lines in less time, or None if one of them has to be looked at by itself.
 
-        None of the lines may be longer than `MAX_LINE_BYTES`.
+        None of the lines may be longer than `MAX_LINE_BYTES`; they may have their newlines.
         """
         messages = _messages(lines)
         if messages and self._doubt is not None and not _are_times([message.timestamp for message in messages]):

@@ -45,6 +45,17 @@ class Counted(Files):
         return self.counters["bytes_read"]
 
 
+class Together:
+    """What makes records of many lines at once, as `codec.MessageDecoder` does."""
+
+    def __call__(self, line: bytes) -> bytes | None:
+        return codec.record_line(line)
+
+    def many(self, lines: list[bytes]) -> list[bytes] | None:
+        bare = [line.removesuffix(b"\n") for line in lines]
+        return None if None in map(codec.line_id, bare) else bare
+
+
 class Reading:
     """What the backend does with tables, on one file."""
 
@@ -56,9 +67,16 @@ class Reading:
     def open(self, path: Path | None = None, *, strict: bool = False) -> LogReader:
         return LogReader(self.files, str(path or self.path), KEY, block=64, strict=strict)
 
-    def page(self, start: int, stop: int | None, *, strict: bool = False) -> list[bytes]:
+    def page(
+        self,
+        start: int,
+        stop: int | None,
+        *,
+        strict: bool = False,
+        decode: Callable[[bytes], bytes | None] = codec.record_line,
+    ) -> list[bytes]:
         with self.open(strict=strict) as log:
-            return self.offsets.page(log, start, stop, codec.record_line)
+            return self.offsets.page(log, start, stop, decode)
 
     def count(self) -> int:
         with self.open() as log:
@@ -73,6 +91,7 @@ class Reading:
         expected = good_lines(KEY, self.path.read_bytes(), newline=False)
         for start, stop in pages:
             assert self.page(start, stop) == expected[start:stop], (start, stop)
+            assert self.page(start, stop, decode=Together()) == expected[start:stop], (start, stop)
         assert self.count() == len(expected)
         for record_id in {str(codec.line_id(line)) for line in (*expected[:3], *expected[-3:], *expected[::97])}:
             position, found = self.find(record_id) or (-1, b"")
@@ -361,15 +380,32 @@ def test_a_recent_or_absent_id_is_found_without_reading_the_log(tmp_path: Path) 
 def test_a_page_in_the_middle_reads_little_more_than_itself(tmp_path: Path) -> None:
     path = tmp_path / "log"
     path.write_bytes(b"".join(line(f"{n:06}") for n in range(20_000)))
-    reading = Reading(path)
     expected = good_lines(KEY, path.read_bytes(), newline=False)
-    assert reading.page(-100, None) == expected[-100:]
-    assert reading.files.bytes_read < 50_000
-    assert reading.offsets.size() == 0, "the newest page needs no table"
-    assert reading.page(15_000, 15_100) == expected[15_000:15_100]
-    before = reading.files.bytes_read
-    assert reading.page(9_003, 9_103) == expected[9_003:9_103]
-    assert reading.files.bytes_read - before < 20_000
+    for decode in (codec.record_line, Together()):
+        reading = Reading(path)
+        assert reading.page(-100, None, decode=decode) == expected[-100:]
+        assert reading.files.bytes_read < 50_000
+        assert reading.offsets.size() == 0, "the newest page needs no table"
+        assert reading.page(15_000, 15_100, decode=decode) == expected[15_000:15_100]
+        before = reading.files.bytes_read
+        assert reading.page(9_003, 9_103, decode=decode) == expected[9_003:9_103]
+        assert reading.files.bytes_read - before < 20_000
+
+
+@pytest.mark.parametrize("size", [0, 300, 3000, 30_000])
+@pytest.mark.parametrize("half", [b"", b'{"half', b"x" * 100_000])
+def test_the_newest_page_of_long_lines_is_whole_and_reads_little_more_than_itself(
+    tmp_path: Path, size: int, half: bytes
+) -> None:
+    path = tmp_path / "log"
+    chance = random.Random(size)
+    lines = [line(f"{n:06}", "x" * chance.randrange(size, 2 * size + 1)) for n in range(600)]
+    path.write_bytes(b"".join(lines) + half)
+    for count in (1, 2, 10, 100):
+        reading = Reading(path)
+        page = [record.removesuffix(b"\n") for record in lines[-count:]]
+        assert reading.page(-count, None, decode=Together()) == page
+        assert reading.files.bytes_read < 50_000 + 5 * len(half) + 5 * sum(map(len, page))
 
 
 def test_a_small_log_has_no_table(tmp_path: Path) -> None:

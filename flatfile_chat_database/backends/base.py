@@ -325,7 +325,8 @@ class StorageBackend(ABC):
 
         `decode` makes None of a line that is no message. It may be called in any thread, and for further lines. Where
         it has a method `many`, that may be called with a list of lines instead, none of them longer than
-        `codec.MAX_LINE_BYTES`: it returns what `decode` makes of each, or None to get them one by one.
+        `codec.MAX_LINE_BYTES`: it returns what `decode` makes of each, or None to get them one by one. These lines may
+        have their newlines.
         """
         lines = await self.read_log(key, start, stop, strict=strict)
         if len(lines) <= _DECODED_AT_ONCE:

@@ -300,6 +300,7 @@ class LogCases(BackendCase):
         "Where it has a method `many`, that may be called with a list of lines instead, none of them longer than "
         "`codec.MAX_LINE_BYTES`: it returns what `decode` makes of each, or None to get them one by one.",
     )
+    @says("StorageBackend.read_log_as", "These lines may have their newlines.")
     async def test_a_decoder_of_many_lines_makes_the_same_records(self, caplog: pytest.LogCaptureFixture) -> None:
         good = lines(700)
         self.poke(LOG, b"".join([*good[:300], b"not json\n", b"\n", *good[300:], b"{half"]))
@@ -311,6 +312,7 @@ class LogCases(BackendCase):
 
             def many(self, records: list[bytes]) -> list[str] | None:
                 assert all(len(record) <= codec.MAX_LINE_BYTES for record in records)
+                assert not any(b"\n" in record.removesuffix(b"\n") for record in records)
                 found = [name for record in records if (name := codec.line_id(record)) is not None]
                 return found if len(found) == len(records) else None
 

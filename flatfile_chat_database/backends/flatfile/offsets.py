@@ -22,7 +22,7 @@ import msgspec
 from ... import codec
 from ..rules import report_bad_line
 from .files import FileStatus
-from .logs import Block, LogReader, split_at
+from .logs import Block, LogReader, Many, split_at
 
 T = TypeVar("T")
 
@@ -224,6 +224,11 @@ class Offsets:
         if stop <= start:
             return []
         stretch = table.stretch(start, stop)
+        many: Many[T] | None = getattr(decode, "many", None)
+        if many is not None and stretch.even and (lines := log.at_once(stretch.begin, stretch.end)) is not None:
+            made = many(lines[start - stretch.position : stop - stretch.position])
+            if made is not None and len(made) == stop - start:
+                return made
         from_ = start if stretch.even else stretch.position  # among other lines, records must be counted
         found = log.forward(_blocks(log, stretch, from_), stop - from_, decode)
         if len(found) == stop - from_:

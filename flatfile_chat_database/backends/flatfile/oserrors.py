@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import contextlib
 import errno
-from collections.abc import Iterator
 
 from ...errors import UnavailableError
 
@@ -23,13 +21,20 @@ _HINTS = {
 }
 
 
-@contextlib.contextmanager
-def mapped(key: str | None = None) -> Iterator[None]:
+class mapped:
     """Turn OSError into UnavailableError that names `key`, keeping the cause."""
-    try:
-        yield
-    except OSError as error:
-        raise unavailable(error, key) from error
+
+    __slots__ = ("_key",)
+
+    def __init__(self, key: str | None = None) -> None:
+        self._key = key
+
+    def __enter__(self) -> None:
+        return None
+
+    def __exit__(self, _: object, error: BaseException | None, __: object) -> None:
+        if isinstance(error, OSError):
+            raise unavailable(error, self._key) from error
 
 
 def told(error: Exception, key: str | None) -> Exception:
