@@ -16,7 +16,7 @@ from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.errors import IntegrityError
 from flatfile_chat_database.models import Message, SearchHit, SituationalContext
 from flatfile_chat_database.records import finding, listing
-from flatfile_chat_database.search import fulltext
+from flatfile_chat_database.search import rows
 from flatfile_chat_database.storage import StorageManager
 
 from .recording import KEYS, RecordingBackend
@@ -360,8 +360,8 @@ def test_a_grade_holds_the_lengths_from_its_least_to_that_of_the_next() -> None:
     connection.execute("CREATE TABLE messages (id, tokens)")
     lengths = [*range(2000), 10**6, 2**60]
     connection.executemany("INSERT INTO messages VALUES (5, ?)", ((length,) for length in lengths))
-    shortest = fulltext._SHORTEST
-    for length, (row,) in zip(lengths, connection.execute(f"SELECT {fulltext._ROW} FROM messages"), strict=True):
+    shortest = rows.SHORTEST
+    for length, (row,) in zip(lengths, connection.execute(f"SELECT {rows.ROW} FROM messages"), strict=True):
         assert row >> 7 == 5
         grade = row & 127
         assert shortest[grade] <= length

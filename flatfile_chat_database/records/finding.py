@@ -396,7 +396,7 @@ def _texts(value: object, name: str, example: str) -> frozenset[str] | None:
 
 def _find(file: IndexFile, generation: int, wanted: _Wanted, filters: Filters) -> list[Found]:
     from ..search.database import IndexAbsent
-    from ..search.fulltext import find
+    from ..search.matches import find
 
     with file.reading() as connection:
         if file.generation != generation and not file.read_only:

@@ -35,7 +35,7 @@ if TYPE_CHECKING:
     import sqlite3
 
     from ..search.database import Build, IndexFile
-    from ..search.fulltext import Intake
+    from ..search.intake import Intake
 
 FORMAT: Final = "3"
 """Of an index; one of another format is built anew."""
@@ -196,7 +196,7 @@ class Indexing:
     async def _catch_up(self, user_id: str, file: IndexFile) -> bool:
         """Take in what changed; return False if another came before, or the index has no full text."""
         from ..search.database import IndexAbsent, IndexUnusable
-        from ..search.fulltext import read_logs, read_meta
+        from ..search.rows import read_logs, read_meta
 
         backend = await self._store.reading()
         if file.seen is not None:
@@ -299,7 +299,7 @@ class Indexing:
         cursor: str,
     ) -> bool:
         """Bring an index up to date; return False if another process came before."""
-        from ..search.fulltext import read_meta, write_meta
+        from ..search.rows import read_meta, write_meta
 
         version = meta.version
 
@@ -324,7 +324,7 @@ class Indexing:
         return await asyncio.to_thread(write, gather.rest, gather.gone, True)
 
     def _intake(self, connection: sqlite3.Connection, *, fresh: bool = False) -> Intake:
-        from ..search.fulltext import Intake
+        from ..search.intake import Intake
 
         config = self._store.config
         return Intake(
@@ -337,7 +337,7 @@ class Indexing:
     async def doubt(self, user_id: str, file: IndexFile, session_ids: Iterable[str]) -> bool:
         """Take sessions in anew, for a row of theirs was not what the files say; return False if it did not work."""
         from ..search.database import IndexUnusable
-        from ..search.fulltext import read_logs, read_meta
+        from ..search.rows import read_logs, read_meta
 
         wanted = sorted(set(session_ids))
 
@@ -384,7 +384,7 @@ class Indexing:
             raise UnavailableError(f"The index {file.path} cannot be built: {error}.") from error
 
     async def _build(self, user_id: str, file: IndexFile, progress: Progress | None) -> None:
-        from ..search.fulltext import write_meta
+        from ..search.rows import write_meta
 
         async with building(file) as build:
             backend = await self._store.reading()

@@ -11,7 +11,7 @@ import msgspec
 from ..codec import MAX_LINE_BYTES, ReadLine
 from ..errors import ValidationError
 from ..models import HitKind, Message, microseconds, parse_timestamp
-from .query import tokenise
+from .tokens import tokenise
 
 _RANKS: Final[dict[HitKind, int]] = {"analysis": 0, "context": 1, "message": 2}
 _Key = tuple[int, str, int, int, str]
