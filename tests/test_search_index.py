@@ -17,6 +17,7 @@ from flatfile_chat_database.errors import IntegrityError
 from flatfile_chat_database.models import Message, SearchHit, SituationalContext
 from flatfile_chat_database.records import finding, listing
 from flatfile_chat_database.search import rows
+from flatfile_chat_database.search.intake import _AT_ONCE
 from flatfile_chat_database.storage import StorageManager
 
 from .recording import KEYS, RecordingBackend
@@ -340,6 +341,26 @@ async def test_texts_of_every_length_rank_as_reading_everything_ranks_them(tmp_p
     await compare_some()
     assert storage.statistics()["index_builds"] == 1
     await storage.close()
+
+
+async def test_sessions_of_any_number_of_messages_are_built_whole(tmp_path: Path) -> None:
+    """A build puts rows aside many at a time, and what is left over one by one."""
+    counts = [0, 1, _AT_ONCE - 1, _AT_ONCE, _AT_ONCE + 1, 2 * _AT_ONCE, 2 * _AT_ONCE + 7]
+    async with StorageManager(StorageConfig(storage_base_path=str(tmp_path))) as storage:
+        await storage.create_user("ada")
+        for number, count in enumerate(counts):
+            await storage.create_session("ada", session_id=f"s{number}")
+            messages = [Message("user", f"apple w{place}") for place in range(count)]
+            if messages:
+                await storage.add_messages("ada", f"s{number}", messages)
+        for order in ("time", "relevance"):
+            arguments: dict[str, Any] = {"user_id": "ada", "order": order, "limit": 1000, "offset": 0}
+            for query, expected in (("apple", sum(counts)), ("w0", 6), (f"w{_AT_ONCE}", 3)):
+                with sizes(-1, 0):
+                    found = shown(await storage.search(query, **arguments))
+                assert len(found) == expected
+                assert found == shown(await scan(storage, query, arguments))
+        assert storage.statistics()["index_builds"] == 1
 
 
 async def test_the_best_is_found_also_where_texts_of_any_frequency_have_one_rank(tmp_path: Path) -> None:
