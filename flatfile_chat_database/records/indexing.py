@@ -15,14 +15,15 @@ import asyncio
 import os
 import threading
 import unicodedata
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import msgspec
 
 from ..backends.base import Capability, Changes
+from ..backends.readers import Readers
 from ..errors import UnavailableError
 from ..layout import escape
 from ..models import HitKind
@@ -45,7 +46,10 @@ SMALL_SESSIONS: Final = 200
 SMALL_TEXTS: Final = 2000
 """Histories of fewer texts are searched by reading them."""
 
+T = TypeVar("T")
+
 _OPEN = 32
+_READERS = 4
 _BATCH_BYTES = 8 << 20
 _SESSIONS_AT_A_TIME = 256
 _ATTEMPTS = 5
@@ -75,6 +79,8 @@ class Indexing:
         self._documents = documents
         self._files: dict[str, IndexFile] = {}
         self._told: set[str] = set()
+        # Not the threads of the backend: who waits for an index that is locked must not keep others from the files.
+        self._readers = Readers(_READERS)
         self._closed = False
         self.counters = dict.fromkeys(("index_builds", "index_updates", "index_fallbacks"), 0)
 
@@ -153,6 +159,11 @@ class Indexing:
         files, self._files = list(self._files.values()), {}
         for file in files:
             await asyncio.to_thread(file.retire)
+        await asyncio.to_thread(self._readers.close)
+
+    def look(self, work: Callable[[], T]) -> Awaitable[T]:
+        """Look into an index in a thread that takes less time to get to than one of the loop's."""
+        return asyncio.to_thread(work) if self._closed else self._readers.run(work)
 
     # --- doing without -------------------------------------------------------------------------------
 
