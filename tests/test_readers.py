@@ -10,7 +10,7 @@ from functools import partial
 
 import pytest
 
-from flatfile_chat_database.backends.flatfile.readers import Readers
+from flatfile_chat_database.backends.readers import Readers
 from flatfile_chat_database.errors import ClosedError
 
 SECONDS = 30

@@ -28,7 +28,7 @@ from flatfile_chat_database.errors import NotFoundError, UnavailableError
 from flatfile_chat_database.models import Message, SituationalContext
 from flatfile_chat_database.records import indexing
 from flatfile_chat_database.search import database
-from flatfile_chat_database.search.fulltext import Intake
+from flatfile_chat_database.search.intake import Intake
 from flatfile_chat_database.storage import StorageManager
 
 from .conftest import MakeStorage

@@ -16,7 +16,8 @@ from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.errors import IntegrityError
 from flatfile_chat_database.models import Message, SearchHit, SituationalContext
 from flatfile_chat_database.records import finding, listing
-from flatfile_chat_database.search import fulltext
+from flatfile_chat_database.search import rows
+from flatfile_chat_database.search.intake import _AT_ONCE
 from flatfile_chat_database.storage import StorageManager
 
 from .recording import KEYS, RecordingBackend
@@ -342,6 +343,26 @@ async def test_texts_of_every_length_rank_as_reading_everything_ranks_them(tmp_p
     await storage.close()
 
 
+async def test_sessions_of_any_number_of_messages_are_built_whole(tmp_path: Path) -> None:
+    """A build puts rows aside many at a time, and what is left over one by one."""
+    counts = [0, 1, _AT_ONCE - 1, _AT_ONCE, _AT_ONCE + 1, 2 * _AT_ONCE, 2 * _AT_ONCE + 7]
+    async with StorageManager(StorageConfig(storage_base_path=str(tmp_path))) as storage:
+        await storage.create_user("ada")
+        for number, count in enumerate(counts):
+            await storage.create_session("ada", session_id=f"s{number}")
+            messages = [Message("user", f"apple w{place}") for place in range(count)]
+            if messages:
+                await storage.add_messages("ada", f"s{number}", messages)
+        for order in ("time", "relevance"):
+            arguments: dict[str, Any] = {"user_id": "ada", "order": order, "limit": 1000, "offset": 0}
+            for query, expected in (("apple", sum(counts)), ("w0", 6), (f"w{_AT_ONCE}", 3)):
+                with sizes(-1, 0):
+                    found = shown(await storage.search(query, **arguments))
+                assert len(found) == expected
+                assert found == shown(await scan(storage, query, arguments))
+        assert storage.statistics()["index_builds"] == 1
+
+
 async def test_the_best_is_found_also_where_texts_of_any_frequency_have_one_rank(tmp_path: Path) -> None:
     """Three words on average: `bm25` of an FTS5 that knows no lengths says nothing then."""
     async with StorageManager(StorageConfig(storage_base_path=str(tmp_path))) as storage:
@@ -360,8 +381,8 @@ def test_a_grade_holds_the_lengths_from_its_least_to_that_of_the_next() -> None:
     connection.execute("CREATE TABLE messages (id, tokens)")
     lengths = [*range(2000), 10**6, 2**60]
     connection.executemany("INSERT INTO messages VALUES (5, ?)", ((length,) for length in lengths))
-    shortest = fulltext._SHORTEST
-    for length, (row,) in zip(lengths, connection.execute(f"SELECT {fulltext._ROW} FROM messages"), strict=True):
+    shortest = rows.SHORTEST
+    for length, (row,) in zip(lengths, connection.execute(f"SELECT {rows.ROW} FROM messages"), strict=True):
         assert row >> 7 == 5
         grade = row & 127
         assert shortest[grade] <= length

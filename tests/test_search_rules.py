@@ -22,6 +22,7 @@ from flatfile_chat_database.search import (
     normalise,
     tokenise,
 )
+from flatfile_chat_database.search.tokens import count_spaced, spaced
 
 NASTY = "\u0301\u0345\u0640\u064b\u093c\u094d\u0e31\u1160\u1161\u11a8\u200b\u200c\u200d\u2060\u20e3\u302a\u3099\u309a"
 NASTY += "\u00ad\ufe0f\uff9e\ufb01\ufdfa\ufe71\u2122\u3300\u0130\u0131\u00df\u1e9e\u03c2\u1fb3\u0958\u09c7\u09be"
@@ -172,6 +173,13 @@ def test_of_a_very_long_word_the_beginning_counts() -> None:
     assert [len(token) for token in tokenise("a" * (MAX_WORD + 5) + " b")] == [MAX_WORD, 1]
     assert Query.parse("a" * (MAX_WORD + 1), 3).matches("x " + "a" * (MAX_WORD + 2))
     assert not Query.parse("a" * (MAX_WORD + 1), 3).matches("x " + "a" * (MAX_WORD - 1))
+
+
+@given(hostile_text)
+def test_tokens_with_a_space_between_are_those_tokens(text: str) -> None:
+    for each in (text, f"{text}{' ,' * 9}{text}", f"{text} {'a' * (MAX_WORD + 5)} {text}"):
+        assert spaced(each) == " ".join(tokenise(each))
+        assert count_spaced(spaced(each)) == len(tokenise(each))
 
 
 @given(hostile_text)

@@ -11,6 +11,7 @@ from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
 from dataclasses import dataclass
 from datetime import datetime
+from functools import partial
 from typing import TYPE_CHECKING, cast, get_args
 
 import msgspec
@@ -181,7 +182,7 @@ class Finding:
             if file is None:
                 return None
             try:
-                found = await asyncio.to_thread(_find, file, file.generation, wanted, filters)
+                found = await self._indexing.look(partial(_find, file, file.generation, wanted, filters))
             except IndexDamaged as error:
                 self._indexing.fall_back(file, error)
                 if rebuilt or self._store.read_only or await self._indexing.build(wanted.user_id) is None:
@@ -396,7 +397,7 @@ def _texts(value: object, name: str, example: str) -> frozenset[str] | None:
 
 def _find(file: IndexFile, generation: int, wanted: _Wanted, filters: Filters) -> list[Found]:
     from ..search.database import IndexAbsent
-    from ..search.fulltext import find
+    from ..search.matches import find
 
     with file.reading() as connection:
         if file.generation != generation and not file.read_only:

@@ -15,14 +15,15 @@ import asyncio
 import os
 import threading
 import unicodedata
-from collections.abc import AsyncIterator, Callable, Collection, Iterable, Mapping, Sequence
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable, Mapping, Sequence
 from contextlib import asynccontextmanager
 from functools import partial
-from typing import TYPE_CHECKING, Final, Literal
+from typing import TYPE_CHECKING, Final, Literal, TypeVar
 
 import msgspec
 
 from ..backends.base import Capability, Changes
+from ..backends.readers import Readers
 from ..errors import UnavailableError
 from ..layout import escape
 from ..models import HitKind
@@ -35,7 +36,7 @@ if TYPE_CHECKING:
     import sqlite3
 
     from ..search.database import Build, IndexFile
-    from ..search.fulltext import Intake
+    from ..search.intake import Intake
 
 FORMAT: Final = "3"
 """Of an index; one of another format is built anew."""
@@ -45,7 +46,10 @@ SMALL_SESSIONS: Final = 200
 SMALL_TEXTS: Final = 2000
 """Histories of fewer texts are searched by reading them."""
 
+T = TypeVar("T")
+
 _OPEN = 32
+_READERS = 4
 _BATCH_BYTES = 8 << 20
 _SESSIONS_AT_A_TIME = 256
 _ATTEMPTS = 5
@@ -75,6 +79,8 @@ class Indexing:
         self._documents = documents
         self._files: dict[str, IndexFile] = {}
         self._told: set[str] = set()
+        # Not the threads of the backend: who waits for an index that is locked must not keep others from the files.
+        self._readers = Readers(_READERS)
         self._closed = False
         self.counters = dict.fromkeys(("index_builds", "index_updates", "index_fallbacks"), 0)
 
@@ -153,6 +159,11 @@ class Indexing:
         files, self._files = list(self._files.values()), {}
         for file in files:
             await asyncio.to_thread(file.retire)
+        await asyncio.to_thread(self._readers.close)
+
+    def look(self, work: Callable[[], T]) -> Awaitable[T]:
+        """Look into an index in a thread that takes less time to get to than one of the loop's."""
+        return asyncio.to_thread(work) if self._closed else self._readers.run(work)
 
     # --- doing without -------------------------------------------------------------------------------
 
@@ -196,7 +207,7 @@ class Indexing:
     async def _catch_up(self, user_id: str, file: IndexFile) -> bool:
         """Take in what changed; return False if another came before, or the index has no full text."""
         from ..search.database import IndexAbsent, IndexUnusable
-        from ..search.fulltext import read_logs, read_meta
+        from ..search.rows import read_logs, read_meta
 
         backend = await self._store.reading()
         if file.seen is not None:
@@ -299,7 +310,7 @@ class Indexing:
         cursor: str,
     ) -> bool:
         """Bring an index up to date; return False if another process came before."""
-        from ..search.fulltext import read_meta, write_meta
+        from ..search.rows import read_meta, write_meta
 
         version = meta.version
 
@@ -324,7 +335,7 @@ class Indexing:
         return await asyncio.to_thread(write, gather.rest, gather.gone, True)
 
     def _intake(self, connection: sqlite3.Connection, *, fresh: bool = False) -> Intake:
-        from ..search.fulltext import Intake
+        from ..search.intake import Intake
 
         config = self._store.config
         return Intake(
@@ -337,7 +348,7 @@ class Indexing:
     async def doubt(self, user_id: str, file: IndexFile, session_ids: Iterable[str]) -> bool:
         """Take sessions in anew, for a row of theirs was not what the files say; return False if it did not work."""
         from ..search.database import IndexUnusable
-        from ..search.fulltext import read_logs, read_meta
+        from ..search.rows import read_logs, read_meta
 
         wanted = sorted(set(session_ids))
 
@@ -384,7 +395,7 @@ class Indexing:
             raise UnavailableError(f"The index {file.path} cannot be built: {error}.") from error
 
     async def _build(self, user_id: str, file: IndexFile, progress: Progress | None) -> None:
-        from ..search.fulltext import write_meta
+        from ..search.rows import write_meta
 
         async with building(file) as build:
             backend = await self._store.reading()

@@ -82,7 +82,7 @@ class Listing:
                 generation = file.generation
                 page = file.pages.get((limit, offset))
                 if page is None:
-                    page = await asyncio.to_thread(read)
+                    page = await self._indexing.look(read)
                     if file.generation != generation and not file.read_only:
                         continue
                     if len(file.pages) < _REMEMBERED_PAGES and len(page.sessions) <= _REMEMBERED_ROWS:
@@ -115,7 +115,7 @@ class Listing:
         try:
             if await self._catch_up(user_id, file, look):
                 generation = file.generation
-                found = await asyncio.to_thread(read)
+                found = await self._indexing.look(read)
                 return found if file.generation == generation or file.read_only else None
         except IndexAbsent:
             return None

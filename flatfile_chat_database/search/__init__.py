@@ -9,18 +9,10 @@ import importlib
 from typing import TYPE_CHECKING
 
 if TYPE_CHECKING:
-    from .query import (
-        MAX_PHRASE,
-        MAX_TERMS,
-        MAX_WORD,
-        SNIPPET_WIDTH,
-        Measure,
-        Query,
-        Relevance,
-        Term,
-        normalise,
-        tokenise,
-    )
+    from .excerpt import SNIPPET_WIDTH
+    from .query import MAX_PHRASE, MAX_TERMS, Measure, Query, Term
+    from .relevance import Relevance
+    from .tokens import MAX_WORD, normalise, tokenise
 
 __all__ = [
     "MAX_PHRASE",
@@ -35,8 +27,17 @@ __all__ = [
     "tokenise",
 ]
 
+_MODULES = {
+    "MAX_WORD": "tokens",
+    "SNIPPET_WIDTH": "excerpt",
+    "Relevance": "relevance",
+    "normalise": "tokens",
+    "tokenise": "tokens",
+}
+"""Where names are that are not in `query.py`."""
+
 
 def __getattr__(name: str) -> object:
     if name in __all__:
-        return getattr(importlib.import_module(".query", __name__), name)
+        return getattr(importlib.import_module(f".{_MODULES.get(name, 'query')}", __name__), name)
     raise AttributeError(f"module {__name__!r} has no attribute {name!r}")

@@ -91,7 +91,7 @@ class IndexFile:
         self.generation = 0
         """Grows when the file turns out to be another one, so that nothing known of it counts any more."""
         self.counts: dict[str, tuple[int, int, int]] = {}
-        """How many messages hold a term, by its expression: see `fulltext.py`."""
+        """How many messages hold a term, by its expression: see `matches.py`."""
         self.totals: tuple[object, Totals] | None = None
         """How many texts and tokens there are, after what makes it so."""
         self._lock = threading.RLock()

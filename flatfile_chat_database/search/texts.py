@@ -11,7 +11,7 @@ import msgspec
 from ..codec import MAX_LINE_BYTES, ReadLine
 from ..errors import ValidationError
 from ..models import HitKind, Message, microseconds, parse_timestamp
-from .query import tokenise
+from .tokens import spaced
 
 _RANKS: Final[dict[HitKind, int]] = {"analysis": 0, "context": 1, "message": 2}
 _Key = tuple[int, str, int, int, str]
@@ -157,4 +157,4 @@ def is_same(found: Found, text: str, timestamp: str, role: str | None = None) ->
         moment = microseconds(parse_timestamp(timestamp))
     except ValidationError:
         return False
-    return moment == found.moment and role == found.role and " ".join(tokenise(text)) == found.text
+    return moment == found.moment and role == found.role and spaced(text) == found.text

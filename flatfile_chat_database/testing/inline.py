@@ -22,7 +22,7 @@ from .. import models
 from ..backends.changes import Change, Outcome
 from ..backends.flatfile.backend import FlatfileBackend
 from ..backends.flatfile.jobs import EngineChange, Job
-from ..backends.flatfile.readers import Readers
+from ..backends.readers import Readers
 from ..config import StorageConfig
 from ..layout import Layout, Place
 from .histories import Contents

@@ -17,6 +17,7 @@ from ...errors import ClosedError, DurabilityError, IntegrityError, StorageError
 from ...models import Problem
 from ..base import Capability, Changes, LogPart, StorageBackend, logger
 from ..changes import Change, Delete, Outcome, Put
+from ..readers import Readers
 from ..rules import check_change, check_key, not_found
 from . import forks
 from .blobs import WRITE_BYTES, BlobReader, BlobWriter
@@ -28,7 +29,6 @@ from .logs import Block, LogReader
 from .memo import Memo
 from .offsets import Offsets
 from .oserrors import mapped
-from .readers import Readers
 from .writer import Writer
 
 T = TypeVar("T")

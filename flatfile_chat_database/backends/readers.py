@@ -14,7 +14,7 @@ from collections.abc import Callable
 from queue import SimpleQueue
 from typing import Any, TypeVar
 
-from ...errors import ClosedError
+from ..errors import ClosedError
 
 T = TypeVar("T")
 

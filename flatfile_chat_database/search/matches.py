@@ -1,53 +1,29 @@
-"""The full text of a user's messages, contexts and analyses in an index: taking it in, and finding in it.
+"""Finding texts in an index: which match a query, the newest or the most relevant first.
 
-Every text is kept as its tokens with a space between, in FTS5 and in a table: FTS5 needs it to take a text out again,
-so that nothing of what was removed is found or counted, and the measures of relevance are read from it.
-
-Messages get ids in the order in which they are taken in, sorted by time as far as that goes. A message is `highest` if
-it is newer than all with lower ids; so going down the ids, the newest N are known as soon as N were seen, the last of
-which is no newer than a message that is highest. Everything that came in its order is highest, and what came late
-costs a longer way and no wrong answer.
-
-The row of a message in FTS5 has the message's id with the grade of its length behind: a text of up to 63 tokens has a
-grade of its own, longer ones share theirs with some of nearly the same length. So how relevant a match can be at most
-is known without a look at the table, which takes most of the time that a word in few messages needs.
+Going down the ids of messages, the newest N are known as soon as N were seen, the last of which is no newer than a
+message that is `highest`: newer than all with lower ids. Everything that came in its order is highest, and what came
+late costs a longer way and no wrong answer.
 """
 
 from __future__ import annotations
 
 import heapq
 import sqlite3
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Iterable
 from typing import Any, Final
 
 import msgspec
 
-from .. import codec
-from ..backends.base import logger
-from ..errors import IntegrityError, ValidationError
-from ..models import microseconds, parse_timestamp
-from .database import SESSION_INDEX, IndexFile
-from .query import Measure, Query, Relevance, Term, tokenise
-from .texts import Filters, Found, Lines, Log, Meta, Notes, Totals, line_hash, message_text
+from .database import IndexFile
+from .query import Measure, Query, Term
+from .relevance import Relevance
+from .rows import BANDS, GRADE_BITS, SHORTEST, read_logs, read_meta
+from .texts import Filters, Found, Log, Totals
 
 RANKED: Final = 2000
 """The newest matches that are put in order of relevance; older ones follow them, newest first."""
 
-_GRADE_BITS = 7
-_BANDS = ((64, 4), (128, 8), (256, 16), (512, 32))
-"""From so many tokens on, so many lengths share a grade; the last grade has all that is longer, too."""
-_SHORTEST = [*range(_BANDS[0][0]), *(first + number * width for first, width in _BANDS for number in range(16))]
-"""The least number of tokens, by grade."""
-_ROW = (
-    f"(id << {_GRADE_BITS} | CASE WHEN tokens < {_BANDS[0][0]} THEN tokens "
-    + " ".join(
-        f"WHEN tokens < {2 * first} THEN {64 + 16 * number} + (tokens - {first}) / {width}"
-        for number, (first, width) in enumerate(_BANDS)
-    )
-    + f" ELSE {len(_SHORTEST) - 1} END)"
-)
-"""The row in FTS5 of a row of `messages`."""
-_JOINED = f"words CROSS JOIN messages AS m ON m.id = words.rowid >> {_GRADE_BITS}"
+_JOINED = f"words CROSS JOIN messages AS m ON m.id = words.rowid >> {GRADE_BITS}"
 
 _MANY = 30_000
 """FTS5 goes through all matches before it ranks the first; where there are more, reading texts takes less time."""
@@ -59,214 +35,6 @@ _COLUMNS = "m.session, m.position, m.offset, m.length, m.moment, m.role, m.highe
 
 _Score = Callable[[int, str], float]
 """Makes a score of a text's number of tokens and its tokens."""
-
-
-# --- what is known ---------------------------------------------------------------------------------------
-
-
-def read_meta(connection: sqlite3.Connection) -> Meta:
-    """Return what the index notes of itself."""
-    return msgspec.convert(dict(connection.execute("SELECT name, value FROM meta")), Meta)
-
-
-def _peak(key: tuple[Any, ...]) -> str:
-    return msgspec.json.encode(key).decode()
-
-
-def write_meta(connection: sqlite3.Connection, **values: object) -> None:
-    """Note something of the index itself."""
-    connection.executemany("INSERT OR REPLACE INTO meta VALUES (?, ?)", values.items())
-
-
-def read_logs(connection: sqlite3.Connection, session_ids: Collection[str] | None = None) -> dict[str, Log]:
-    """Return what was taken in of some sessions, or of all, by session."""
-    if session_ids is None:
-        rows = connection.execute("SELECT * FROM logs").fetchall()
-    else:
-        found = (connection.execute("SELECT * FROM logs WHERE session_id = ?", (each,)) for each in session_ids)
-        rows = [row for cursor in found for row in cursor]
-    return {log.session_id: log for log in msgspec.convert(rows, list[Log])}
-
-
-# --- taking in -------------------------------------------------------------------------------------------
-
-
-class Intake:
-    """Takes texts into an index, within one transaction of its connection."""
-
-    def __init__(self, connection: sqlite3.Connection, *, content: bool, metadata: bool, fresh: bool = False) -> None:
-        """Begin; a `fresh` index has no messages yet, and gets them in order of time when `finish` is called."""
-        self._connection = connection
-        self._content = content
-        self._metadata = metadata
-        self._fresh = fresh
-        if fresh:
-            connection.execute("PRAGMA temp.page_size = 65536")  # it is written and read in order: fewer system calls
-            connection.execute("CREATE TEMP TABLE incoming AS SELECT * FROM messages")
-            for table in ("words", "note_words"):
-                connection.execute(f"INSERT INTO {table} ({table}, rank) VALUES ('hashsize', 33554432)")
-
-    def take(self, pieces: Iterable[Lines | Notes]) -> None:
-        """Take in lines and notes; of one log in their order."""
-        rows: dict[int, list[tuple[Any, ...]]] = {}  # by the number of the log
-        for piece in pieces:
-            if isinstance(piece, Notes):
-                self._notes(piece)
-                continue
-            number, new = self._lines(piece)
-            if self._fresh:  # at once, while they are in the processor's cache
-                self._connection.executemany("INSERT INTO incoming VALUES (NULL, ?, ?, ?, ?, ?, ?, NULL, ?, ?)", new)
-                continue
-            if piece.reset:
-                rows.pop(number, None)
-            rows.setdefault(number, []).extend(new)
-        if any(rows.values()):
-            self._insert([row for some in rows.values() for row in some])
-
-    def finish(self) -> None:
-        """Put what a fresh index was given in its order."""
-        connection = self._connection
-        connection.execute(
-            "INSERT INTO messages SELECT NULL, i.session, i.position, i.offset, i.length, i.moment, i.role, "
-            "i.moment IS NOT NULL, i.tokens, i.text FROM incoming AS i JOIN logs ON logs.number = i.session "
-            "ORDER BY i.moment, logs.session_id, i.position"
-        )
-        connection.execute("DROP TABLE incoming")
-        connection.execute(f"INSERT INTO words (rowid, text) SELECT {_ROW}, text FROM messages ORDER BY id")
-        peak = connection.execute(
-            "SELECT moment, session_id, position FROM messages JOIN logs ON number = session WHERE highest "
-            "ORDER BY id DESC LIMIT 1"
-        ).fetchone()
-        write_meta(connection, peak=_peak(peak or (-(2**62), "", 0)), deletions=0, text=1)
-
-    def drop(self, session_ids: Iterable[str]) -> None:
-        """Take out everything of sessions that are gone."""
-        for session_id, log in read_logs(self._connection, list(session_ids)).items():
-            self._remove_messages(log)
-            self._remove_notes(log.number, ("context", "analysis"))
-            self._connection.execute("DELETE FROM logs WHERE session_id = ?", (session_id,))
-
-    def _log(self, session_id: str) -> Log:
-        found = read_logs(self._connection, [session_id])
-        if not found:
-            self._connection.execute(
-                "INSERT INTO logs VALUES (NULL, ?, NULL, 0, NULL, 0, 0, NULL, NULL, 0)", (session_id,)
-            )
-            found = read_logs(self._connection, [session_id])
-        return found[session_id]
-
-    def _lines(self, piece: Lines) -> tuple[int, list[tuple[Any, ...]]]:
-        """Take out what a piece replaces; return the number of its log, and the rows that are to be put in."""
-        log = self._log(piece.session_id)
-        if piece.reset:
-            self._remove_messages(log)
-            log.messages = log.tokens = 0
-            log.last, log.last_hash = 0, None
-        rows = []
-        position = log.messages
-        for offset, line in piece.lines:
-            try:
-                message = codec.decode_line(line)
-            except IntegrityError:  # what reads the log passes it over, and says so
-                continue
-            tokens = tokenise(message_text(message, content=self._content, metadata=self._metadata))
-            try:
-                moment: int | None = microseconds(parse_timestamp(message.timestamp))
-            except ValidationError as error:
-                moment = None
-                self._timeless(f"The message {message.id!r} of session {piece.session_id!r}", error)
-            count = len(tokens)
-            log.tokens += count
-            rows.append((log.number, position, offset, len(line), moment, message.role, count, " ".join(tokens)))
-            position += 1
-        log.messages = position
-        if piece.lines:
-            log.last, line = piece.lines[-1]
-            log.last_hash = line_hash(line)
-        self._connection.execute(
-            "UPDATE logs SET identity = ?, last = ?, last_hash = ?, messages = ?, tokens = ?, log_stamp = ? "
-            "WHERE number = ?",
-            (piece.identity, log.last, log.last_hash, log.messages, log.tokens, piece.stamp, log.number),
-        )
-        return log.number, rows
-
-    def _timeless(self, what: str, error: ValidationError) -> None:
-        """Note that a text has no time that can be read, so that it counts and is never a hit."""
-        logger.warning("%s is damaged: %s It is passed over.", what, error.message)
-        write_meta(self._connection, timeless=1)
-
-    def _insert(self, rows: list[tuple[Any, ...]]) -> None:
-        connection = self._connection
-        numbers = sorted({row[0] for row in rows})
-        marks = ",".join("?" * len(numbers))
-        names = dict(connection.execute(f"SELECT number, session_id FROM logs WHERE number IN ({marks})", numbers))
-        peak = msgspec.json.decode(read_meta(connection).peak, type=tuple[int, str, int])
-        rows.sort(key=lambda row: (row[4] is not None, row[4] or 0, names[row[0]], row[1]))
-        first = (connection.execute("SELECT max(id) FROM messages").fetchone()[0] or 0) + 1
-        placed = []
-        for number, row in enumerate(rows, first):
-            key = (row[4], names[row[0]], row[1])
-            highest = row[4] is not None and key > peak
-            if highest:
-                peak = key
-            placed.append((number, *row[:6], highest, *row[6:]))
-        connection.executemany("INSERT INTO messages VALUES (?, ?, ?, ?, ?, ?, ?, ?, ?, ?)", placed)
-        connection.execute(
-            f"INSERT INTO words (rowid, text) SELECT {_ROW}, text FROM messages WHERE id >= ? ORDER BY id", (first,)
-        )
-        write_meta(connection, peak=_peak(peak))
-
-    def _remove_messages(self, log: Log) -> None:
-        if not log.messages:
-            return
-        if self._fresh:
-            self._connection.execute("DELETE FROM incoming WHERE session = ?", (log.number,))
-            return
-        self._connection.execute(SESSION_INDEX)
-        self._connection.execute(
-            "INSERT INTO words (words, rowid, text) "
-            f"SELECT 'delete', {_ROW}, text FROM messages WHERE session = ? ORDER BY id",
-            (log.number,),
-        )
-        self._connection.execute("DELETE FROM messages WHERE session = ?", (log.number,))
-        self._connection.execute("UPDATE meta SET value = value + 1 WHERE name = 'deletions'")
-
-    def _notes(self, piece: Notes) -> None:
-        log = self._log(piece.session_id)
-        self._remove_notes(log.number, piece.kinds)
-        for note in piece.notes:
-            tokens = tokenise(note.text)
-            try:
-                moment: int | None = microseconds(parse_timestamp(note.timestamp))
-            except ValidationError as error:
-                moment = None
-                self._timeless(f"The {note.kind} of session {piece.session_id!r}", error)
-            text = " ".join(tokens)
-            cursor = self._connection.execute(
-                "INSERT INTO notes VALUES (NULL, ?, ?, ?, ?, ?, ?)",
-                (log.number, note.kind, note.filename, moment, len(tokens), text),
-            )
-            self._connection.execute("INSERT INTO note_words (rowid, text) VALUES (?, ?)", (cursor.lastrowid, text))
-        if "analysis" in piece.kinds:
-            has = any(note.kind == "analysis" for note in piece.notes)
-            self._connection.execute("UPDATE logs SET has_documents = ? WHERE number = ?", (has, log.number))
-        if "context" in piece.kinds:
-            self._connection.execute(
-                "UPDATE logs SET context_stamp = ? WHERE number = ?", (piece.context_stamp, log.number)
-            )
-
-    def _remove_notes(self, number: int, kinds: Sequence[str]) -> None:
-        for kind in kinds:
-            rows = self._connection.execute(
-                "SELECT id, text FROM notes WHERE session = ? AND kind = ?", (number, kind)
-            ).fetchall()
-            self._connection.executemany(
-                "INSERT INTO note_words (note_words, rowid, text) VALUES ('delete', ?, ?)", rows
-            )
-            self._connection.executemany("DELETE FROM notes WHERE id = ?", ((row[0],) for row in rows))
-
-
-# --- finding ---------------------------------------------------------------------------------------------
 
 
 def find(
@@ -466,10 +234,10 @@ class _Finder:
         ).fetchall()
         late = self._connection.execute(
             "SELECT id FROM messages WHERE NOT highest AND id >= ? LIMIT ?",
-            (rows[-1][0] >> _GRADE_BITS if rows else 0, _MANY_LATE),
+            (rows[-1][0] >> GRADE_BITS if rows else 0, _MANY_LATE),
         ).fetchall()
         if late and (
-            len(late) == _MANY_LATE or not {row >> _GRADE_BITS for row, _ in rows}.isdisjoint(row[0] for row in late)
+            len(late) == _MANY_LATE or not {row >> GRADE_BITS for row, _ in rows}.isdisjoint(row[0] for row in late)
         ):
             return None
         return rows
@@ -477,15 +245,15 @@ class _Finder:
     def _best_graded(self, rows: list[tuple[int, float]], score: _Score, count: int) -> list[Found]:
         """Return the most relevant of messages; the text is read of those only that can be among them."""
         alike: dict[tuple[float, int], list[int]] = {}
-        grades = len(_SHORTEST) - 1
+        grades = len(SHORTEST) - 1
         for row, rank in rows:
-            alike.setdefault((rank, row & grades), []).append(row >> _GRADE_BITS)
+            alike.setdefault((rank, row & grades), []).append(row >> GRADE_BITS)
         texts: dict[float, str] = {}
         bounds = []
         for (rank, grade), ids in alike.items():
             if rank not in texts:
                 texts[rank] = self._at(ids[0]).text
-            bounds.append((score(_SHORTEST[grade], texts[rank]), grade, ids))
+            bounds.append((score(SHORTEST[grade], texts[rank]), grade, ids))
         bounds.sort(key=lambda bound: bound[0], reverse=True)
         found: list[Found] = []
         best: list[float] = []  # a heap of the highest scores
@@ -493,7 +261,7 @@ class _Finder:
             if len(best) == count and best[0] > most:
                 break
             # Of messages of one length those that come first will do.
-            for number in ids[:count] if grade < _BANDS[0][0] else ids:
+            for number in ids[:count] if grade < BANDS[0][0] else ids:
                 item = self._at(number)
                 item.score = score(item.tokens, item.text)
                 found.append(item)
@@ -610,7 +378,7 @@ class _Finder:
             until = count = 0
         if until < highest:
             count += self._connection.execute(
-                "SELECT count(*) FROM words WHERE words MATCH ? AND rowid >= ?", (match, (until + 1) << _GRADE_BITS)
+                "SELECT count(*) FROM words WHERE words MATCH ? AND rowid >= ?", (match, (until + 1) << GRADE_BITS)
             ).fetchone()[0]
             if len(counts) >= _REMEMBERED_COUNTS:
                 counts.clear()
