@@ -10,7 +10,7 @@ from collections.abc import Awaitable, Callable
 from pathlib import Path
 
 from flatfile_chat_database import Message, StorageManager
-from flatfile_chat_database.backends.flatfile.readers import Readers
+from flatfile_chat_database.backends.readers import Readers
 from flatfile_chat_database.codec import MessageDecoder
 
 from .corpus import Texts

@@ -12,17 +12,26 @@ from __future__ import annotations
 import ctypes
 import os
 import struct
-from typing import Final
+import sys
+import threading
 
 _AT_FDCWD = -100
 _AT_SYMLINK_NOFOLLOW = 0x100
 _STATX_INO = 0x100
 _STATX_SIZE = 0x200
 _BYTES = 256
-_FIELDS = struct.Struct("=32xQQ88xII").unpack_from
+_fields = struct.Struct("=32xQQ88xII").unpack_from
 """Inode, size, and the two numbers of the device."""
 
-_Buffer = ctypes.c_char * _BYTES
+_ENCODING = sys.getfilesystemencoding(), sys.getfilesystemencodeerrors()
+
+
+class _Answer(threading.local):
+    """Where the system puts what it found, for each thread."""
+
+    def __init__(self) -> None:
+        self.data = bytearray(_BYTES)
+        self.address = ctypes.addressof((ctypes.c_char * _BYTES).from_buffer(self.data))
 
 
 class Statx:
@@ -34,16 +43,16 @@ class Statx:
         Raises:
             AttributeError: This one has none.
         """
-        call: Final = ctypes.CDLL(None, use_errno=True).statx
-        call.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p]
-        call.restype = ctypes.c_int
-        self._call = call
+        self._call = ctypes.CDLL(None, use_errno=True).statx
+        self._call.argtypes = [ctypes.c_int, ctypes.c_char_p, ctypes.c_int, ctypes.c_uint, ctypes.c_void_p]
+        self._answer = _Answer()
 
     def __call__(self, path: str) -> tuple[int, int, int]:
         """Return device, inode and size of a path itself, not of what a symbolic link points to."""
-        found = _Buffer()
-        if self._call(_AT_FDCWD, os.fsencode(path), _AT_SYMLINK_NOFOLLOW, _STATX_INO | _STATX_SIZE, found) != 0:
+        answer = self._answer
+        name = path.encode(*_ENCODING)
+        if self._call(_AT_FDCWD, name, _AT_SYMLINK_NOFOLLOW, _STATX_INO | _STATX_SIZE, answer.address) != 0:
             error = ctypes.get_errno()
             raise OSError(error, os.strerror(error), path)
-        inode, size, major, minor = _FIELDS(found)
+        inode, size, major, minor = _fields(answer.data)
         return os.makedev(major, minor), inode, size
