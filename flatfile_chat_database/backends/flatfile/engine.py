@@ -40,6 +40,8 @@ from .wholes import Wholes
 logger = logging.getLogger("flatfile_chat_database")
 
 _LARGEST_BATCH_BYTES = 8 << 20
+_FEW_JOBS = 32
+"""So few that a shorter flush for all is worth a longer look for each."""
 
 
 class Engine:
@@ -132,6 +134,7 @@ class Engine:
 
     def _run(self, jobs: Sequence[Job]) -> None:
         self._known.begin()
+        self._logs.avoids_times = len(jobs) <= _FEW_JOBS
         plan = self._plan()
         for job in jobs:
             try:
