@@ -28,6 +28,9 @@ class Draft(msgspec.Struct, eq=False):
 
 def steps_of(drafts: Sequence[Draft]) -> tuple[list[Step], list[bytes]]:
     """Return the steps of drafts, and the bytes of each; what is appended to one log becomes one step."""
+    if len(drafts) == 1:
+        data = b"".join(drafts[0].pieces)
+        return [_step(drafts[0], data)], [data]
     merged: list[tuple[Draft, list[bytes]]] = []
     appended: dict[str, list[bytes]] = {}
     for draft in drafts:
@@ -37,10 +40,10 @@ def steps_of(drafts: Sequence[Draft]) -> tuple[list[Step], list[bytes]]:
         else:
             merged.append((draft, pieces))
     parts = [pieces[0] if len(pieces) == 1 else b"".join(pieces) for _, pieces in merged]
-    steps = [
-        Step(draft.op, draft.key, len(data), draft.at)
-        if draft.op == "append"
-        else Step(draft.op, draft.key, len(data), draft.at, draft.source, draft.was, draft.before)
-        for (draft, _), data in zip(merged, parts, strict=True)
-    ]
-    return steps, parts
+    return [_step(draft, data) for (draft, _), data in zip(merged, parts, strict=True)], parts
+
+
+def _step(draft: Draft, data: bytes) -> Step:
+    if draft.op == "append":
+        return Step("append", draft.key, len(data), draft.at)
+    return Step(draft.op, draft.key, len(data), draft.at, draft.source, draft.was, draft.before)

@@ -220,9 +220,8 @@ class Engine:
             if self.ledger.broken is not None:
                 raise self.ledger.refusal()
             # The bytes of a blob are durable, but a file without a name is found by nobody after a power cut.
-            self._syncs.folders_of(
-                [draft.source for draft in plan.drafts if draft.op == "install" and not draft.staged]
-            )
+            if blobs := [draft.source for draft in plan.drafts if draft.op == "install" and not draft.staged]:
+                self._syncs.folders_of(blobs)
             segment = self.ledger.commit(steps, b"".join(parts))
             if self._config.durability == "normal" and any(step.op == "install" for step in steps):
                 self.ledger.flush()  # or the file might be durable without what the journal did to that before it

@@ -120,9 +120,9 @@ class Files:
 
     def write_all_at(self, descriptor: int, data: bytes, offset: int) -> None:
         """Write all of `data` at an offset."""
-        rest = memoryview(data)
-        while rest:
-            rest = rest[self.write_at(descriptor, rest, offset + len(data) - len(rest)) :]
+        done = self.write_at(descriptor, data, offset)
+        while done < len(data):
+            done += self.write_at(descriptor, memoryview(data)[done:], offset + done)
         self.count("bytes_written", len(data))
 
     def reserve(self, descriptor: int, offset: int, size: int) -> None:
