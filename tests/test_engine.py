@@ -243,8 +243,13 @@ def test_times_are_asked_for_where_many_lines_share_a_flush(start: Start, files:
     run(engine, message(LOG, "a1"))
     asked: list[str] = []
     real = files.stamp
+
+    def stamp(path: str) -> tuple[int, int, int, int]:
+        asked.append(path)
+        return real(path)
+
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(files, "stamp", lambda path: real(asked.append(path) or path))  # type: ignore[func-returns-value]
+        patch.setattr(files, "stamp", stamp)
         jobs = run(engine, *(message(LOG, f"b{number}") for number in range(40)))
     assert all(job.error is None for job in jobs)
     assert asked == [engine.tree.path(LOG)]
