@@ -35,6 +35,9 @@ _PREFIX = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 _STAMP = re.compile(r"[a-z0-9_-]{1,60}")
 _SUFFIX = re.compile(r"\.[a-z0-9._-]{0,20}[a-z0-9]")
 _EXTENSION = re.compile(r"\.[^./\\\s\x00-\x1f]{1,20}")
+_NEAR = 0.65
+"""From 0 to 1, how like a known name an unknown one must be to be taken for a slip of the pen."""
+_LISTED = "docs/configuration.md lists all settings."
 _WINDOWS_DEVICE = re.compile(r"(?i)(con|prn|aux|nul|conin|conout|com\d|lpt\d)(\..*)?")
 
 
@@ -81,7 +84,7 @@ class StorageConfig:
 
     # --- Storage locations ---------------------------------------------------------------------------
     storage_base_path: str = "./data"
-    """The store's folder, when `storage_url` is empty."""
+    """The store's folder, when `storage_url` is empty. A leading `~` or `~user` is the home folder."""
     user_data_directory_name: str = "users"
     """Folder of all users; empty puts users at the top of the store."""
     panel_sessions_directory_name: str = "panel_sessions"
@@ -175,7 +178,7 @@ class StorageConfig:
 
     # --- Beyond the specification --------------------------------------------------------------------
     storage_url: str = field(default="", repr=False)  # may hold a password
-    """Which backend and where, for instance `file:/srv/chats` or `memory:`; empty means files under
+    """Which backend and where, for instance `file:/srv/chats`, `file:~/chats` or `memory:`; empty means files under
     `storage_base_path`."""
     trash_retention_days: int = 30
     """Older trash goes when `prune` is called, never by itself."""
@@ -295,9 +298,15 @@ def set_from_text(assignments: typing.Iterable[str]) -> dict[str, Any]:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
+    """Return the one of `known` that was probably meant, or ""; a wild guess is worse than none."""
     import difflib  # only errors need it
 
-    return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    return next(iter(difflib.get_close_matches(name.lower(), known, n=1, cutoff=_NEAR)), "")
+
+
+def _suggestion(name: str, known: Iterable[str], otherwise: str | None = None) -> str | None:
+    near = _nearest(name, known)
+    return f"Did you mean {near!r}?" if near else otherwise
 
 
 @functools.cache
@@ -312,17 +321,34 @@ def _field_names() -> tuple[str, ...]:
 
 def _plain(name: str, value: Any) -> Any:
     """Return a path as the string that it stands for, and everything else as it is."""
-    return (
-        os.fspath(value)
-        if name in ("storage_base_path", "search_index_path") and isinstance(value, os.PathLike)
-        else value
-    )
+    if name not in ("storage_base_path", "search_index_path") or not isinstance(value, str | os.PathLike):
+        return value
+    path = os.fspath(value)
+    return at_home(name, path) if isinstance(path, str) else path
+
+
+def at_home(name: str, path: str) -> str:
+    """Return a path with the home folder in place of a leading `~` or `~user`.
+
+    Raises:
+        ConfigurationError: There is no such user; the message names the field `name`.
+    """
+    if not path.startswith("~"):
+        return path
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        user = path.partition("/")[0]
+        raise ConfigurationError(
+            f"{name} begins with {user[:80]!r}, and there is no home folder of such a user.",
+            hint="Begin with './' for a folder of that name.",
+        )
+    return expanded
 
 
 def _require_known(name: str, source: str) -> None:
     known = _field_names()
     if name not in known:
-        raise ConfigurationError(f"Unknown {source} {name!r}.", hint=f"Did you mean {_nearest(name, known)!r}?")
+        raise ConfigurationError(f"Unknown {source} {name!r}.", hint=_suggestion(name, known, _LISTED))
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -350,8 +376,10 @@ def _read_environment() -> dict[str, Any]:
         if variable in known:
             values[known[variable]] = _convert(known[variable], text)
         else:
-            near = _nearest(variable, known)
-            warnings.warn(f"The environment variable {variable} is no setting; did you mean {near}?", stacklevel=3)
+            # Compared without the prefix, which all have in common.
+            near = _nearest(variable.removeprefix(ENVIRONMENT_PREFIX), known.values())
+            more = f"; did you mean {ENVIRONMENT_PREFIX}{near.upper()}?" if near else "."
+            warnings.warn(f"The environment variable {variable} is no setting{more}", stacklevel=3)
     return values
 
 
@@ -406,7 +434,7 @@ def _check_values(config: StorageConfig) -> None:
     if config.durability not in DURABILITIES:
         raise ConfigurationError(
             f"durability must be one of {', '.join(DURABILITIES)}, not {config.durability[:80]!r}.",
-            hint=f"Did you mean {_nearest(config.durability, DURABILITIES)!r}?",
+            hint=_suggestion(config.durability, DURABILITIES),
         )
     if config.max_message_size_bytes > MAX_MESSAGE_SIZE_BYTES:
         raise ConfigurationError(

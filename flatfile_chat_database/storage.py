@@ -26,7 +26,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from .backends.base import StorageBackend, open_backend
 from .config import StorageConfig
-from .errors import NotFoundError
+from .errors import ConfigurationError, NotFoundError
 from .models import (
     Document,
     HitKind,
@@ -83,7 +83,15 @@ class StorageManager:
             read_only: Refuse every write with UnavailableError.
             clock: Returns the current, aware time; for tests.
             id_source: Returns a new unique id; for tests.
+
+        Raises:
+            ConfigurationError: `config` is no StorageConfig, a path for instance, or names no backend.
         """
+        if config is not None and not isinstance(config, StorageConfig):
+            raise ConfigurationError(
+                f"config must be a StorageConfig, not {type(config).__name__}.",
+                hint="For a folder, pass StorageConfig(storage_base_path=...).",
+            )
         self.config = config or (backend.config if backend is not None else StorageConfig())
         self._owns_backend = backend is None
         store = Store(
@@ -108,7 +116,8 @@ class StorageManager:
         return f"<StorageManager {self._store.backend!r}{' read-only' if self._store.read_only else ''}>"
 
     async def __aenter__(self) -> Self:
-        await self._store.reading()
+        backend = await self._store.reading()
+        await backend.open()  # says so if it was closed: what was opened once is not looked at again
         return self
 
     async def __aexit__(
