@@ -287,6 +287,11 @@ async def import_(options: _Options, file: str, format_name: str, user_id: str, 
     was interrupted is completed by running it again. A conversation that has grown since is continued; one that differs
     from what was imported under its id is left as it is. The user is created if absent. What cannot be imported is
     skipped and reported, and the exit code is then 1.
+
+    openai-jsonl: a line is {"id", "messages": [...]} or {"custom_id", "body": {"messages": [...]}}. Content in parts
+    becomes its texts, one below the other. The title is the line's "title", or the beginning of its first user message.
+    Times are "created_at", "timestamp" or "create_time" of messages, or else of the line; without any, 1970. Whatever
+    has no field of its own stays in the metadata.
     """
     config = options.config()
     began = time.monotonic()
