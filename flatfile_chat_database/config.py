@@ -88,13 +88,17 @@ class StorageConfig:
     user_data_directory_name: str = "users"
     """Folder of all users; empty puts users at the top of the store."""
     panel_sessions_directory_name: str = "panel_sessions"
+    """Folder of all panels."""
     global_personas_directory_name: str = "personas_global"
+    """Folder of the personas that all users share."""
     system_config_directory_name: str = "system"
     """Folder of the store's own files: format, lock, trash, quarantine, index."""
 
     # --- File naming patterns ------------------------------------------------------------------------
     session_id_prefix: str = "chat_session"
+    """What generated session ids begin with."""
     panel_id_prefix: str = "panel"
+    """What generated panel ids begin with."""
     session_timestamp_format: str = "%Y%m%d_%H%M%S"
     """`strftime` format of the UTC time in session and panel ids."""
     context_snapshot_timestamp_format: str = "%Y%m%d_%H%M%S"
@@ -102,25 +106,35 @@ class StorageConfig:
 
     # --- File names ----------------------------------------------------------------------------------
     user_profile_filename: str = "profile.json"
+    """Of a user's profile."""
     session_metadata_filename: str = "session.json"
+    """Of a session's title, times and metadata."""
     messages_filename: str = "messages.jsonl"
+    """Of the log of a session or panel."""
     situational_context_filename: str = "situational_context.json"
+    """Of a session's current context."""
     document_metadata_filename: str = "metadata.json"
+    """Of what is known of a session's documents."""
 
     # --- Storage limits ------------------------------------------------------------------------------
     max_message_size_bytes: int = 1_048_576
     """Of one message as it stands in the log, in UTF-8; at most 16 MiB."""
     max_document_size_bytes: int = 104_857_600
+    """Of the content as it is given."""
     max_messages_per_session: int = 100_000
     """Of a panel as well."""
     max_sessions_per_user: int = 1_000
+    """What is in the trash does not count."""
     max_context_history_snapshots: int = 100
     """The newest this many are kept."""
 
     # --- Performance settings ------------------------------------------------------------------------
     message_pagination_default_limit: int = 100
+    """How many messages a call returns that names no `limit`."""
     session_list_default_limit: int = 50
+    """How many sessions, users or panels a list has that names no `limit`."""
     search_results_default_limit: int = 20
+    """How many hits a search returns that names no `limit`."""
     jsonl_read_buffer_size: int = 8192
     """Bytes read at a time from a log."""
     max_open_files: int = 256
@@ -137,16 +151,21 @@ class StorageConfig:
 
     # --- Behavior settings ---------------------------------------------------------------------------
     atomic_write_temp_suffix: str = ".tmp"
+    """What the names of unfinished files end in."""
     backup_before_delete: bool = True
     """Whether deleted things go to the trash, from which `undelete` brings them back."""
     auto_cleanup_empty_directories: bool = True
+    """Whether a folder goes with the last thing in it."""
     validate_json_on_read: bool = True
     """Cross-check what is read: ids against the place, timestamps. Decoding itself is always strict."""
 
     # --- Search configuration ------------------------------------------------------------------------
     search_include_message_content: bool = True
+    """Whether a search looks into what messages say."""
     search_include_context: bool = True
+    """Whether a search that names no `kinds` finds contexts."""
     search_include_metadata: bool = False
+    """Whether a search looks into the metadata of messages."""
     search_index_path: str = ""
     """Folder of the indexes, which may be deleted at any moment; empty means inside the store. Several stores may share
     one."""
@@ -155,24 +174,31 @@ class StorageConfig:
 
     # --- Panel configuration -------------------------------------------------------------------------
     panel_max_personas: int = 10
+    """More are refused when a panel is made."""
     panel_insight_retention_days: int = 90
     """Older insights go when `prune` is called, never by themselves."""
     panel_message_threading_enabled: bool = True
+    """Whether messages of panels may have a `parent_id`."""
 
     # --- Document handling ---------------------------------------------------------------------------
     allowed_document_extensions: list[str] = field(
         default_factory=lambda: [".pdf", ".txt", ".md", ".json", ".csv", ".png", ".jpg", ".jpeg"]
     )
+    """Which files may be saved, by the end of the name, in any case."""
     document_storage_subdirectory_name: str = "documents"
+    """Folder of a session's documents."""
     document_analysis_subdirectory_name: str = "analysis"
+    """Folder of their analyses, in that of the documents."""
     document_compression_threshold_bytes: int = 0
     """Documents of at least this size are stored gzip-compressed; 0 compresses none."""
 
     # --- Context management --------------------------------------------------------------------------
     context_history_subdirectory_name: str = "context_history"
+    """Folder of a session's earlier contexts."""
     context_summary_max_length: int = 500
     """In characters."""
     context_key_points_max_count: int = 10
+    """A context with more key points is refused."""
     context_confidence_threshold: float = 0.7
     """A context below this does not replace the current one."""
 
