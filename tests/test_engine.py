@@ -11,9 +11,10 @@ from flatfile_chat_database import StorageConfig
 from flatfile_chat_database.backends.changes import ABSENT, Append, Edit, Put, Require
 from flatfile_chat_database.backends.flatfile.engine import Engine
 from flatfile_chat_database.backends.flatfile.files import Files
-from flatfile_chat_database.backends.flatfile.jobs import Extend, Job
+from flatfile_chat_database.backends.flatfile.jobs import Extend
 from flatfile_chat_database.backends.flatfile.journal import Step
 from flatfile_chat_database.backends.flatfile.untimed import Statx
+from flatfile_chat_database.backends.writer import Job
 from flatfile_chat_database.errors import DurabilityError, NotFoundError, UnavailableError
 
 OWNER, LOG, OTHER, DOCUMENT = "users/s.json", "users/a.jsonl", "users/b.jsonl", "users/d.json"

@@ -19,6 +19,7 @@ from ..base import Capability, Changes, LogPart, StorageBackend, logger
 from ..changes import Change, Delete, Outcome, Put
 from ..readers import Readers
 from ..rules import check_change, check_key, not_found
+from ..writer import Writer
 from . import forks
 from .blobs import WRITE_BYTES, BlobReader, BlobWriter
 from .engine import Engine
@@ -29,7 +30,6 @@ from .logs import Block, LogReader
 from .memo import Memo
 from .offsets import Offsets
 from .oserrors import mapped
-from .writer import Writer
 
 T = TypeVar("T")
 
