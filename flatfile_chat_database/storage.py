@@ -118,10 +118,12 @@ class StorageManager:
 
     async def close(self) -> None:
         """Let go of files and threads; calling it again does nothing. A backend that was passed in stays open."""
-        if "_indexing" in vars(self):
-            await self._indexing.close()
-        if self._owns_backend:
-            await self._store.close()
+        try:
+            if "_indexing" in vars(self):
+                await self._indexing.close()
+        finally:
+            if self._owns_backend:
+                await self._store.close()
 
     @cached_property
     def _finding(self) -> Finding:

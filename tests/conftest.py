@@ -13,6 +13,7 @@ import dataclasses
 import fcntl
 import json
 import os
+import signal
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
 from pathlib import Path
 from typing import Any, Protocol
@@ -38,6 +39,10 @@ MANAGER_ARGUMENTS = {"backend", "read_only", "clock", "id_source"}
 settings.register_profile("here", deadline=None, suppress_health_check=[HealthCheck.too_slow])
 settings.register_profile("ci", settings.get_profile("here"), derandomize=True, database=None)
 settings.load_profile("ci" if os.environ.get("CI") else "here")
+
+
+if signal.getsignal(signal.SIGINT) is signal.SIG_IGN:  # as a shell starts what it runs in the background
+    signal.signal(signal.SIGINT, signal.default_int_handler)  # programs that tests start are interrupted by it
 
 
 # --- what every test is watched for --------------------------------------------------------------------

@@ -1,9 +1,11 @@
 """The engine by itself, without its thread: several jobs in one run, among which something fails."""
 
+import asyncio
 import errno
 import os
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
+from queue import SimpleQueue
 
 import pytest
 
@@ -11,10 +13,10 @@ from flatfile_chat_database import StorageConfig
 from flatfile_chat_database.backends.changes import ABSENT, Append, Edit, Put, Require
 from flatfile_chat_database.backends.flatfile.engine import Engine
 from flatfile_chat_database.backends.flatfile.files import Files
-from flatfile_chat_database.backends.flatfile.jobs import Extend
+from flatfile_chat_database.backends.flatfile.jobs import Extend, Mend, key_of
 from flatfile_chat_database.backends.flatfile.journal import Step
 from flatfile_chat_database.backends.flatfile.untimed import Statx
-from flatfile_chat_database.backends.writer import Job
+from flatfile_chat_database.backends.writer import Job, Writer
 from flatfile_chat_database.errors import DurabilityError, NotFoundError, UnavailableError
 
 OWNER, LOG, OTHER, DOCUMENT = "users/s.json", "users/a.jsonl", "users/b.jsonl", "users/d.json"
@@ -84,7 +86,6 @@ def put(key: str, data: bytes = b"{}") -> Job:
 
 def run(engine: Engine, *jobs: Job) -> list[Job]:
     engine.run(jobs)
-    engine.rest()
     return list(jobs)
 
 
@@ -155,7 +156,8 @@ def test_a_document_that_a_dead_process_removed_is_not_taken_for_there(start: St
     run(other, put(OWNER))
     run(engine, message(LOG, "a0"))
     run(engine, message(LOG, "a1"))
-    other.ledger.begin()
+    other.ledger.lock.take()
+    other.ledger.prepare()
     other.ledger.commit([Step("delete", OWNER, before=2)], b"")
     other.let_go()  # it dies
     (late,) = run(engine, message(LOG, "a2"))
@@ -219,49 +221,6 @@ def test_a_flush_that_fails_when_a_fold_begins_is_told_when_the_store_is_closed(
     assert isinstance(engine.failure, DurabilityError)
 
 
-def is_kept(engine: Engine) -> bool:
-    return engine.ledger.lock.is_kept
-
-
-def test_the_lock_is_kept_between_batches_only_by_the_only_writer(start: Start) -> None:
-    engine, other = start(), start(lock_timeout_seconds=0.2)
-    first, second = put(OWNER), message(LOG, "a0")
-    engine.run([first])
-    assert not is_kept(engine)  # somebody may have written before
-    engine.run([second])
-    assert is_kept(engine)
-    refused, late = message(LOG, "b0"), message(LOG, "b1")
-    other.run([refused])
-    assert isinstance(refused.error, UnavailableError)
-    assert engine.idle() is not None
-    other.run([late])
-    third = message(LOG, "a1")
-    engine.run([third])
-    assert not is_kept(engine)
-    assert [job.error for job in (first, second, late, third)] == [None] * 4
-
-
-def test_the_lock_is_not_kept_for_long(start: Start, monkeypatch: pytest.MonkeyPatch) -> None:
-    engine = start()
-    now = 0.0
-    monkeypatch.setattr("time.monotonic", lambda: now)
-    run(engine, put(OWNER))
-    kept = 0
-    for number in range(20):
-        engine.run([message(LOG, f"a{number}")])
-        kept += is_kept(engine)
-        now += 0.0004
-    assert 10 <= kept <= 15  # two of three
-    monkeypatch.undo()
-
-
-def test_whoever_waits_for_nothing_finds_no_lock_that_was_kept(start: Start) -> None:
-    engine = start(lock_timeout_seconds=0)
-    for job in (put(OWNER), message(LOG, "a0"), message(LOG, "a1")):
-        engine.run([job])
-        assert not is_kept(engine)
-
-
 def test_no_time_of_a_log_is_asked_for_while_messages_are_added(start: Start, files: Failing) -> None:
     """Each write after such a question changes the inode, for which the next flush has to wait."""
     engine = start()
@@ -276,6 +235,89 @@ def test_no_time_of_a_log_is_asked_for_while_messages_are_added(start: Start, fi
             (job,) = run(engine, message(LOG, f"b{number}"))
             assert job.error is None
     assert asked == []
+
+
+def test_times_are_asked_for_where_many_lines_share_a_flush(start: Start, files: Failing) -> None:
+    engine = start()
+    run(engine, put(OWNER), message(LOG, "a0"))
+    run(engine, message(LOG, "a1"))
+    asked: list[str] = []
+    real = files.stamp
+
+    def stamp(path: str) -> tuple[int, int, int, int]:
+        asked.append(path)
+        return real(path)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(files, "stamp", stamp)
+        jobs = run(engine, *(message(LOG, f"b{number}") for number in range(40)))
+    assert all(job.error is None for job in jobs)
+    assert asked == [engine.tree.path(LOG)]
+
+
+def test_what_could_not_be_done_is_not_written_over(start: Start, files: Failing, tmp_path: Path) -> None:
+    engine, other = start(), start()
+    run(other, put(OWNER), message(LOG, "a0"), message(OTHER, "b0"))
+    run(engine, message(LOG, "a1"))
+    files.fail("write", OTHER)
+    (undone,) = run(other, message(OTHER, "b1"))
+    assert isinstance(undone.error, DurabilityError)
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(engine.ledger, "_finish", lambda segment: files.sync(-1))  # no such descriptor
+        (refused,) = run(engine, message(LOG, "a2"))
+    assert isinstance(refused.error, UnavailableError)
+    (late,) = run(engine, message(LOG, "a3"))
+    assert late.error is None
+    assert (names(tmp_path, LOG), names(tmp_path, OTHER)) == (["a0", "a1", "a3"], ["b0", "b1"])
+
+
+# --- the thread that writes ------------------------------------------------------------------------------
+
+
+async def test_a_caller_who_is_long_alone_waits_for_no_turn_of_the_loop() -> None:
+    seen: SimpleQueue[list[int]] = SimpleQueue()
+
+    def do(jobs: Sequence[Job]) -> None:
+        seen.put([int(key_of(change)) for job in jobs for change in job.changes])
+        for job in jobs:
+            job.outcomes = []
+
+    writer = Writer(do, lambda: None, lambda: None)
+    try:
+        for number in range(20):
+            future = writer.submit([Mend(str(number))])
+            if number >= 8:
+                assert seen.get(timeout=60) == [number], "the loop has not turned yet"
+            await future
+            if number < 8:
+                assert seen.get_nowait() == [number]
+        for _ in range(3):
+            await asyncio.gather(*(writer.submit([Mend(str(number))]) for number in range(5)))
+        batches = [seen.get_nowait() for _ in range(seen.qsize())]
+        assert [number for batch in batches for number in batch] == [0, 1, 2, 3, 4] * 3
+        assert batches[-1] == [0, 1, 2, 3, 4], "where several come in a turn, they go together"
+    finally:
+        await asyncio.to_thread(writer.close)
+
+
+async def test_a_closed_event_loop_is_forgotten() -> None:
+    def do(jobs: Sequence[Job]) -> None:
+        for job in jobs:
+            job.outcomes = []
+
+    async def once(writer: Writer) -> None:
+        await writer.submit([])
+
+    writer = Writer(do, lambda: None, lambda: None)
+    try:
+        for _ in range(5):
+            await asyncio.to_thread(asyncio.run, once(writer))
+        assert len(writer._callers) == 1
+    finally:
+        await asyncio.to_thread(writer.close)
+
+
+# --- looking at files ------------------------------------------------------------------------------------
 
 
 def test_a_file_is_measured_the_same_with_and_without_its_times(tmp_path: Path) -> None:

@@ -41,6 +41,8 @@ T = TypeVar("T")
 PIECE_BYTES = 1 << 20
 _RUN = 1000
 """Rows that are moved at a time."""
+_RUN_BYTES = 1 << 18
+"""Of records that are streamed at a time, about."""
 _LAST = "\U0010ffff"
 
 
@@ -238,6 +240,20 @@ class Contents:
         for (body,) in rows:
             yield body.encode()
 
+    def run(self, key: str, start: int) -> list[bytes] | None:
+        """Return some records of a log in rows from a position on; None if it is no log in rows, or is absent."""
+        place = self.place(key)
+        if place is None or place.kind != "log":
+            return None
+        run: list[bytes] = []
+        size = 0
+        for line in self.lines(key, start, place.records):
+            run.append(line)
+            size += len(line)
+            if size >= _RUN_BYTES:
+                break
+        return run
+
     def count(self, key: str) -> int:
         """Return the number of records of a log."""
         place = self.place(key)
@@ -290,7 +306,7 @@ class Contents:
 
     def extend(self, key: str, data: bytes) -> None:
         """Add whole lines at the end of a log, whatever they say; it is made if it is absent."""
-        self._open_log(key)
+        self.open_log(key)
         place = cast("Place", self.place(key))
         lines = _rows_of(data) if place.kind == "log" else None
         ids = [codec.written_id(line) for line in lines or ()]
@@ -301,7 +317,7 @@ class Contents:
             self.delete(key)
             self._put_log(key, whole)
 
-    def _open_log(self, key: str) -> None:
+    def open_log(self, key: str) -> None:
         """Make a log that is absent; set aside half a line at the end of one that is there."""
         place = self.place(key)
         if place is None:
@@ -337,6 +353,28 @@ class Contents:
         if place is None:
             return 0
         return place.records if place.kind == "log" else len(good_lines(key, mended(self._bytes(key, place))[0]))
+
+    # --- what does not fit -----------------------------------------------------------------------------
+
+    def torn_logs(self) -> list[str]:
+        """Return the logs of the map that end in half a line."""
+        rows = self._db.execute("SELECT key, pieces FROM entries WHERE place = 'pieces' AND size > 0")
+        return [
+            key
+            for key, pieces in rows
+            if self._tables.log(key).table is not LINES and not self._last_piece(pieces).endswith(b"\n")
+        ]
+
+    def _last_piece(self, pieces: str) -> bytes:
+        rows = self._db.execute("SELECT data FROM pieces WHERE id = ? ORDER BY number DESC LIMIT 1", (pieces,))
+        return bytes(rows[0][0]) if rows else b""
+
+    def leftovers(self) -> list[str]:
+        """Return the ids of bytes that are at no key: being written, or left by somebody who died."""
+        rows = self._db.execute(
+            "SELECT DISTINCT id FROM pieces WHERE id NOT IN (SELECT pieces FROM entries WHERE pieces IS NOT NULL)"
+        )
+        return [pieces for (pieces,) in rows]
 
     # --- changes -------------------------------------------------------------------------------------
 
@@ -405,9 +443,9 @@ class Contents:
         added = new_lines(append, self._finder(key))
         if not added:
             if self.place(key) is None:
-                self._open_log(key)
+                self.open_log(key)
             return 0
-        self._open_log(key)
+        self.open_log(key)
         if cast("Place", self.place(key)).kind == "log":
             self.append(key, added, [codec.written_id(line) for line in added])
         else:
@@ -415,7 +453,7 @@ class Contents:
         return len(added)
 
     def _edit(self, key: str, record_id: str, line: bytes | None) -> None:
-        self._open_log(key)
+        self.open_log(key)
         place = cast("Place", self.place(key))
         if place.kind != "log":
             lines = good_lines(key, self._bytes(key, place))
@@ -457,7 +495,7 @@ class Contents:
         place = self.place(key)
         if place is None:
             return []
-        self._open_log(key)
+        self.open_log(key)
         place = cast("Place", self.place(key))
         if place.kind != "log":
             kept, dropped = kept_and_dropped(key, self._bytes(key, place), count)

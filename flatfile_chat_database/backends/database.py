@@ -9,16 +9,18 @@ from __future__ import annotations
 import asyncio
 import logging
 import threading
+import time
 from abc import abstractmethod
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import suppress
+from functools import partial
 from typing import Any, Protocol, TypeVar
 
 from ..config import StorageConfig
 from ..errors import ClosedError, DurabilityError, StorageError, UnavailableError
 from ..layout import Layout
 from ..models import Problem, new_id
-from .base import Capability, StorageBackend
+from .base import Capability, Changes, StorageBackend
 from .changes import Change, Delete, Outcome, Put
 from .contents import PIECE_BYTES, Connection, Contents, check_lines
 from .readers import Readers
@@ -31,8 +33,8 @@ logger = logging.getLogger("flatfile_chat_database")
 T = TypeVar("T")
 
 _READERS = 4
-_RUN = 500
-"""Records in a run of a stream."""
+_ABANDONED_SECONDS = 3600
+"""What is at no key for so long is not being written any more."""
 
 
 class Session(Connection, Protocol):
@@ -63,6 +65,13 @@ class _Extend:
 
     def __init__(self, key: str, data: bytes) -> None:
         self.key, self.data = key, data
+
+
+class _Mend:
+    """Set aside half a line at the end of a log."""
+
+    def __init__(self, key: str) -> None:
+        self.key = key
 
 
 class _Adopt:
@@ -175,7 +184,7 @@ class DatabaseBackend(StorageBackend):
 
     async def read(self, key: str) -> bytes | None:
         check_key(key)
-        return await self._in_thread(lambda contents: contents and contents.read(key))
+        return await self._in_thread(lambda contents: contents.read(key) if contents else None)
 
     async def exists(self, key: str) -> bool:
         check_key(key)
@@ -211,7 +220,7 @@ class DatabaseBackend(StorageBackend):
 
     async def find_record(self, key: str, record_id: str) -> tuple[int, bytes] | None:
         check_key(key)
-        return await self._in_thread(lambda contents: contents and contents.find(key, record_id))
+        return await self._in_thread(lambda contents: contents.find(key, record_id) if contents else None)
 
     async def newest_records(self, keys: Sequence[str]) -> list[bytes | None]:
         for key in keys:
@@ -221,7 +230,7 @@ class DatabaseBackend(StorageBackend):
     async def stream_log(self, key: str, *, strict: bool = False) -> AsyncIterator[list[bytes]]:
         check_key(key)
         start = 0
-        while run := await self.read_log(key, start, start + _RUN, strict=strict):
+        while run := await self._in_thread(partial(_run_of, key, start, strict=strict)):
             yield run
             start += len(run)
 
@@ -235,6 +244,7 @@ class DatabaseBackend(StorageBackend):
 
         pieces, number, size, hashed = new_id(), 0, 0, blake2b(digest_size=16)
         held = bytearray()
+        is_handed_over = False
         try:
             async for chunk in chunks:
                 held += chunk
@@ -246,12 +256,13 @@ class DatabaseBackend(StorageBackend):
                     number, size = number + 1, size + len(piece)
             hashed.update(held)
             last = _Keep(pieces, number, bytes(held))
+            is_handed_over = True
             adopt = _Adopt(key, pieces, size + len(held), hashed.hexdigest())
             return bool((await self._commit([last, adopt] if held else [adopt]))[-1])
-        except DurabilityError:  # it may be there
-            raise
-        except BaseException:
-            if number:
+        except BaseException as error:
+            # What was handed over whole is the writer's, whatever becomes of the caller.
+            is_undone = isinstance(error, StorageError) and not isinstance(error, DurabilityError)
+            if number and (is_undone or not is_handed_over):
                 with suppress(StorageError):
                     await asyncio.shield(self._commit([_Drop(pieces)]))
             raise
@@ -357,6 +368,9 @@ class DatabaseBackend(StorageBackend):
             case _Extend():
                 contents.extend(change.key, change.data)
                 return None
+            case _Mend():
+                contents.open_log(change.key)
+                return None
             case _Keep():
                 contents.add_pieces(change.pieces, change.number, [change.data])
                 return None
@@ -379,6 +393,40 @@ class DatabaseBackend(StorageBackend):
 
     # --- maintenance ---------------------------------------------------------------------------------
 
+    async def changes(self, cursor: str | None) -> Changes:
+        self._threads()
+        return await super().changes(cursor)
+
     async def obstacles(self, *, fix: bool = False) -> list[Problem]:
         self._threads()
         return []
+
+    async def verify(self, *, fix: bool = False) -> list[Problem]:
+        torn, leftovers = await self._in_thread(
+            lambda contents: (contents.torn_logs(), contents.leftovers()) if contents else ([], [])
+        )
+        problems = []
+        for key in torn:
+            if fix:
+                await self._commit([_Mend(key)])
+            problems.append(Problem("torn-tail", key, "The log ends in half a line.", fixed=fix))
+        for pieces in leftovers:
+            if _age(pieces) > _ABANDONED_SECONDS:
+                if fix:
+                    await self._commit([_Drop(pieces)])
+                problems.append(
+                    Problem("leftover", pieces, "An upload that came to nothing.", fixed=fix, harmless=True)
+                )
+        return problems
+
+
+def _run_of(key: str, start: int, contents: Contents | None, *, strict: bool) -> list[bytes]:
+    if contents is None:
+        return []
+    run = contents.run(key, start)
+    return contents.records(key, start, None, strict=strict) if run is None else run
+
+
+def _age(pieces: str) -> float:
+    """Return how many seconds ago an id was made: it begins with the time (RFC 9562, section 5.7)."""
+    return time.time() - int(pieces.replace("-", "")[:12], 16) / 1000

@@ -26,7 +26,7 @@ class SqliteBackend(DatabaseBackend):
     def __init__(self, config: StorageConfig, path: str) -> None:
         """Keep the store in the file at `path`."""
         super().__init__(config)
-        self.path = os.path.abspath(path)
+        self.path = os.path.normpath(path if os.path.isabs(path) else os.path.join(os.getcwd(), path))
 
     def __repr__(self) -> str:
         return f"<SqliteBackend {self.path!r}{' closed' if self._closed else ''}>"
@@ -34,7 +34,11 @@ class SqliteBackend(DatabaseBackend):
     def _connect(self, *, to_write: bool) -> SqliteSession | None:
         if not to_write and not os.path.exists(self.path):
             return None
-        return SqliteSession(self.path, timeout=self.config.lock_timeout_seconds, to_write=to_write)
+        session = SqliteSession(self.path, timeout=self.config.lock_timeout_seconds, to_write=to_write)
+        if session.version:
+            return session
+        session.close()
+        return None  # somebody makes it at this moment
 
 
 class SqliteSession:
@@ -50,6 +54,8 @@ class SqliteSession:
             UnavailableError: It cannot be opened.
         """
         self._path = path
+        self.version = 0
+        """How many migrations the file has seen."""
         with self._mapped():
             if to_write:
                 os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
@@ -63,7 +69,7 @@ class SqliteSession:
                     self._prepare()
                 else:
                     self._connection.execute("PRAGMA query_only = ON")
-                    self._check()
+                    self.version = self._check()
         except BaseException:
             self._connection.close()
             raise
@@ -74,6 +80,7 @@ class SqliteSession:
         connection.execute("PRAGMA synchronous = FULL")
         connection.execute("BEGIN IMMEDIATE")
         try:
+            self.version = len(MIGRATIONS)
             for number in range(self._check(), len(MIGRATIONS)):
                 script = resources.files(__package__).joinpath("sql", MIGRATIONS[number]).read_text("utf-8")
                 for statement in _statements(script):

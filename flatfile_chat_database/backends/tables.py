@@ -1,7 +1,7 @@
 """Which table of a database holds what: one for each entry of the map that means something to a person.
 
-The placeholders of an entry's key are columns and the primary key, so every primary key begins with the owner, a user or
-a panel. The JSON stands in `body` as it was given; what people ask for is in columns of its own beside it.
+The placeholders of an entry's key are columns and the primary key, so every primary key begins with the owner, a user
+or a panel. The JSON stands in `body` as it was given; what people ask for is in columns of its own beside it.
 
 Three tables know no map. `entries` names every key, where its bytes are and how many; `pieces` holds bytes that are no
 row anywhere else: uploaded files, the trash, what is no JSON; `lines` holds the messages of logs that are not in their
@@ -17,6 +17,7 @@ from typing import Any
 import msgspec
 
 from .. import codec
+from ..errors import IntegrityError
 from ..layout import Layout, Shape
 
 _NAMES = {
@@ -113,7 +114,7 @@ def body_of(data: bytes) -> str | None:
     try:
         codec.decode_object(data)
         text = data.decode()
-    except (ValueError, codec.IntegrityError):
+    except (ValueError, IntegrityError):
         return None
     return None if "\0" in text else text
 

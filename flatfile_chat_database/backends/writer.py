@@ -101,8 +101,9 @@ class Writer:
         return future
 
     def _new_caller(self, loop: asyncio.AbstractEventLoop) -> _Caller:
-        for other in [other for other in self._callers if other.is_closed()]:
-            self._callers.pop(other, None)
+        for other in list(self._callers):  # a copy: other threads add theirs
+            if other.is_closed():
+                self._callers.pop(other, None)
         caller = self._callers[loop] = _Caller(loop)
         return caller
 

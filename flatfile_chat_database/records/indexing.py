@@ -49,7 +49,8 @@ SMALL_TEXTS: Final = 2000
 T = TypeVar("T")
 
 _OPEN = 32
-_READERS = 4
+_READERS = 32
+"""Threads, started when they are needed; some of them may wait for an index that somebody else is writing."""
 _BATCH_BYTES = 8 << 20
 _SESSIONS_AT_A_TIME = 256
 _ATTEMPTS = 5
@@ -157,9 +158,12 @@ class Indexing:
         """Close every index; what is still at work with one closes it when it has done."""
         self._closed = True
         files, self._files = list(self._files.values()), {}
+        await asyncio.to_thread(self._retire, files)
+
+    def _retire(self, files: Iterable[IndexFile]) -> None:
         for file in files:
-            await asyncio.to_thread(file.retire)
-        await asyncio.to_thread(self._readers.close)
+            file.retire()
+        self._readers.close()
 
     def look(self, work: Callable[[], T]) -> Awaitable[T]:
         """Look into an index in a thread that takes less time to get to than one of the loop's."""

@@ -257,7 +257,6 @@ class InlineBackend(FlatfileBackend):
     async def _commit(self, changes: Sequence[EngineChange]) -> list[Outcome]:
         job = Job(changes)
         self._engine.run([job])
-        self._engine.rest()
         if job.error is not None:
             raise job.error
         return job.outcomes or []

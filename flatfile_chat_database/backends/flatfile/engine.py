@@ -90,10 +90,6 @@ class Engine:
         """Do what is due while there are no jobs; return in how many seconds to come again, None for never."""
         return self.ledger.idle()
 
-    def rest(self) -> None:
-        """Let others write: no further jobs come at once."""
-        self.ledger.rest()
-
     def close(self) -> None:
         """Fold the journal into the files if nobody else is at work; let go of everything."""
         try:
@@ -118,7 +114,8 @@ class Engine:
         try:
             if self.ledger.broken is not None:
                 raise self.ledger.refusal()
-            self.ledger.begin()
+            self.ledger.lock.take()
+            self.ledger.prepare()
         except Exception as error:
             for job in jobs:
                 job.error = _again(told(error, self.ledger.lock.key))
@@ -131,7 +128,7 @@ class Engine:
             self._logs.evict()
             self.ledger.checkpoint_if_due()
         finally:
-            self.ledger.end()
+            self.ledger.lock.release()
 
     def _run(self, jobs: Sequence[Job]) -> None:
         self._known.begin()

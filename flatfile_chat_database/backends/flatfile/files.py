@@ -187,7 +187,10 @@ class Files:
         return result.st_dev, result.st_ino, result.st_size, result.st_mtime_ns
 
     def measure(self, path: str) -> tuple[int, int, int]:
-        """Return device, inode and size of a path itself; asking for its times as well would slow down its writes."""
+        """Return device, inode and size of a path itself, without asking for its times if the system allows it.
+
+        Asking for them would make the next flush after a write to it longer; see `untimed.py`.
+        """
         if self._measure is None:
             self._measured += 1
             if self._measured > _FEW_MEASURES:
@@ -288,7 +291,7 @@ def _measure_without_times() -> Callable[[str], tuple[int, int, int]]:
         measure = Statx()
         measure("/")
         return measure
-    except (ImportError, AttributeError, OSError):  # a Python without ctypes, another system, a sandbox: only slower
+    except Exception:  # a Python without ctypes, another system, a sandbox, no memory left: it is only slower
         return _measure_with_times
 
 

@@ -80,7 +80,6 @@ class Ledger:
         """Whether there are batches that were committed under this hold of the lock and could not be done."""
         self._untold: DurabilityError | None = None
         self._mark: Mark | None = None
-        self._is_only_writer = False
         self._unflushed_since: float | None = None
         self._oldest: float | None = None  # when the segment took its first batch
 
@@ -164,7 +163,6 @@ class Ledger:
 
     def idle(self) -> float | None:
         """Do what is due while there are no jobs; return in how many seconds to come again, None for never."""
-        self.rest()
         if self.broken is not None:
             return None
         now = time.monotonic()
@@ -187,27 +185,8 @@ class Ledger:
 
     # --- before a batch ------------------------------------------------------------------------------
 
-    def begin(self) -> None:
-        """Take the lock, be present, and see that all that is in the journal has been done."""
-        if self.lock.is_kept:  # since then nobody else can have written
-            return
-        self._is_only_writer = False
-        self.lock.take()
-        self._prepare()
-
-    def end(self) -> None:
-        """Let go of the lock; if nobody else has written since the batch before, only when it is not needed at once."""
-        if self._is_only_writer and self.broken is None and not self.is_behind:
-            self.lock.keep()
-        else:
-            self.lock.release()
-
-    def rest(self) -> None:
-        """Let go of the lock if it was kept: no batch came."""
-        if self.lock.is_kept:
-            self.lock.release()
-
-    def _prepare(self) -> None:
+    def prepare(self) -> None:
+        """Be present, and see that all that is in the journal has been done."""
         if not self._presence.joined:
             try:
                 if self._presence.join():
@@ -222,8 +201,7 @@ class Ledger:
     def _look_around(self) -> None:
         """Take in what other processes wrote, and finish what a dead one did not."""
         mark = self.lock.read_mark()
-        self._is_only_writer = mark is not None and mark == self._mark
-        if not self._is_only_writer:
+        if mark is None or mark != self._mark:
             self._adopt(mark)
         segment = self._journal.current
         if segment is not None and segment.has_more():

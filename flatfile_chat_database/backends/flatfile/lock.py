@@ -29,9 +29,6 @@ NETWORK_FILE_SYSTEMS = frozenset(
 _MARK_BYTES = 256
 _FIRST_PAUSE_SECONDS = 0.0001
 _LONGEST_PAUSE_SECONDS = 0.002
-_KEPT_SECONDS = 0.001
-_IMPATIENT_SECONDS = 0.1
-"""Whoever waits no longer than this for the lock shall not find it kept."""
 
 
 class Mark(msgspec.Struct, frozen=True):
@@ -154,31 +151,6 @@ class StoreLock(LockFile):
         self._root = root
         self._allow_network = allow_network
         self._known: tuple[bytes, Mark | None] = b"", None  # what was read or written last
-        self._taken_at = 0.0
-        self.is_kept = False
-        """Whether it is held between two batches."""
-
-    def take(self) -> None:
-        super().take()
-        self._taken_at = time.monotonic()
-
-    def keep(self) -> None:
-        """Hold it until the next batch, but not for long: nobody else seems to want it, and taking it takes time.
-
-        Whoever keeps it has to release it when no batch comes.
-        """
-        if time.monotonic() - self._taken_at < _KEPT_SECONDS and self._timeout > _IMPATIENT_SECONDS:
-            self.is_kept = True
-        else:
-            self.release()
-
-    def release(self) -> None:
-        self.is_kept = False
-        super().release()
-
-    def close(self) -> None:
-        self.is_kept = False
-        super().close()
 
     def read_mark(self) -> Mark | None:
         """Return the mark; None if the file holds none. The lock must be held."""

@@ -26,7 +26,7 @@ _LARGEST_STREAMED = 1 << 18
 _LARGEST_PAGE = 1 << 22
 """Bytes of lines that are read at once to be returned together."""
 _LIKELY_LINE = 256
-"""Bytes; longer lines cost one more read."""
+"""Bytes; longer lines cost one more read, very long ones two or three."""
 _LARGE_LINE = 1 << 15
 _DECODED_AT_ONCE = 64
 """Lines of a stream, in less than a turn of an event loop may take."""
@@ -231,8 +231,10 @@ class LogReader:
         while (lines := self.at_once(max(0, size - block), size)) is not None:
             if block >= size or len(lines) > count:  # the first one may be half a line
                 return lines[-count:]
+            if len(lines) < 2:  # lines so long are read as fast one by one
+                return None
             # Now it is known how long they are. To read it all again takes no longer than to put it together.
-            block = max(2 * block, block * (count + 1) // len(lines) * 5 // 4 if len(lines) > 1 else 0)
+            block = max(2 * block, block * (count + 1) // len(lines) * 5 // 4)
         return None
 
     def backward(self, count: int) -> list[tuple[int, bytes]]:
