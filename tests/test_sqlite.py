@@ -68,7 +68,8 @@ class TestSqlite(BackendContract):
         connection = self._connect()
         records = _records(data) if key.endswith(".jsonl") else None
         if records is None:
-            connection.execute("INSERT INTO pieces VALUES (?, 0, ?)", (f"poked {key}", data))
+            cut = ((f"poked {key}", at, data[at : at + 100_000]) for at in range(0, len(data), 100_000))
+            connection.executemany("INSERT INTO pieces VALUES (?, ?, ?)", cut)
             row = (key, "pieces", len(data), version_of(data), 0, f"poked {key}")
         else:
             lines = data.decode().split("\n")
@@ -98,7 +99,9 @@ def _records(data: bytes) -> list[dict[str, Any]] | None:
     """Return the messages of a log that has nothing else in it."""
     try:
         records = [json.loads(line) for line in data.splitlines()]
-        whole = data.endswith(b"\n") and all(str(record["id"]) == record["id"] and record["role"] for record in records)
+        whole = data.endswith(b"\n") and all(
+            isinstance(record["id"], str) and record["id"] and record["role"] for record in records
+        )
         return records if whole and len({record["id"] for record in records}) == len(records) else None
     except (ValueError, TypeError, KeyError, RecursionError):
         return None

@@ -241,9 +241,11 @@ class Contents:
             yield body.encode()
 
     def run(self, key: str, start: int) -> list[bytes] | None:
-        """Return some records of a log in rows from a position on; None if it is no log in rows, or is absent."""
+        """Return some records of a log from a position on; None if it is kept as bytes."""
         place = self.place(key)
-        if place is None or place.kind != "log":
+        if place is None:
+            return []
+        if place.kind != "log":
             return None
         run: list[bytes] = []
         size = 0

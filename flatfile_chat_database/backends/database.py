@@ -11,10 +11,10 @@ import logging
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import AsyncIterator, Callable, Sequence
-from contextlib import suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from contextlib import aclosing, suppress
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, Protocol, TypeVar, cast
 
 from ..config import StorageConfig
 from ..errors import ClosedError, DurabilityError, StorageError, UnavailableError
@@ -230,9 +230,19 @@ class DatabaseBackend(StorageBackend):
     async def stream_log(self, key: str, *, strict: bool = False) -> AsyncIterator[list[bytes]]:
         check_key(key)
         start = 0
-        while run := await self._in_thread(partial(_run_of, key, start, strict=strict)):
+        while (run := await self._in_thread(partial(_run_of, key, start))) is not None:
+            if not run:
+                return
             yield run
             start += len(run)
+        rest, offset = b"", 0
+        async with aclosing(cast("AsyncGenerator[bytes]", self.read_blob(key))) as pieces:
+            async for piece in pieces:
+                end = piece.rfind(b"\n") + 1
+                whole, rest = rest + piece[:end], piece[end:] if end else rest + piece
+                if end and (lines := good_lines(key, whole, strict=strict, newline=False, offset=offset)):
+                    yield lines
+                offset += len(whole) if end else 0
 
     # --- blobs ---------------------------------------------------------------------------------------
 
@@ -420,11 +430,8 @@ class DatabaseBackend(StorageBackend):
         return problems
 
 
-def _run_of(key: str, start: int, contents: Contents | None, *, strict: bool) -> list[bytes]:
-    if contents is None:
-        return []
-    run = contents.run(key, start)
-    return contents.records(key, start, None, strict=strict) if run is None else run
+def _run_of(key: str, start: int, contents: Contents | None) -> list[bytes] | None:
+    return [] if contents is None else contents.run(key, start)
 
 
 def _age(pieces: str) -> float:
