@@ -77,12 +77,13 @@ test: check ## everything CI runs: check, the whole suite, and the suite on ever
 	@$(if $(ARGS),true,$(MAKE) --no-print-directory suite-bench)
 
 # Only a step of `test`: one other Python, without the tests marked slow.
+# A line that names $(MAKE) runs even under `make -n`, so nothing else stands on it.
 suite-%:
 	@$(if $(call find,$*), \
-	    echo "== Python $*: the suite without its slow tests" \
-	    && $(MAKE) --no-print-directory $(VENV)-$*/.stamp \
-	    && $(VENV)-$*/bin/python -m pytest $(SPREAD) -m "not slow" $(ARGS), \
+	    echo "== Python $*: the suite without its slow tests", \
 	    echo "== Python $*: NOT PRESENT on this machine, so it was NOT TESTED")
+	@$(if $(call find,$*),$(MAKE) --no-print-directory $(VENV)-$*/.stamp)
+	@$(if $(call find,$*),$(VENV)-$*/bin/python -m pytest $(SPREAD) -m "not slow" $(ARGS))
 
 # Only a step of `test`: every scenario of the benchmarks with every peer, in a few seconds; the figures mean nothing.
 suite-bench: $(BENCH)/.stamp

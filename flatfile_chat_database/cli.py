@@ -17,6 +17,7 @@ import sys
 import tempfile
 import time
 import warnings
+from collections import Counter
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterator, Sequence
 from contextlib import asynccontextmanager, contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -79,7 +80,7 @@ class _Chatdb(click.Group):
             hint = ""
             if error.ctx is not None and error.ctx.command.get_help_option(error.ctx) is not None:
                 hint = f"\nTry '{error.ctx.command_path} --help'."
-            code = _fail(error.format_message(), 2, hint)
+            code = _fail(_misplaced(error) or error.format_message(), 2, hint)
         except click.ClickException as error:
             code = _fail(error.format_message(), error.exit_code)
         except click.Abort:
@@ -90,6 +91,20 @@ class _Chatdb(click.Group):
             place = f"{error.filename}: " if isinstance(error.filename, str) else ""
             code = _fail(f"{place}{error.strerror or error}")
         sys.exit(code if isinstance(code, int) else 0)
+
+
+def _misplaced(error: click.UsageError) -> str:
+    """Return how to write an option that was given after the command and stands before it; "" for any other error."""
+    if not isinstance(error, click.NoSuchOption) or error.ctx is None or error.ctx.parent is None:
+        return ""
+    for option in cli.params:
+        if isinstance(option, click.Option) and error.option_name in option.opts and option.name != "version":
+            value = "" if option.is_flag else f" {option.metavar}"
+            return (
+                f"{error.option_name} stands before the command: "
+                f"{error.ctx.parent.command_path} {error.option_name}{value} {error.ctx.info_name}"
+            )
+    return ""
 
 
 def _fail(message: str, code: int = 1, more: str = "") -> int:
@@ -272,6 +287,11 @@ async def import_(options: _Options, file: str, format_name: str, user_id: str, 
     was interrupted is completed by running it again. A conversation that has grown since is continued; one that differs
     from what was imported under its id is left as it is. The user is created if absent. What cannot be imported is
     skipped and reported, and the exit code is then 1.
+
+    openai-jsonl: a line is {"id", "messages": [...]} or {"custom_id", "body": {"messages": [...]}}. Content in parts
+    becomes its texts, one below the other. The title is the line's "title", or the beginning of its first user message.
+    Times are "created_at", "timestamp" or "create_time" of messages, or else of the line; without any, 1970. Whatever
+    has no field of its own stays in the metadata.
     """
     config = options.config()
     began = time.monotonic()
@@ -286,6 +306,8 @@ async def import_(options: _Options, file: str, format_name: str, user_id: str, 
         options.print(names | {"messages": report.messages} | asdict(report))
     else:
         verb = "would be imported" if dry_run else "imported"
+        if not (report.sessions_added or report.added or report.already_there):
+            verb = f"nothing {verb}"
         click.echo(f"{visible(file)}: {verb} into {visible(_place(config))} for {visible(user_id)}")
         rows = [
             ("conversations", report.conversations),
@@ -308,7 +330,17 @@ async def import_(options: _Options, file: str, format_name: str, user_id: str, 
                 first = "delete the session, then " if tally.limit_name == "max_message_size_bytes" else ""
                 click.echo(f"  to raise the limit: {first}chatdb --set {tally.limit_name}=…")
         click.echo(_dim(f"{duration(seconds)}, {report.messages / max(seconds, 1e-9):,.0f} messages/s"))
+        if report.skipped:
+            click.echo(f"Skipped in all: {_skipped(report)}.")
     return 1 if report.skipped else 0
+
+
+def _skipped(report: Report) -> str:
+    """Return how much of what was skipped."""
+    counts = Counter[str]()
+    for tally in report.skipped.values():
+        counts[tally.part.value] += tally.count
+    return ", ".join(f"{count:,} {part}{'s' if count > 1 else ''}" for part, count in counts.items())
 
 
 @contextmanager

@@ -35,6 +35,9 @@ _PREFIX = re.compile(r"[a-z0-9][a-z0-9_-]{0,39}")
 _STAMP = re.compile(r"[a-z0-9_-]{1,60}")
 _SUFFIX = re.compile(r"\.[a-z0-9._-]{0,20}[a-z0-9]")
 _EXTENSION = re.compile(r"\.[^./\\\s\x00-\x1f]{1,20}")
+_NEAR = 0.65
+"""From 0 to 1, how like a known name an unknown one must be to be taken for a slip of the pen."""
+_LISTED = "docs/configuration.md lists all settings."
 _WINDOWS_DEVICE = re.compile(r"(?i)(con|prn|aux|nul|conin|conout|com\d|lpt\d)(\..*)?")
 
 
@@ -81,17 +84,21 @@ class StorageConfig:
 
     # --- Storage locations ---------------------------------------------------------------------------
     storage_base_path: str = "./data"
-    """The store's folder, when `storage_url` is empty."""
+    """The store's folder, when `storage_url` is empty. A leading `~` or `~user` is the home folder."""
     user_data_directory_name: str = "users"
     """Folder of all users; empty puts users at the top of the store."""
     panel_sessions_directory_name: str = "panel_sessions"
+    """Folder of all panels."""
     global_personas_directory_name: str = "personas_global"
+    """Folder of the personas that all users share."""
     system_config_directory_name: str = "system"
     """Folder of the store's own files: format, lock, trash, quarantine, index."""
 
     # --- File naming patterns ------------------------------------------------------------------------
     session_id_prefix: str = "chat_session"
+    """What generated session ids begin with."""
     panel_id_prefix: str = "panel"
+    """What generated panel ids begin with."""
     session_timestamp_format: str = "%Y%m%d_%H%M%S"
     """`strftime` format of the UTC time in session and panel ids."""
     context_snapshot_timestamp_format: str = "%Y%m%d_%H%M%S"
@@ -99,25 +106,35 @@ class StorageConfig:
 
     # --- File names ----------------------------------------------------------------------------------
     user_profile_filename: str = "profile.json"
+    """Of a user's profile."""
     session_metadata_filename: str = "session.json"
+    """Of a session's title, times and metadata."""
     messages_filename: str = "messages.jsonl"
+    """Of the log of a session or panel."""
     situational_context_filename: str = "situational_context.json"
+    """Of a session's current context."""
     document_metadata_filename: str = "metadata.json"
+    """Of what is known of a session's documents."""
 
     # --- Storage limits ------------------------------------------------------------------------------
     max_message_size_bytes: int = 1_048_576
     """Of one message as it stands in the log, in UTF-8; at most 16 MiB."""
     max_document_size_bytes: int = 104_857_600
+    """Of the content as it is given."""
     max_messages_per_session: int = 100_000
     """Of a panel as well."""
     max_sessions_per_user: int = 1_000
+    """What is in the trash does not count."""
     max_context_history_snapshots: int = 100
     """The newest this many are kept."""
 
     # --- Performance settings ------------------------------------------------------------------------
     message_pagination_default_limit: int = 100
+    """How many messages a call returns that names no `limit`."""
     session_list_default_limit: int = 50
+    """How many sessions, users or panels a list has that names no `limit`."""
     search_results_default_limit: int = 20
+    """How many hits a search returns that names no `limit`."""
     jsonl_read_buffer_size: int = 8192
     """Bytes read at a time from a log."""
     max_open_files: int = 256
@@ -134,16 +151,21 @@ class StorageConfig:
 
     # --- Behavior settings ---------------------------------------------------------------------------
     atomic_write_temp_suffix: str = ".tmp"
+    """What the names of unfinished files end in."""
     backup_before_delete: bool = True
     """Whether deleted things go to the trash, from which `undelete` brings them back."""
     auto_cleanup_empty_directories: bool = True
+    """Whether a folder goes with the last thing in it."""
     validate_json_on_read: bool = True
     """Cross-check what is read: ids against the place, timestamps. Decoding itself is always strict."""
 
     # --- Search configuration ------------------------------------------------------------------------
     search_include_message_content: bool = True
+    """Whether a search looks into what messages say."""
     search_include_context: bool = True
+    """Whether a search that names no `kinds` finds contexts."""
     search_include_metadata: bool = False
+    """Whether a search looks into the metadata of messages."""
     search_index_path: str = ""
     """Folder of the indexes, which may be deleted at any moment; empty means inside the store. Several stores may share
     one."""
@@ -152,30 +174,37 @@ class StorageConfig:
 
     # --- Panel configuration -------------------------------------------------------------------------
     panel_max_personas: int = 10
+    """More are refused when a panel is made."""
     panel_insight_retention_days: int = 90
     """Older insights go when `prune` is called, never by themselves."""
     panel_message_threading_enabled: bool = True
+    """Whether messages of panels may have a `parent_id`."""
 
     # --- Document handling ---------------------------------------------------------------------------
     allowed_document_extensions: list[str] = field(
         default_factory=lambda: [".pdf", ".txt", ".md", ".json", ".csv", ".png", ".jpg", ".jpeg"]
     )
+    """Which files may be saved, by the end of the name, in any case."""
     document_storage_subdirectory_name: str = "documents"
+    """Folder of a session's documents."""
     document_analysis_subdirectory_name: str = "analysis"
+    """Folder of their analyses, in that of the documents."""
     document_compression_threshold_bytes: int = 0
     """Documents of at least this size are stored gzip-compressed; 0 compresses none."""
 
     # --- Context management --------------------------------------------------------------------------
     context_history_subdirectory_name: str = "context_history"
+    """Folder of a session's earlier contexts."""
     context_summary_max_length: int = 500
     """In characters."""
     context_key_points_max_count: int = 10
+    """A context with more key points is refused."""
     context_confidence_threshold: float = 0.7
     """A context below this does not replace the current one."""
 
     # --- Beyond the specification --------------------------------------------------------------------
     storage_url: str = field(default="", repr=False)  # may hold a password
-    """Which backend and where, for instance `file:/srv/chats` or `memory:`; empty means files under
+    """Which backend and where, for instance `file:/srv/chats`, `file:~/chats` or `memory:`; empty means files under
     `storage_base_path`."""
     trash_retention_days: int = 30
     """Older trash goes when `prune` is called, never by itself."""
@@ -295,9 +324,15 @@ def set_from_text(assignments: typing.Iterable[str]) -> dict[str, Any]:
 
 
 def _nearest(name: str, known: Iterable[str]) -> str:
+    """Return the one of `known` that was probably meant, or ""; a wild guess is worse than none."""
     import difflib  # only errors need it
 
-    return difflib.get_close_matches(name, known, n=1, cutoff=0.0)[0]
+    return next(iter(difflib.get_close_matches(name.lower(), known, n=1, cutoff=_NEAR)), "")
+
+
+def _suggestion(name: str, known: Iterable[str], otherwise: str | None = None) -> str | None:
+    near = _nearest(name, known)
+    return f"Did you mean {near!r}?" if near else otherwise
 
 
 @functools.cache
@@ -312,17 +347,34 @@ def _field_names() -> tuple[str, ...]:
 
 def _plain(name: str, value: Any) -> Any:
     """Return a path as the string that it stands for, and everything else as it is."""
-    return (
-        os.fspath(value)
-        if name in ("storage_base_path", "search_index_path") and isinstance(value, os.PathLike)
-        else value
-    )
+    if name not in ("storage_base_path", "search_index_path") or not isinstance(value, str | os.PathLike):
+        return value
+    path = os.fspath(value)
+    return at_home(name, path) if isinstance(path, str) else path
+
+
+def at_home(name: str, path: str) -> str:
+    """Return a path with the home folder in place of a leading `~` or `~user`.
+
+    Raises:
+        ConfigurationError: There is no such user; the message names the field `name`.
+    """
+    if not path.startswith("~"):
+        return path
+    expanded = os.path.expanduser(path)
+    if expanded.startswith("~"):
+        user = path.partition("/")[0]
+        raise ConfigurationError(
+            f"{name} begins with {user[:80]!r}, and there is no home folder of such a user.",
+            hint="Begin with './' for a folder of that name.",
+        )
+    return expanded
 
 
 def _require_known(name: str, source: str) -> None:
     known = _field_names()
     if name not in known:
-        raise ConfigurationError(f"Unknown {source} {name!r}.", hint=f"Did you mean {_nearest(name, known)!r}?")
+        raise ConfigurationError(f"Unknown {source} {name!r}.", hint=_suggestion(name, known, _LISTED))
 
 
 def _read_file(path: Path) -> dict[str, Any]:
@@ -350,8 +402,10 @@ def _read_environment() -> dict[str, Any]:
         if variable in known:
             values[known[variable]] = _convert(known[variable], text)
         else:
-            near = _nearest(variable, known)
-            warnings.warn(f"The environment variable {variable} is no setting; did you mean {near}?", stacklevel=3)
+            # Compared without the prefix, which all have in common.
+            near = _nearest(variable.removeprefix(ENVIRONMENT_PREFIX), known.values())
+            more = f"; did you mean {ENVIRONMENT_PREFIX}{near.upper()}?" if near else "."
+            warnings.warn(f"The environment variable {variable} is no setting{more}", stacklevel=3)
     return values
 
 
@@ -406,7 +460,7 @@ def _check_values(config: StorageConfig) -> None:
     if config.durability not in DURABILITIES:
         raise ConfigurationError(
             f"durability must be one of {', '.join(DURABILITIES)}, not {config.durability[:80]!r}.",
-            hint=f"Did you mean {_nearest(config.durability, DURABILITIES)!r}?",
+            hint=_suggestion(config.durability, DURABILITIES),
         )
     if config.max_message_size_bytes > MAX_MESSAGE_SIZE_BYTES:
         raise ConfigurationError(

@@ -238,7 +238,8 @@ class MessagePage:
 
     messages: list[Message]
     has_more: bool
-    """Whether the log goes on in the direction that was asked for."""
+    """Whether the log goes on in the direction that was asked for: to newer messages with `after`, else to older
+    ones."""
 
 
 HitKind = Literal["message", "context", "analysis"]
@@ -249,6 +250,7 @@ class SearchHit:
     """One place where a query was found."""
 
     kind: HitKind
+    """ "message", "context" or "analysis"."""
     user_id: str
     session_id: str
     timestamp: str

@@ -4,14 +4,19 @@ A thin façade: each method hands over to the record module of its noun in `reco
 
 Rules that hold for every method, on every backend:
 
-- Creating what exists and deleting what is absent return False. Reading what is absent returns None or nothing.
-  Writing below, or updating, what is absent raises NotFoundError.
+- Creating what exists and deleting what is absent return False. Reading what is absent returns None or nothing, so an
+  unknown user or session reads as empty: `user_exists` and `session_exists` tell. Writing below, or updating, what is
+  absent raises NotFoundError. Where nothing else is said of them, `add_…`, `save_…` and `update_…` only return True:
+  what hinders them is raised.
 - `limit=None` means the configured default, 0 none; `offset` skips.
 - Input that cannot be stored raises ValidationError, over a limit StorageLimitExceeded; nothing has changed then.
 - Damaged entries of a list are passed over with a warning; `strict=True` raises IntegrityError instead. A message of
-  which only the timestamp cannot be read is returned, with the warning: it counts, and has its position.
+  which only the timestamp cannot be read is returned, with the warning: it counts, and has its position. Warnings go to
+  the logger `flatfile_chat_database`.
+- Times that are given are ISO 8601 with an offset from UTC, such as "2026-01-31T12:00:00+00:00".
 - Updating something with nothing checks the arguments and writes nothing.
-- When a method that writes has returned, what it wrote is durable. Cancelling one never leaves half a change.
+- When a method that writes has returned, what it wrote is as durable as the setting `durability` says; at "full", the
+  default, it is on disk. Cancelling one never leaves half a change.
 """
 
 from __future__ import annotations
@@ -26,7 +31,7 @@ from typing import TYPE_CHECKING, Any, Literal, Self
 
 from .backends.base import StorageBackend, open_backend
 from .config import StorageConfig
-from .errors import NotFoundError
+from .errors import ConfigurationError, NotFoundError
 from .models import (
     Document,
     HitKind,
@@ -83,7 +88,15 @@ class StorageManager:
             read_only: Refuse every write with UnavailableError.
             clock: Returns the current, aware time; for tests.
             id_source: Returns a new unique id; for tests.
+
+        Raises:
+            ConfigurationError: `config` is no StorageConfig, a path for instance, or names no backend.
         """
+        if config is not None and not isinstance(config, StorageConfig):
+            raise ConfigurationError(
+                f"config must be a StorageConfig, not {type(config).__name__}.",
+                hint="For a folder, pass StorageConfig(storage_base_path=...).",
+            )
         self.config = config or (backend.config if backend is not None else StorageConfig())
         self._owns_backend = backend is None
         store = Store(
@@ -108,7 +121,8 @@ class StorageManager:
         return f"<StorageManager {self._store.backend!r}{' read-only' if self._store.read_only else ''}>"
 
     async def __aenter__(self) -> Self:
-        await self._store.reading()
+        backend = await self._store.reading()
+        await backend.open()  # says so if it was closed: what was opened once is not looked at again
         return self
 
     async def __aexit__(
@@ -223,7 +237,7 @@ class StorageManager:
             title: None becomes "".
             session_id: An id of the caller's choice instead of a generated one.
             metadata: JSON of the caller's.
-            created_at: When the chat began, for imports; now when left out.
+            created_at: When the chat began, with an offset from UTC, for imports; now when left out.
 
         Raises:
             ConflictError: There is a session of the given id.
@@ -267,7 +281,7 @@ class StorageManager:
     # === Message Management ===
 
     async def add_message(self, user_id: str, session_id: str, message: Message) -> bool:
-        """Append a message. One that is there already under its id is left as it is.
+        """Append a message. One that is there already under its id is left as it is; the answer is True all the same.
 
         Raises:
             ValidationError: Another message has this id, or a field does not fit.
@@ -285,6 +299,9 @@ class StorageManager:
     ) -> list[Message]:
         """Return messages oldest first, from `offset`; a negative offset counts from the end.
 
+        Without both these are the oldest 100 (see `message_pagination_default_limit`); `offset=-100` gives the newest
+        hundred, and `stream_messages` yields all.
+
         An offset of before the first message begins with the first: `limit` messages come all the same.
         """
         return await self._messages.get(session_log(user_id, session_id), limit, offset, strict=strict)
@@ -301,8 +318,15 @@ class StorageManager:
     ) -> MessagePage:
         """Return the newest page, or the one before or after the message of an id; oldest first.
 
+        `has_more` tells whether the log goes on, to older messages, or with `after` to newer ones. So all pages, the
+        newest first:
+
+            page = await storage.page_messages(user_id, session_id)
+            while page.has_more:
+                page = await storage.page_messages(user_id, session_id, before=page.messages[0].id)
+
         Raises:
-            NotFoundError: There is no message of that id, or no such session.
+            NotFoundError: The message of `before` or `after` does not exist.
         """
         return await self._messages.page(session_log(user_id, session_id), limit, before, after, strict=strict)
 
@@ -372,10 +396,11 @@ class StorageManager:
             kinds: Only these kinds of hit; those that the configuration includes when left out. What of a message is
                 searched (`search_include_message_content`, `search_include_metadata`) the configuration always says.
             roles: Only messages of these roles; contexts and analyses have none.
-            since: Only from this ISO 8601 time on.
-            until: Only before this ISO 8601 time.
-            order: "time" (newest first) or "relevance" (BM25, best first). Where many texts match and an index
-                answers, only the newest 2,000 are put in order of relevance; the others follow them, newest first.
+            since: Only from this ISO 8601 time on, with an offset from UTC.
+            until: Only before this ISO 8601 time, with an offset from UTC.
+            order: "time" (newest first; `score` is 0.0 then) or "relevance" (BM25, best first). Where many texts match
+                and an index answers, only the newest 2,000 are put in order of relevance; the others follow them,
+                newest first.
             limit: At most this many; `search_results_default_limit` when left out.
             offset: Skip this many.
         """

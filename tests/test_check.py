@@ -2,8 +2,10 @@
 
 import ast
 import asyncio
+import errno
 import json
 import logging
+import os
 import re
 from collections import Counter
 from collections.abc import AsyncIterator, Awaitable, Callable
@@ -15,6 +17,7 @@ import pytest
 from flatfile_chat_database.backends.base import StorageBackend, open_backend
 from flatfile_chat_database.backends.changes import Change
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
+from flatfile_chat_database.backends.flatfile.files import Files
 from flatfile_chat_database.check import HARMLESS, KINDS, Report, check
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.errors import ConfigurationError, ConflictError, IntegrityError
@@ -100,6 +103,31 @@ async def test_damage_of_files_is_found_where_it_is(
     flat_storage: "MakeStorage", store_path: Path, sample: Sample
 ) -> None:
     await found_and_repaired(flat_storage, store_path, sample)
+
+
+class NotOwner(Files):
+    """Files that belong to somebody else: whoever may read them all the same cannot repair their permissions."""
+
+    def set_mode(self, path: str, mode: int) -> None:
+        raise PermissionError(errno.EPERM, os.strerror(errno.EPERM), path)
+
+
+async def test_permissions_of_another_owner_are_named_left_and_hinder_nothing(
+    flat_storage: "MakeStorage", store_path: Path
+) -> None:
+    storage = flat_storage()
+    await build(storage)
+    await storage.close()
+    (store_path / damage.LOG).chmod(0o644)
+    with (store_path / damage.LOG).open("ab") as log:
+        log.write(b"half a line")
+    backend = FlatfileBackend(StorageConfig(), store_path, files=NotOwner())
+    report = await check(backend, fix=True)
+    await backend.close()
+    detail = "Others may open it (mode 0644). Its permissions could not be repaired: Operation not permitted."
+    assert Problem("loose-permissions", damage.LOG, detail, harmless=True) in report.problems
+    assert [problem.fixed for problem in report if problem.kind == "torn-tail"] == [True]
+    assert report.clean
 
 
 async def found_and_repaired(make: "MakeStorage", root: Path, sample: Sample) -> None:

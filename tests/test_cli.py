@@ -128,6 +128,10 @@ def test_no_command_is_a_usage_error_that_shows_the_commands() -> None:
     [
         (["nonsense"], "No such command"),
         (["ls", "--nonsense"], "No such option"),
+        (["ls", "--store", "x"], "--store stands before the command: chatdb --store PATH_OR_URL ls"),
+        (["ls", "--store=x"], "--store stands before the command: chatdb --store PATH_OR_URL ls"),
+        (["ls", "--set", "x=1"], "--set stands before the command: chatdb --set KEY=VALUE ls"),
+        (["check", "--json"], "--json stands before the command: chatdb --json check"),
         (["show", "ada"], "Missing argument 'SESSION'"),
         (["search", "x"], "Missing option '--user'"),
         (["ls", "--limit", "-1"], "-1"),
@@ -401,7 +405,9 @@ def test_import_reports_what_it_skipped_and_returns_1(store: str, tmp_path: Path
     path.write_bytes(b"\x1b[31mno JSON\n" * 7 + path.read_bytes())
     result = chatdb(store, "--set", "max_sessions_per_user=1", "import", str(path), *OPENAI)
     assert result.exit_code == 1
-    assert result.stdout.splitlines()[6:-1] == [
+    *lines, _, last = result.stdout.splitlines()
+    assert last == "Skipped in all: 7 lines, 2 conversations."
+    assert lines[6:] == [
         "skipped 7 lines: the line is not JSON",
         *[f"  line {n}: Expecting value: line 1 column 1 (char 0)" for n in range(1, 6)],
         "  and 2 more",
@@ -413,6 +419,16 @@ def test_import_reports_what_it_skipped_and_returns_1(store: str, tmp_path: Path
         ],
         "  to raise the limit: chatdb --set max_sessions_per_user=…",
     ]
+
+
+@pytest.mark.parametrize("content", [b"", b"no JSON\n", b'{"messages": [7]}\n'])
+def test_import_of_nothing_makes_no_store(store: str, store_path: Path, tmp_path: Path, content: bytes) -> None:
+    path = tmp_path / "a"
+    path.write_bytes(content)
+    result = chatdb(store, "import", str(path), *OPENAI)
+    assert result.exit_code == (1 if content else 0)
+    assert f"{path}: nothing imported into {store} for local\n" in result.stdout
+    assert not store_path.exists()
 
 
 def test_a_dry_run_writes_nothing(store: str, store_path: Path, tmp_path: Path) -> None:

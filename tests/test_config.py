@@ -25,7 +25,7 @@ from flatfile_chat_database.config import (
     load_config,
     set_from_text,
 )
-from flatfile_chat_database.errors import ConfigurationError, StorageError
+from flatfile_chat_database.errors import ClosedError, ConfigurationError, StorageError
 
 from .clock import FixedClock
 from .conftest import MakeStorage
@@ -759,8 +759,70 @@ def test_an_unknown_key_is_refused_with_the_nearest_name(tmp_path: Path) -> None
         set_from_text(["max_open_file=12"])
     with pytest.raises(ConfigurationError, match="KEY=VALUE"):
         set_from_text(["max_open_files"])
-    with pytest.raises(ConfigurationError, match="Did you mean"):
+    with pytest.raises(ConfigurationError, match=r"Unknown setting ''\. docs/configuration\.md lists all settings\."):
         set_from_text(["=1"])
+
+
+@pytest.mark.parametrize(
+    ("value", "suggestion"),
+    [
+        ("fast", None),
+        ("none", None),
+        ("disk", None),
+        ("on", None),
+        ("ful", "full"),
+        ("FULL", "full"),
+        ("norm", "normal"),
+    ],
+)
+def test_a_durability_is_suggested_only_if_it_is_really_near(value: str, suggestion: str | None) -> None:
+    with pytest.raises(ConfigurationError, match="durability must be one of full, normal, os") as error:
+        StorageConfig(durability=value)
+    assert error.value.hint == (suggestion and f"Did you mean {suggestion!r}?")
+
+
+def test_no_name_is_suggested_for_one_that_is_like_none(monkeypatch: pytest.MonkeyPatch) -> None:
+    wrong: dict[str, Any] = {"path": "./chats"}
+    with pytest.raises(ConfigurationError, match=r"'path'\. docs/configuration\.md lists all settings\."):
+        StorageConfig(**wrong)
+    monkeypatch.setenv("CHATDB_HOST", "x")
+    with pytest.warns(UserWarning, match=r"CHATDB_HOST is no setting\.$"):
+        load_config()
+
+
+def test_a_tilde_is_the_home_folder(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setenv("HOME", str(tmp_path))
+    for config in (StorageConfig(storage_base_path="~/chats"), StorageConfig(storage_url="file:~/chats")):
+        assert StorageManager(config).base_path == tmp_path / "chats"
+    config = StorageConfig(search_index_path="~")
+    config.storage_base_path = "~root/chats"
+    assert config.search_index_path == str(tmp_path)
+    assert config.storage_base_path == f"{os.path.expanduser('~root')}/chats"
+    assert StorageConfig(storage_base_path="./~/chats").storage_base_path == "./~/chats"
+
+
+@pytest.mark.parametrize("field", ["storage_base_path", "search_index_path", "storage_url"])
+def test_the_home_of_nobody_is_refused(field: str) -> None:
+    url = "file:" if field == "storage_url" else ""
+    settings: dict[str, Any] = {field: f"{url}~nosuchuser/chats"}
+    with pytest.raises(ConfigurationError, match=rf"{field} begins with '~nosuchuser'.*Begin with '\./'"):
+        StorageManager(StorageConfig(**settings))
+
+
+def test_a_manager_of_a_path_says_what_to_pass() -> None:
+    wrong: Any = "./chats"
+    with pytest.raises(ConfigurationError, match=r"not str\. .*StorageConfig\(storage_base_path=\.\.\.\)"):
+        StorageManager(wrong)
+
+
+@pytest.mark.parametrize("url", ["", "memory:"])
+async def test_a_manager_that_was_closed_is_not_entered_again(tmp_path: Path, url: str) -> None:
+    storage = StorageManager(StorageConfig(storage_base_path=str(tmp_path), storage_url=url))
+    async with storage:
+        pass
+    with pytest.raises(ClosedError, match="Open a new StorageManager"):
+        async with storage:
+            pass
 
 
 def test_an_unknown_environment_is_refused() -> None:

@@ -171,6 +171,17 @@ def test_a_time_that_is_not_understood_is_none_but_kept(path: Path, value: Any) 
     assert item.messages[0].metadata == {"openai": {"timestamp": value}}
 
 
+@pytest.mark.parametrize("place", [{"created_at": "2024-05-06"}, {"create_time": 1714953600}])
+def test_a_conversation_s_own_time_is_taken_when_its_first_message_has_none(path: Path, place: dict[str, Any]) -> None:
+    item = only(path, {"id": "a", "messages": say("a", "b"), **place})
+    assert item.created_at == item.messages[0].timestamp == "2024-05-06T00:00:00.000000+00:00"
+    assert item.messages[1].timestamp == "2024-05-06T00:00:00.000001+00:00"
+    assert item.metadata["openai"] == place
+    first, second = say("a", "b")
+    item = only(path, {"id": "a", "messages": [first | {"timestamp": "2023-01-01"}, second], **place})
+    assert item.created_at == "2023-01-01T00:00:00.000000+00:00"
+
+
 def test_messages_without_a_time_follow_each_other_by_a_microsecond(path: Path) -> None:
     messages = say("a", "b", "c")
     messages[0]["create_time"] = 1714979289

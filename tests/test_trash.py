@@ -690,7 +690,6 @@ async def test_a_purge_finds_what_is_deleted_while_it_works(
 @pytest.mark.parametrize(
     "names",
     [
-        {},
         {"session_id": "s"},
         {"filename": "a.txt"},
         {"session_id": "s", "filename": "a.txt"},
@@ -707,6 +706,11 @@ async def test_names_that_do_not_go_together_are_refused(full: StorageManager, n
             ValidationError, match=r"names nothing that can be purged\. Possible are: trash_id; user_id;"
         ):
             await full.purge(**names)
+
+
+async def test_a_purge_of_nothing_says_what_to_name(full: StorageManager) -> None:
+    with pytest.raises(ValidationError, match=r"^purge needs to be told what\. Possible are: trash_id; user_id;"):
+        await full.purge()
 
 
 @pytest.mark.parametrize("bad", [value for value in ILLEGAL_IDS.values() if value is not None])

@@ -3,7 +3,7 @@
 - docs/layout.md from the map in `layout.py`
 - docs/configuration.md from the fields of StorageConfig and the text under each
 - docs/commands.md from the help texts of `chatdb`
-- docs/api.md from the signatures and docstrings of StorageManager
+- docs/api.md from the signatures and docstrings of StorageManager, the models and the errors
 """
 
 from __future__ import annotations
@@ -13,13 +13,14 @@ import dataclasses
 import inspect
 import re
 import sys
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 
 import click
 
-from flatfile_chat_database import StorageConfig, StorageManager, models
+from flatfile_chat_database import StorageConfig, StorageManager, errors, models
 from flatfile_chat_database.cli import cli
+from flatfile_chat_database.config import DevelopmentConfig, ProductionConfig
 from flatfile_chat_database.layout import Layout
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -42,12 +43,40 @@ library answers with the time of the newest message where that is later, and spa
 `system/trash/{entry}/` holds deleted things under the paths they had, `system/quarantine/` bytes that were damaged,
 each `.bin` with a `.json` that says where it was. `system/journal/` holds what was written last, as it goes to the
 files, until it is folded into them; a store that is closed needs none of it. `system/lock`, `system/open` and
-`system/checkpoint` are lock files and stay."""
+`system/checkpoint` are lock files and stay.
+
+These two may be deleted at any time, also while the store is open, and come again when they are needed:
+
+- `system/index/{user}.sqlite3` (with `-wal`, `-shm` and `.lock` beside it), the search index of a user with a long
+  history, an SQLite database that is made of the files. Delete all four, or the whole folder. With `search_index_path`
+  it is in that folder, below the store's id.
+- `system/journal/history.jsonl`, which stays when the store is closed. It only notes which files the journal that is
+  gone had changed, so that an index need not look at all of them.
+
+The other files in `system/journal/` are not for deleting: after a crash they hold what is nowhere else."""
 
 CONFIGURATION = """\
-`StorageConfig(...)` checks itself. `load_config` gathers one from, in rising order: the defaults, the class of the
-environment ("development", "staging", "production"), a JSON file, variables named `CHATDB_` and the field in upper
-case, keyword arguments. On the command line: `--set FIELD=VALUE`."""
+`StorageConfig(...)` checks itself:
+
+```python
+from flatfile_chat_database import StorageConfig, StorageManager
+
+storage = StorageManager(StorageConfig(storage_base_path="~/chats", max_sessions_per_user=5_000))
+```
+
+`load_config` gathers one from, in rising order: the defaults, the class of the environment, a JSON file, variables
+named `CHATDB_` and the field in upper case, keyword arguments:
+
+```python
+from flatfile_chat_database import StorageManager, load_config
+
+storage = StorageManager(load_config("chat.json", environment="production", durability="normal"))
+```
+
+where `chat.json` holds an object such as `{"storage_base_path": "/srv/chats", "max_sessions_per_user": 5000}`.
+
+A StorageManager reads no variables by itself: only `load_config` does, and the command line, which calls it without
+file or environment. There `--set FIELD=VALUE` is the keyword argument. What the environments change:"""
 
 
 def main(arguments: list[str]) -> int:
@@ -73,21 +102,30 @@ def layout_page() -> str:
 
 def configuration_page() -> str:
     """Return every setting with its default and its text."""
-    tree = ast.parse(inspect.getsource(inspect.getmodule(StorageConfig) or sys))
-    [body] = [node.body for node in tree.body if isinstance(node, ast.ClassDef) and node.name == "StorageConfig"]
-    texts: dict[str, str] = {}
-    name = ""
-    for node in body:
-        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
-            name = node.target.id
-        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and name:
-            texts[name] = re.sub(r"\s+", " ", str(node.value.value)).strip()
+    texts = _field_texts(StorageConfig)
     config = StorageConfig()
+    kinds = {"development": DevelopmentConfig, "staging": StorageConfig, "production": ProductionConfig}
+    environments = [(f"`{name}`", f"`{kind.__name__}`", _changes(kind())) for name, kind in kinds.items()]
     rows = [
         (f"`{field.name}`", f"`{getattr(config, field.name)!r}`", texts.get(field.name, ""))
         for field in dataclasses.fields(config)
     ]
-    return _lines("# Configuration", NOTE, CONFIGURATION, _table(("field", "default", "meaning"), rows))
+    return _lines(
+        "# Configuration",
+        NOTE,
+        CONFIGURATION,
+        _table(("environment", "class", "differs from the defaults in"), environments),
+        "All settings:",
+        _table(("field", "default", "meaning"), rows),
+    )
+
+
+def _changes(config: StorageConfig) -> str:
+    """Return in which settings a configuration differs from the defaults."""
+    default = StorageConfig()
+    names = [field.name for field in dataclasses.fields(config)]
+    changed = {name: getattr(config, name) for name in names if getattr(config, name) != getattr(default, name)}
+    return ", ".join(f"`{name}={value!r}`" for name, value in changed.items()) or "nothing"
 
 
 def commands_page() -> str:
@@ -99,38 +137,89 @@ def commands_page() -> str:
 
 
 def api_page() -> str:
-    """Return every public method of StorageManager."""
-    parts = ["# StorageManager", NOTE, inspect.cleandoc(StorageManager.__doc__ or "")]
-    parts.append(inspect.cleandoc(sys.modules[StorageManager.__module__].__doc__ or "").partition("\n\n")[2])
-    for name, method in _public_methods():
-        text = inspect.cleandoc(method.__doc__ or "")
-        signature = re.sub(r"^\(self(, )?", "(", str(inspect.signature(method)))
-        signature = re.sub(r"(: |-> )'([^']*)'", r"\1\2", signature)  # annotations that are kept as text
-        start = "async " if inspect.iscoroutinefunction(method) else ""
-        parts += [f"### `{name}`", _fenced(f"{start}{name}{signature}", "python"), _paragraphs(text)]
+    """Return every public method of StorageManager by noun, the models and the errors."""
+    parts = []
+    for heading, methods in _sections().items():
+        parts.append(f"## {heading}")
+        for name, method in methods:
+            parts += [f"### `{name}`", _fenced(_signature(name, method), "python"), _paragraphs(_text(method))]
     parts += ["## What it takes and returns", MODELS]
     for model in vars(models).values():
         if dataclasses.is_dataclass(model) and isinstance(model, type) and model.__module__ == models.__name__:
             fields = [f"{field.name}: {field.type}" for field in dataclasses.fields(model)]
-            text = inspect.cleandoc(model.__doc__ or "")
-            parts += [f"### `{model.__name__}`", text, _fenced("\n".join(fields), "python")]
-    return _lines(*parts)
+            parts += [f"### `{model.__name__}`", _text(model), _fenced("\n".join(fields), "python")]
+            texts = _field_texts(model)
+            parts += ["\n".join(f"- `{name}`: {text}" for name, text in texts.items())] if texts else []
+    summary, tree, note = _text(errors).split("\n\n")
+    parts += ["## Errors", f"{summary} All are imported from `flatfile_chat_database`.", _fenced(_undented(tree)), note]
+    rules = _text(sys.modules[StorageManager.__module__]).partition("\n\n")[2]
+    contents = "\n".join(f"- [{part[3:]}](#{_anchor(part[3:])})" for part in parts if part.startswith("## "))
+    return _lines("# StorageManager", NOTE, _text(StorageManager), rules, contents, *parts)
 
 
-def _public_methods() -> Iterator[tuple[str, Callable[..., object]]]:
-    for name, member in vars(StorageManager).items():
-        if not name.startswith("_") and inspect.isfunction(member):
-            yield name, member
+def _sections() -> dict[str, list[tuple[str, Callable[..., object]]]]:
+    """Return the public methods under the headings that stand as comments in the source."""
+    heading = "Making and closing"
+    sections: dict[str, list[tuple[str, Callable[..., object]]]] = {}
+    for line in inspect.getsource(StorageManager).splitlines():
+        found = re.fullmatch(r"    # === (.*) ===|    (?:async )?def (\w+)\(.*", line)
+        if found is None:
+            continue
+        heading, name = found[1] or heading, found[2]
+        member = vars(StorageManager).get(name)
+        if inspect.isfunction(member) and (name == "__init__" or not name.startswith("_")):
+            sections.setdefault(heading, []).append((name, member))
+    return sections
+
+
+def _signature(name: str, method: Callable[..., object]) -> str:
+    if name == "__init__":
+        name = StorageManager.__name__
+    signature = re.sub(r"^\(self(, )?", "(", str(inspect.signature(method)))
+    signature = re.sub(r"""(: |-> )(['"])(.*?)\2""", r"\1\3", signature)  # annotations that are kept as text
+    signature = re.sub(r"<function (\w+) at \w+>|<\S*\.(\w+) object at \w+>", "…", signature)
+    start = "async " if inspect.iscoroutinefunction(method) else ""
+    return f"{start}{name}{signature}"
+
+
+def _text(thing: object) -> str:
+    return inspect.cleandoc(getattr(thing, "__doc__", None) or "")
+
+
+def _anchor(heading: str) -> str:
+    """Return where GitHub puts a heading."""
+    return re.sub(r"[^\w -]", "", heading.lower()).replace(" ", "-")
+
+
+def _undented(text: str) -> str:
+    return "\n".join(line.removeprefix("    ") for line in text.splitlines())
+
+
+def _field_texts(kind: type) -> dict[str, str]:
+    """Return the text that stands under each field of a class."""
+    [body] = [node.body for node in ast.parse(inspect.getsource(kind)).body if isinstance(node, ast.ClassDef)]
+    texts: dict[str, str] = {}
+    name = ""
+    for node in body:
+        if isinstance(node, ast.AnnAssign) and isinstance(node.target, ast.Name):
+            name = node.target.id
+        elif isinstance(node, ast.Expr) and isinstance(node.value, ast.Constant) and name:
+            texts[name] = re.sub(r"\s+", " ", str(node.value.value)).strip()
+    return texts
 
 
 def _paragraphs(text: str) -> str:
     """Turn the sections of a docstring into paragraphs of Markdown."""
     lines = []
+    inside = False  # one of the sections; before them, what is indented is code
     for line in text.splitlines():
         section = re.fullmatch(r"(Args|Raises):", line)
         item = re.fullmatch(r"    (\w+): (.*)", line)
+        inside = inside or section is not None
         if section:
             lines.append(f"{section[1]}:\n")
+        elif not inside:
+            lines.append(line)
         elif item:
             lines.append(f"- `{item[1]}`: {item[2]}")
         else:

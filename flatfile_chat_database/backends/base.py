@@ -28,7 +28,7 @@ from typing import TypeVar, cast
 import msgspec
 
 from .. import codec
-from ..config import StorageConfig
+from ..config import StorageConfig, at_home
 from ..errors import (
     ConfigurationError,
     ConflictError,
@@ -473,8 +473,8 @@ def _decoded(lines: Iterable[bytes], decode: Callable[[bytes], T | None]) -> lis
 def open_backend(config: StorageConfig) -> StorageBackend:
     """Make the backend that the configuration names; do no I/O.
 
-    `storage_url` is empty (files under `storage_base_path`), `file:relative`, `file:/absolute`, or `memory:`; the path
-    is percent-decoded.
+    `storage_url` is empty (files under `storage_base_path`), `file:relative`, `file:/absolute`, `file:~/in-home`, or
+    `memory:`; the path is percent-decoded.
 
     Raises:
         ConfigurationError: The URL's scheme is unknown or its form is wrong.
@@ -488,7 +488,7 @@ def open_backend(config: StorageConfig) -> StorageBackend:
     if path.startswith("///"):  # file:///absolute, as browsers write it
         path = path[2:]
     if colon and scheme == "file" and path and not path.startswith("//") and "\0" not in path:
-        return _make("flatfile", "FlatfileBackend", config, path)
+        return _make("flatfile", "FlatfileBackend", config, at_home("storage_url", path))
     if colon and scheme == "memory" and not rest:
         return _make("memory", "MemoryBackend", config)
     raise ConfigurationError(

@@ -5,9 +5,9 @@
 
 - A conversation without an id is named after its line, and one whose line is the same as an earlier line's after that
   and its number among the equal ones.
-- A message's time is taken from `created_at`, `timestamp` or `create_time`: ISO 8601 (UTC when it has no offset) or
-  Unix seconds. The first message's is the session's. A message without a time gets the session's, plus one microsecond
-  for each message before it.
+- A time is taken from `created_at`, `timestamp` or `create_time`: ISO 8601 (UTC when it has no offset) or Unix seconds.
+  The session's is that of the first message, or else the conversation's own. A message without a time gets the
+  session's, plus one microsecond for each message before it.
 - The title is the conversation's `title`, or the beginning of its first user message.
 - Content in parts becomes its texts, one below the other; no content becomes "".
 - Whatever a field of the store does not hold as it was stays in the metadata, under "openai".
@@ -79,7 +79,7 @@ def _read_line(number: int, line: bytes, config: StorageConfig, names: _LineName
         return Skip(number, Part.LINE, "the line has no messages", f"its fields are {_field_names(record)}")
     if source_id is None:
         source_id = names.name(line)
-    moment = _time_of(given[0]) or UNDATED
+    moment = _time_of(given[0]) or _time_of(record) or UNDATED
     messages: list[Message] = []
     skipped: list[Skip] = []
     for position, message in enumerate(given):
@@ -161,12 +161,12 @@ def _texts(parts: list[Any]) -> Iterator[str]:
             yield part["text"]
 
 
-def _time_of(message: object) -> datetime | None:
-    """Return the time a message carries in a form that is understood."""
-    if not isinstance(message, dict):
+def _time_of(record: object) -> datetime | None:
+    """Return the time a message or a conversation carries in a form that is understood."""
+    if not isinstance(record, dict):
         return None
     for name in _TIME_FIELDS:
-        moment = _parse_time(message.get(name))
+        moment = _parse_time(record.get(name))
         if moment is not None:
             return moment
     return None

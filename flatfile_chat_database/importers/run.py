@@ -55,7 +55,7 @@ async def import_file(
     dry_run: bool = False,
     progress: Callable[[Report, int, int | None], None] | None = None,
 ) -> Report:
-    """Import a file into the sessions of a user, who is created if absent.
+    """Import a file into the sessions of a user, who is created if absent and there is anything to import.
 
     A conversation whose session is there already is continued if it has grown since. If any of its messages is not the
     one that is stored under its id, nothing of it is added.
@@ -77,7 +77,6 @@ async def import_file(
     try:
         items = reader(format_name)(source, storage.config)
         run = _Run(storage, user_id, dry_run)
-        await run.begin()
         try:
             while batch := await _in_thread(lambda: _take(items)):
                 for item in batch:
@@ -104,8 +103,11 @@ class _Run:
         self._store = self._foresee if dry_run else self._write
         self._tasks: dict[asyncio.Task[None], Conversation] = {}
         self._room = 0  # sessions that still fit, for a dry run
+        self._begun = False
 
-    async def begin(self) -> None:
+    async def _begin(self) -> None:
+        """Make the user, once there is something to store: a file without a usable line leaves no trace."""
+        self._begun = True
         if not self.report.dry_run:
             await self._storage.create_user(self._user_id)
         elif await self._storage.user_exists(self._user_id):
@@ -122,6 +124,8 @@ class _Run:
             self.report.skip(skip)
         if not item.messages:
             return
+        if not self._begun:
+            await self._begin()
         while self._tasks and not self._fits(item):
             done, _ = await asyncio.wait(self._tasks, return_when=asyncio.FIRST_COMPLETED)
             self._collect(done)

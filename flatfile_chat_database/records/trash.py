@@ -139,9 +139,9 @@ class Trash:
         """
         kind = _PURGEABLE.get(frozenset(names))
         if kind is None:
-            given = ", ".join(names) or "nothing"
             possible = "; ".join(" and ".join(sorted(each, reverse=True)) for each in _PURGEABLE)
-            raise ValidationError(f"{given} names nothing that can be purged.", hint=f"Possible are: {possible}.")
+            wrong = f"{', '.join(names)} names nothing that can be purged."
+            raise ValidationError(wrong if names else "purge needs to be told what.", hint=f"Possible are: {possible}.")
         if kind == "trash":
             what = f"The trash entry {names['trash_id']!r:.100}"
             gone = await self._purge_entry(names["trash_id"])

@@ -6,6 +6,7 @@ import re
 import time
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
+from functools import partial
 
 from ...layout import Layout, Shape
 from ...models import Problem, new_id
@@ -124,11 +125,10 @@ class Tree:
                 except FileNotFoundError:
                     continue  # its writer has finished
                 old = age > _TEMPORARY_AGE_SECONDS * 1_000_000_000
+                detail, fixed = "An unfinished write left it behind.", False
                 if fix and old:
-                    self.remove(item)
-                yield Problem(
-                    "temporary-file", place, "An unfinished write left it behind.", fixed=fix and old, harmless=True
-                )
+                    detail, fixed = _mended(partial(self.remove, item), detail, "It could not be removed")
+                yield Problem("temporary-file", place, detail, fixed=fixed, harmless=True)
                 continue
             if item.kind == "link":
                 yield Problem("symbolic-link", place, "Symbolic links in a store are not followed.")
@@ -167,12 +167,14 @@ class Tree:
             mode = self._files.status(self.path(item.path)).mode
         except FileNotFoundError:
             return
-        if mode & 0o077:
-            if fix:
-                self._files.set_mode(self.path(item.path), PRIVATE_FOLDER if item.kind == "folder" else PRIVATE_FILE)
-            yield Problem(
-                "loose-permissions", place, f"Others may open it (mode {mode:04o}).", fixed=fix, harmless=True
-            )
+        if not mode & 0o077:
+            return
+        detail, fixed = f"Others may open it (mode {mode:04o}).", False
+        if fix:
+            wanted = PRIVATE_FOLDER if item.kind == "folder" else PRIVATE_FILE
+            work = partial(self._files.set_mode, self.path(item.path), wanted)
+            detail, fixed = _mended(work, detail, "Its permissions could not be repaired")
+        yield Problem("loose-permissions", place, detail, fixed=fixed, harmless=True)
 
     def _list(self, folder: str) -> list[Item]:
         try:
@@ -185,6 +187,18 @@ class Tree:
     def _is_key(self, item: Item) -> bool:
         name = item.path.rpartition("/")[2]
         return not self._layout.is_own(item.path) and not self.is_temporary(name) and _is_segment(name)
+
+
+def _mended(work: Callable[[], None], detail: str, otherwise: str) -> tuple[str, bool]:
+    """Mend something harmless; return what to say of it, and whether it is mended.
+
+    What the system refuses, as it does to whoever does not own the file, hinders nothing else.
+    """
+    try:
+        work()
+    except OSError as error:
+        return f"{detail} {otherwise}: {error.strerror}.", False
+    return detail, True
 
 
 def _is_segment(name: str) -> bool:
