@@ -24,7 +24,7 @@ from .base import Capability, Changes, StorageBackend
 from .changes import Change, Delete, Outcome, Put
 from .contents import PIECE_BYTES, Connection, Contents, check_lines
 from .readers import Readers
-from .rules import check_change, check_key, not_found
+from .rules import check_change, check_key, good_lines, not_found
 from .tables import Tables
 from .writer import Job, Writer
 
