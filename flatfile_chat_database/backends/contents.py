@@ -9,7 +9,7 @@ from __future__ import annotations
 
 import logging
 from collections.abc import Callable, Iterable, Iterator, Sequence
-from typing import Any, Protocol, TypeVar, cast
+from typing import Any, NamedTuple, Protocol, TypeVar, cast
 
 import msgspec
 
@@ -32,7 +32,7 @@ from .rules import (
     quarantine_keys,
     version_of,
 )
-from .tables import LINES, Spot, Tables, body_of, shown
+from .tables import LINES, Spot, Table, Tables, body_of, shown
 
 logger = logging.getLogger("flatfile_chat_database")
 
@@ -55,8 +55,8 @@ class Connection(Protocol):
     def execute(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Run a statement; return all its rows."""
 
-    def run_for(self, statement: str, rows: Iterable[Sequence[object]]) -> None:
-        """Run a statement for each of several rows of parameters."""
+    def run_for(self, statement: str, rows: Iterable[Sequence[object]]) -> int:
+        """Run a statement for each of several rows of parameters; return how many rows it changed in all."""
 
     def stream(self, statement: str, parameters: Sequence[object]) -> Iterator[tuple[Any, ...]]:
         """Run a statement; yield its rows without holding all of them."""
@@ -73,6 +73,15 @@ class Place(msgspec.Struct, frozen=True):
     records: int
     """Lines of a log in rows."""
     pieces: str | None
+
+
+class Fresh(NamedTuple):
+    """A message that is to come at a position of a log that is kept in rows."""
+
+    key: str
+    position: int
+    id: str
+    line: bytes
 
 
 class Contents:
@@ -300,6 +309,34 @@ class Contents:
             ),
         )
         self._grew(key, len(lines), sum(map(len, lines)))
+
+    def add_fresh(self, messages: Sequence[Fresh]) -> bool:
+        """Add messages at the ends of their logs; return False if one of them is there already.
+
+        Then the transaction has to be rolled back.
+        """
+        rows: dict[Table, list[tuple[object, ...]]] = {}
+        grown: dict[str, list[int]] = {}
+        for key, position, record_id, line in messages:
+            spot = self._tables.log(key)
+            values = (*spot.ids, position, record_id, *shown(spot.table, line), line[:-1].decode())
+            rows.setdefault(spot.table, []).append(values)
+            sizes = grown.setdefault(key, [0, 0])
+            sizes[0] += 1
+            sizes[1] += len(line)
+        for table, of_table in rows.items():
+            columns = (*table.ids, "position", "id", *table.shown, "body")
+            added = self._db.run_for(
+                f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES ({_marks(columns)}) ON CONFLICT DO NOTHING",
+                of_table,
+            )
+            if added != len(of_table):
+                return False
+        self._db.run_for(
+            "UPDATE entries SET records = records + ?, size = size + ? WHERE key = ?",
+            [(*sizes, key) for key, sizes in grown.items()],
+        )
+        return True
 
     def _grew(self, key: str, records: int, size: int) -> None:
         self._db.execute(

@@ -23,6 +23,7 @@ from ..models import Problem, new_id
 from .base import Capability, Changes, StorageBackend
 from .changes import Change, Delete, Outcome, Put
 from .contents import PIECE_BYTES, Connection, Contents, check_lines
+from .gathered import Gathered, Known, Repeated
 from .readers import Readers
 from .rules import check_change, check_key, good_lines, not_found
 from .tables import Tables
@@ -43,8 +44,8 @@ class Session(Connection, Protocol):
     def begin_reading(self) -> None:
         """Begin a transaction that sees one state of the store."""
 
-    def begin_writing(self) -> None:
-        """Begin a transaction that no other writer comes into."""
+    def begin_writing(self) -> bool:
+        """Begin a transaction that no other writer comes into; return whether others may have written since the last."""
 
     def commit(self) -> None:
         """End the transaction; what it wrote is durable.
@@ -107,6 +108,7 @@ class DatabaseBackend(StorageBackend):
         self._tables = Tables(Layout(config))
         self._free: list[Session] = []
         self._writing: Session | None = None
+        self._known = Known()
         self._writer = Writer(self._run, lambda: None, self._end_writing)
         self._readers: Readers | None = None
         self._state = threading.Lock()
@@ -213,6 +215,26 @@ class DatabaseBackend(StorageBackend):
         return await self._in_thread(
             lambda contents: contents.records(key, start, stop, strict=strict) if contents else []
         )
+
+    async def read_log_as(
+        self,
+        key: str,
+        decode: Callable[[bytes], T | None],
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        strict: bool = False,
+    ) -> list[T]:
+        check_key(key)
+
+        def page(contents: Contents | None) -> list[T]:
+            lines = contents.records(key, start, stop, strict=strict) if contents else []
+            many: Callable[[list[bytes]], list[T] | None] | None = getattr(decode, "many", None)
+            if many is not None and (made := many(lines)) is not None:
+                return made
+            return [record for line in lines if (record := decode(line)) is not None]
+
+        return await self._in_thread(page)
 
     async def count_log(self, key: str) -> int:
         check_key(key)
@@ -337,7 +359,10 @@ class DatabaseBackend(StorageBackend):
         self._counters["batches"] += 1
         self._counters["commits"] += len(jobs)
         try:
-            self._run_together(jobs)
+            try:
+                self._run_together(jobs)
+            except Repeated:
+                self._run_together(jobs, gathers=False)
         except DurabilityError as error:
             self._fail(jobs, error)
         except UnavailableError as error:
@@ -348,29 +373,44 @@ class DatabaseBackend(StorageBackend):
                 job.outcomes = job.error = None
                 self._run([job])
 
-    def _run_together(self, jobs: Sequence[Job]) -> None:
+    def _run_together(self, jobs: Sequence[Job], *, gathers: bool = True) -> None:
         connection = self._writing
         if connection is None:
             connection = self._writing = self._connect(to_write=True)
         if connection is None:
             raise UnavailableError("There is no store to write to.")
-        connection.begin_writing()
+        if connection.begin_writing():
+            self._known.forget()
         try:
             contents = Contents(connection, self._tables, self.config)
+            gathered = Gathered(contents, self._known)
             for job in jobs:
-                try:
-                    for change in job.changes:
-                        if isinstance(change, Change):
-                            contents.check(change)
-                    job.outcomes = [self._make(contents, change) for change in job.changes]
-                except UnavailableError:
-                    raise
-                except StorageError as error:
-                    job.error = error
+                if gathers and gathered.take(job):
+                    continue
+                gathered.flush()
+                self._known.forget()
+                self._run_one(contents, job)
+            gathered.flush()
         except BaseException:
+            self._known.forget()
             connection.roll_back()
             raise
-        connection.commit()
+        try:
+            connection.commit()
+        except BaseException:
+            self._known.forget()
+            raise
+
+    def _run_one(self, contents: Contents, job: Job) -> None:
+        try:
+            for change in job.changes:
+                if isinstance(change, Change):
+                    contents.check(change)
+            job.outcomes = [self._make(contents, change) for change in job.changes]
+        except UnavailableError:
+            raise
+        except StorageError as error:
+            job.error = error
 
     @staticmethod
     def _make(contents: Contents, change: Any) -> Outcome:

@@ -54,6 +54,7 @@ class SqliteSession:
             UnavailableError: It cannot be opened.
         """
         self._path = path
+        self._seen = -1
         self.version = 0
         """How many migrations the file has seen."""
         with self._mapped():
@@ -121,9 +122,9 @@ class SqliteSession:
         except sqlite3.Error as error:
             raise self._unavailable(error) from error
 
-    def run_for(self, statement: str, rows: Iterable[Sequence[object]]) -> None:
+    def run_for(self, statement: str, rows: Iterable[Sequence[object]]) -> int:
         try:
-            self._connection.executemany(statement, rows)
+            return max(0, self._connection.executemany(statement, rows).rowcount)
         except sqlite3.Error as error:
             raise self._unavailable(error) from error
 
@@ -142,8 +143,11 @@ class SqliteSession:
     def begin_reading(self) -> None:
         self.execute("BEGIN")
 
-    def begin_writing(self) -> None:
+    def begin_writing(self) -> bool:
         self.execute("BEGIN IMMEDIATE")
+        [(seen,)] = self.execute("PRAGMA data_version")  # another number when another connection has written
+        others, self._seen = seen != self._seen, seen
+        return others
 
     def commit(self) -> None:
         try:

@@ -65,6 +65,9 @@ class Table(msgspec.Struct, frozen=True):
     is_log: bool
 
 
+_REMEMBERED = 16384
+"""Keys of logs whose tables are known without looking at the map again."""
+
 LINES = Table("lines", ("key",), (), is_log=True)
 
 
@@ -80,6 +83,7 @@ class Tables:
 
     def __init__(self, layout: Layout) -> None:
         self._layout = layout
+        self._logs: dict[str, Spot] = {}
         self.by_entry = {
             entry.name: Table(
                 _NAMES[entry.name],
@@ -98,8 +102,15 @@ class Tables:
 
     def log(self, key: str) -> Spot:
         """Return where the messages of the log at `key` belong."""
-        spot = self._spot(key)
-        return Spot(LINES, (key,)) if spot is None or not spot.table.is_log else spot
+        spot = self._logs.get(key)
+        if spot is None:
+            spot = self._spot(key)
+            if spot is None or not spot.table.is_log:
+                spot = Spot(LINES, (key,))
+            if len(self._logs) >= _REMEMBERED:
+                self._logs.clear()
+            self._logs[key] = spot
+        return spot
 
     def _spot(self, key: str) -> Spot | None:
         place = self._layout.parse(key)
@@ -124,8 +135,15 @@ def shown(table: Table, data: bytes) -> tuple[str | None, ...]:
 
     A column shows text only; U+0000, which PostgreSQL cannot hold, is shown as U+FFFD.
     """
+    if table.shown == _MESSAGE:
+        message = codec.decode_line(data)
+        return _text(message.role), _text(message.content), _text(message.timestamp)
     if not table.shown:
         return ()
     content: dict[str, Any] = codec.decode_object(data)
     found = (content.get(name) for name in table.shown)
-    return tuple(value.replace("\0", "\ufffd") if isinstance(value, str) else None for value in found)
+    return tuple(_text(value) if isinstance(value, str) else None for value in found)
+
+
+def _text(value: str) -> str:
+    return value.replace("\0", "\ufffd") if "\0" in value else value
