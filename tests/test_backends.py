@@ -11,8 +11,8 @@ from flatfile_chat_database import codec
 from flatfile_chat_database.backends.base import Capability, StorageBackend, open_backend
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.backends.memory import MemoryBackend
-from flatfile_chat_database.backends.sqlite import SqliteBackend
 from flatfile_chat_database.backends.rules import check_key, mended, quarantine_keys
+from flatfile_chat_database.backends.sqlite import SqliteBackend
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.errors import ConfigurationError, ValidationError
 from flatfile_chat_database.layout import Layout

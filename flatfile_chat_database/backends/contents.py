@@ -43,7 +43,6 @@ _RUN = 1000
 """Rows that are moved at a time."""
 _RUN_BYTES = 1 << 18
 """Of records that are streamed at a time, about."""
-_LAST = "\U0010ffff"
 
 
 class Connection(Protocol):
@@ -108,37 +107,39 @@ class Contents:
         if not prefix:
             return [key for (key,) in self._db.execute("SELECT key FROM entries ORDER BY key")]
         rows = self._db.execute(
-            "SELECT key FROM entries WHERE key >= ? AND key <= ? ORDER BY key", (prefix, prefix + _LAST)
+            "SELECT key FROM entries WHERE key >= ? AND key < ? ORDER BY key", (prefix, _behind(prefix))
         )
         return [key for (key,) in rows]
 
     def children(self, folder: str, *, folders_only: bool = False) -> list[str]:
         """Return the segments that follow a folder in the keys below it, sorted; those with keys below them only."""
         start = f"{folder}/" if folder else ""
-        # From each key to the first one behind the folder it is in: as many steps as children, not as keys.
-        slash = f"{self._db.position_of}(substr(key, {len(start) + 1}), '/')"
+        # From each key to the first one behind the folder it is in: as many steps as children, not as keys. Behind "a/…"
+        # comes "a0", for "0" is next to "/"; behind "a" comes "a" with the smallest character, which is in no key.
+        end = "AND entries.key < ?" if start else "AND ? = ''"
+        slash = f"{self._db.position_of}(substr(found.key, {len(start) + 1}), '/')"
         rows = self._db.execute(
             f"""
             WITH RECURSIVE found(key) AS (
-                SELECT min(key) FROM entries WHERE key >= ? AND key <= ?
+                SELECT min(entries.key) FROM entries WHERE entries.key >= ? {end}
                 UNION ALL
                 SELECT (SELECT min(entries.key) FROM entries
-                        WHERE entries.key > CASE WHEN {slash.replace("key", "found.key", 1)} = 0 THEN found.key
-                            ELSE substr(found.key, 1, {len(start)} + {slash.replace("key", "found.key", 1)}) || ? END
-                        AND entries.key <= ?)
+                        WHERE entries.key >= CASE WHEN {slash} = 0 THEN found.key || ?
+                            ELSE substr(found.key, 1, {len(start)} + {slash} - 1) || '0' END
+                        {end})
                 FROM found WHERE found.key IS NOT NULL
             )
             SELECT key FROM found WHERE key IS NOT NULL
             """,
-            (start, start + _LAST, _LAST, start + _LAST),
+            (start, _behind(start), "\x01", _behind(start)),
         )
         parts = (key[len(start) :].partition("/") for (key,) in rows)
         return sorted({child for child, rest, _ in parts if rest or not folders_only})
 
     def is_free(self, key: str) -> bool:
         """Tell whether nothing is at or below a key."""
-        below = "SELECT 1 FROM entries WHERE key > ? AND key <= ? LIMIT 1"
-        return not self.exists(key) and not self._db.execute(below, (f"{key}/", f"{key}/{_LAST}"))
+        below = "SELECT 1 FROM entries WHERE key > ? AND key < ? LIMIT 1"
+        return not self.exists(key) and not self._db.execute(below, (f"{key}/", f"{key}0"))
 
     # --- bytes ---------------------------------------------------------------------------------------
 
@@ -500,7 +501,10 @@ class Contents:
             self.put_lines(key, [kept for kept in new if kept is not None])
             return
         spot = self._tables.log(key)
-        position, old = cast("tuple[int, bytes]", self.find(key, record_id))
+        found = self.find(key, record_id)
+        if found is None:  # removed by an earlier change of the same commit
+            return
+        position, old = found
         if line is not None and codec.written_id(line) == record_id:
             columns = (*spot.table.shown, "body")
             self._db.execute(
@@ -551,6 +555,7 @@ class Contents:
 
     def _rename(self, source: str, target: str) -> None:
         place = cast("Place", self.place(source))
+        self.delete(target)  # nothing, unless an earlier change of the same commit has put something there
         if place.kind == "log":
             self._enter(target, Place("log", 0, None, 0, None))
             for first in range(0, place.records, _RUN):
@@ -573,6 +578,16 @@ def check_lines(key: str, data: bytes) -> None:
     """
     if not data.endswith(b"\n"):
         raise ValidationError("What is appended must end in a newline.", key=key)
+
+
+def _behind(prefix: str) -> str:
+    """Return the smallest text that is behind every text which begins with a prefix; "" if there is none."""
+    while prefix:
+        code = ord(prefix[-1]) + 1
+        if code <= 0x10FFFF:
+            return prefix[:-1] + chr(0xE000 if code == 0xD800 else code)
+        prefix = prefix[:-1]
+    return ""
 
 
 def _rows_of(data: bytes) -> list[bytes] | None:

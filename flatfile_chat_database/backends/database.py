@@ -20,6 +20,7 @@ from ..config import StorageConfig
 from ..errors import ClosedError, DurabilityError, StorageError, UnavailableError
 from ..layout import Layout
 from ..models import Problem, new_id
+from . import forks
 from .base import Capability, Changes, StorageBackend
 from .changes import Change, Delete, Outcome, Put
 from .contents import PIECE_BYTES, Connection, Contents, check_lines
@@ -32,6 +33,9 @@ from .writer import Job, Writer
 logger = logging.getLogger("flatfile_chat_database")
 
 T = TypeVar("T")
+
+_of_parents: list[Session | None] = []
+"""Connections that came with a fork. Never closed here: that would say goodbye to the database for the parent."""
 
 _READERS = 4
 _ABANDONED_SECONDS = 3600
@@ -112,6 +116,7 @@ class DatabaseBackend(StorageBackend):
         self._writer = Writer(self._run, lambda: None, self._end_writing)
         self._readers: Readers | None = None
         self._state = threading.Lock()
+        self._forked = False
         self._closed = False
         self._counters = {"batches": 0, "commits": 0}
 
@@ -127,12 +132,13 @@ class DatabaseBackend(StorageBackend):
                 raise ClosedError("The store is closed.", hint="Open a new StorageManager.")
             if self._readers is None:
                 self._readers = Readers(_READERS)
+                forks.remember(self)
         await self._in_thread(lambda contents: None)
 
     async def close(self) -> None:
         with self._state:
             first, self._closed = not self._closed, True
-        if first:
+        if first and not self._forked:
             await asyncio.sleep(0)  # what was submitted in this turn is handed over first
             await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, self._close))
 
@@ -149,9 +155,21 @@ class DatabaseBackend(StorageBackend):
     def _threads(self) -> Readers:
         if self._closed:
             raise ClosedError("The store is closed.", hint="Open a new StorageManager.")
+        if self._forked:
+            raise ClosedError(
+                "The store was opened before a fork.", hint="Open a new StorageManager in the child process."
+            )
         if self._readers is None:
             raise ClosedError("The store is not open yet.", hint="Call open() first.")
         return self._readers
+
+    def let_go_after_fork(self) -> None:
+        """In a forked child: the threads are gone, and the connections are the parent's."""
+        self._forked = True
+        self._state = threading.Lock()
+        _of_parents.extend(self._free)
+        _of_parents.append(self._writing)
+        self._free, self._writing = [], None
 
     # --- reading -------------------------------------------------------------------------------------
 
@@ -316,7 +334,10 @@ class DatabaseBackend(StorageBackend):
 
         def end() -> None:
             connection.roll_back()
-            self._free.append(connection)
+            if self._closed:
+                connection.close()
+            else:
+                self._free.append(connection)
 
         try:
             pieces = await threads.run(first)
@@ -365,15 +386,16 @@ class DatabaseBackend(StorageBackend):
                 self._run_together(jobs, gathers=False)
         except DurabilityError as error:
             self._fail(jobs, error)
-        except UnavailableError as error:
+        except StorageError as error:
             if len(jobs) == 1:
                 self._fail(jobs, error)
                 return
             for job in jobs:  # one of them may be what the database cannot do
-                job.outcomes = job.error = None
                 self._run([job])
 
     def _run_together(self, jobs: Sequence[Job], *, gathers: bool = True) -> None:
+        for job in jobs:
+            job.outcomes = job.error = None
         connection = self._writing
         if connection is None:
             connection = self._writing = self._connect(to_write=True)
@@ -402,15 +424,17 @@ class DatabaseBackend(StorageBackend):
             raise
 
     def _run_one(self, contents: Contents, job: Job) -> None:
+        """Do a job; what is raised here ends the transaction, for part of it may be done."""
         try:
             for change in job.changes:
                 if isinstance(change, Change):
                     contents.check(change)
-            job.outcomes = [self._make(contents, change) for change in job.changes]
         except UnavailableError:
             raise
         except StorageError as error:
             job.error = error
+        else:
+            job.outcomes = [self._make(contents, change) for change in job.changes]
 
     @staticmethod
     def _make(contents: Contents, change: Any) -> Outcome:

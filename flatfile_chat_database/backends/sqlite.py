@@ -10,7 +10,7 @@ from importlib import resources
 from typing import Any
 
 from ..config import StorageConfig
-from ..errors import ConfigurationError, DurabilityError, UnavailableError
+from ..errors import ConfigurationError, DurabilityError, IntegrityError, StorageError, UnavailableError
 from .database import DatabaseBackend
 
 MIGRATIONS = ("sqlite_0001.sql",)
@@ -111,8 +111,10 @@ class SqliteSession:
     def _mapped(self) -> Iterator[None]:
         try:
             yield
-        except (sqlite3.Error, OSError) as error:
-            raise UnavailableError(f"{self._path} cannot be used: {error}.") from error
+        except sqlite3.Error as error:
+            raise self._told(error) from error
+        except OSError as error:
+            raise UnavailableError(f"{self._path}: {error.strerror}.") from error
 
     # --- statements ----------------------------------------------------------------------------------
 
@@ -120,21 +122,24 @@ class SqliteSession:
         try:
             return self._connection.execute(statement, parameters).fetchall()
         except sqlite3.Error as error:
-            raise self._unavailable(error) from error
+            raise self._told(error) from error
 
     def run_for(self, statement: str, rows: Iterable[Sequence[object]]) -> int:
         try:
             return max(0, self._connection.executemany(statement, rows).rowcount)
         except sqlite3.Error as error:
-            raise self._unavailable(error) from error
+            raise self._told(error) from error
 
     def stream(self, statement: str, parameters: Sequence[object]) -> Iterator[tuple[Any, ...]]:
         try:
             yield from self._connection.execute(statement, parameters)
         except sqlite3.Error as error:
-            raise self._unavailable(error) from error
+            raise self._told(error) from error
 
-    def _unavailable(self, error: sqlite3.Error) -> UnavailableError:
+    def _told(self, error: sqlite3.Error) -> StorageError:
+        """Return the error of the contract for one of SQLite's."""
+        if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
+            return IntegrityError(f"{self._path} is damaged: {error}.", hint="Restore it from a backup.")
         hint = "Another program holds it." if "locked" in str(error) else None
         return UnavailableError(f"{self._path}: {error}.", hint=hint)
 

@@ -10,7 +10,6 @@
   syncs.py, lock.py
 - checkpoint.py: folding the journal into the files; recovery.py and replay.py: doing it again after a death;
   history.py: what changed since a moment
-- forks.py: what a forked child must let go of
 - backend.py: the contract's async face over all of these
 """
 

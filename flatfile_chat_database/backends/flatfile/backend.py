@@ -15,12 +15,12 @@ from ... import codec
 from ...config import StorageConfig
 from ...errors import ClosedError, DurabilityError, IntegrityError, StorageError, UnavailableError, ValidationError
 from ...models import Problem
+from .. import forks
 from ..base import Capability, Changes, LogPart, StorageBackend, logger
 from ..changes import Change, Delete, Outcome, Put
 from ..readers import Readers
 from ..rules import check_change, check_key, not_found
 from ..writer import Writer
-from . import forks
 from .blobs import WRITE_BYTES, BlobReader, BlobWriter
 from .engine import Engine
 from .extents import read_part, read_places, stamp
