@@ -114,8 +114,8 @@ class Contents:
     def children(self, folder: str, *, folders_only: bool = False) -> list[str]:
         """Return the segments that follow a folder in the keys below it, sorted; those with keys below them only."""
         start = f"{folder}/" if folder else ""
-        # From each key to the first one behind the folder it is in: as many steps as children, not as keys. Behind "a/…"
-        # comes "a0", for "0" is next to "/"; behind "a" comes "a" with the smallest character, which is in no key.
+        # From each key to the first one behind the folder it is in: as many steps as children, not as keys. Behind
+        # "a/…" comes "a0", for "0" is next to "/"; behind "a" comes "a" with a character too small to be in a key.
         end = "AND entries.key < ?" if start else "AND ? = ''"
         slash = f"{self._db.position_of}(substr(found.key, {len(start) + 1}), '/')"
         rows = self._db.execute(

@@ -49,7 +49,7 @@ class Session(Connection, Protocol):
         """Begin a transaction that sees one state of the store."""
 
     def begin_writing(self) -> bool:
-        """Begin a transaction that no other writer comes into; return whether others may have written since the last."""
+        """Begin a transaction that no other writer comes into; return whether others may have written since."""
 
     def commit(self) -> None:
         """End the transaction; what it wrote is durable.

@@ -4,7 +4,6 @@
 - tree.py: walking the folder: keys, children, and what does not belong there
 - logs.py: reading JSONL logs, with offsets.py (where their records are); blobs.py: streaming files in and out; memo.py:
   results kept until their files change
-- writer.py: one thread that takes the changes of one turn of the event loop as one batch
 - engine.py: making a batch of jobs.py durable: plan.py and drafts.py (its conditions and its steps), ledger.py and
   journal.py (what is written first, and where), openlogs.py and wholes.py (what it does to the files), folders.py,
   syncs.py, lock.py
