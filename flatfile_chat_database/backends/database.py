@@ -11,7 +11,7 @@ import logging
 import threading
 import time
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
 from typing import Any, Protocol, TypeVar, cast
@@ -324,7 +324,7 @@ class DatabaseBackend(StorageBackend):
         if connection is None:
             raise not_found(f"The file {key}", key)
 
-        def first() -> Any:
+        def first() -> Iterator[bytes]:
             connection.begin_reading()
             contents = Contents(connection, self._tables, self.config)
             place = contents.place(key)
@@ -333,12 +333,15 @@ class DatabaseBackend(StorageBackend):
             return contents.pieces(place) if place.kind == "pieces" else iter([contents.read(key) or b""])
 
         def end() -> None:
+            if isinstance(pieces, Generator):
+                pieces.close()
             connection.roll_back()
             if self._closed:
                 connection.close()
             else:
                 self._free.append(connection)
 
+        pieces: Iterator[bytes] = iter(())
         try:
             pieces = await threads.run(first)
             while (piece := await threads.run(lambda: next(pieces, None))) is not None:

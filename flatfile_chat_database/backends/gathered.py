@@ -6,8 +6,6 @@ exactly that is done by itself, after what was gathered before it.
 
 from __future__ import annotations
 
-from typing import cast
-
 from .changes import Append, Require
 from .contents import Contents, Fresh
 from .writer import Job
@@ -62,7 +60,7 @@ class Gathered:
         if append.maximum is not None and position >= append.maximum:
             return False
         known.records[append.key] = position + 1
-        self._messages.append(Fresh(append.key, position, append.ids[0], cast("bytes", append.lines[0])))
+        self._messages.append(Fresh(append.key, position, append.ids[0], append.lines[0]))
         self._jobs.append(job)
         return True
 

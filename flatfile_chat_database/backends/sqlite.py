@@ -70,7 +70,9 @@ class SqliteSession:
                     self._prepare()
                 else:
                     self._connection.execute("PRAGMA query_only = ON")
+                    self._connection.execute("BEGIN")  # or the answers might be from before and after its making
                     self.version = self._check()
+                    self._connection.execute("ROLLBACK")
         except BaseException:
             self._connection.close()
             raise
@@ -151,7 +153,7 @@ class SqliteSession:
     def begin_writing(self) -> bool:
         self.execute("BEGIN IMMEDIATE")
         [(seen,)] = self.execute("PRAGMA data_version")  # another number when another connection has written
-        others, self._seen = seen != self._seen, seen
+        others, self._seen = bool(seen != self._seen), seen
         return others
 
     def commit(self) -> None:
