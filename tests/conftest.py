@@ -108,7 +108,7 @@ def pytest_runtest_makereport(
 # --- the matrix ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["memory", "flatfile"])
+@pytest.fixture(params=["memory", "flatfile", pytest.param("sqlite", marks=pytest.mark.slow)])
 def backend_name(request: pytest.FixtureRequest) -> str:
     """Each backend in turn."""
     return str(request.param)
@@ -137,6 +137,10 @@ class _Stores:
         self.managers: list[StorageManager] = []
         self.memory: MemoryBackend | None = None
 
+    @property
+    def sqlite_url(self) -> str:
+        return f"sqlite:{self.store_path}/chats.sqlite3"
+
     def config(self, **overrides: Any) -> StorageConfig:
         return StorageConfig(**{"storage_base_path": str(self.store_path)} | overrides)
 
@@ -149,6 +153,8 @@ class _Stores:
             if self.memory is None:
                 self.memory = MemoryBackend(config)
             arguments.setdefault("backend", self.memory)
+        if self.backend_name == "sqlite" and not config.storage_url:
+            config.storage_url = self.sqlite_url
         manager = StorageManager(config, **arguments)
         self.managers.append(manager)
         return manager
@@ -176,6 +182,13 @@ class _Stores:
             return self.memory
         if not self.store_path.exists():
             return None
+        if self.backend_name == "sqlite":
+            backend = open_backend(dataclasses.replace(configs[0], storage_url=self.sqlite_url))
+            await backend.open()
+            contents = {key: await backend.read(key) for config in configs if (key := Layout(config).key("store"))}
+            await backend.close()
+            config = _config_of_store(configs, contents.get)
+            return open_backend(dataclasses.replace(config, storage_url=self.sqlite_url))
 
         def read(key: str) -> bytes | None:
             path = self.store_path / key

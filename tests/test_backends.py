@@ -12,6 +12,7 @@ from flatfile_chat_database.backends.base import Capability, StorageBackend, ope
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.backends.memory import MemoryBackend
 from flatfile_chat_database.backends.rules import check_key, mended, quarantine_keys
+from flatfile_chat_database.backends.sqlite import SqliteBackend
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.errors import ConfigurationError, ValidationError
 from flatfile_chat_database.layout import Layout
@@ -221,6 +222,23 @@ def test_without_a_url_the_store_is_the_base_path(tmp_path: Path) -> None:
     assert list(tmp_path.iterdir()) == [], "no I/O before the first write"
 
 
+@pytest.mark.parametrize(
+    ("url", "path"),
+    [
+        ("sqlite:relative/chats.db", "relative/chats.db"),
+        ("sqlite:/absolute/chats.db", "/absolute/chats.db"),
+        ("sqlite:///absolute/chats.db", "/absolute/chats.db"),
+        ("sqlite:with%20space%3F.db", "with space?.db"),
+    ],
+)
+def test_a_sqlite_url_names_a_file(url: str, path: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.chdir(tmp_path)
+    backend = open_backend(StorageConfig(storage_url=url))
+    assert isinstance(backend, SqliteBackend)
+    assert backend.path == os.path.realpath(path)
+    assert list(tmp_path.iterdir()) == [], "no I/O before the first write"
+
+
 def test_memory_is_a_url_as_well() -> None:
     assert isinstance(open_backend(StorageConfig(storage_url="memory:")), MemoryBackend)
 
@@ -228,8 +246,8 @@ def test_memory_is_a_url_as_well() -> None:
 @pytest.mark.parametrize(
     "url",
     [
-        "file:", "file://", "file://host/path", "file:a%00b", "memory:x", "memory", "ftp://host/x", "sqlite:///x.db",
-        "postgresql://user:secret@host/db", "/a/path", "C:\\chats", ":", "FILE:x",
+        "file:", "file://", "file://host/path", "file:a%00b", "memory:x", "memory", "ftp://host/x", "sqlite:",
+        "sqlite:a%00b", "sqlite://host/x.db", "postgresql://user:secret@host/db", "/a/path", "C:\\chats", ":", "FILE:x",
     ],
 )  # fmt: skip
 def test_a_url_that_names_no_backend_is_refused_without_showing_it(url: str) -> None:

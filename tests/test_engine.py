@@ -13,10 +13,10 @@ from flatfile_chat_database import StorageConfig
 from flatfile_chat_database.backends.changes import ABSENT, Append, Edit, Put, Require
 from flatfile_chat_database.backends.flatfile.engine import Engine
 from flatfile_chat_database.backends.flatfile.files import Files
-from flatfile_chat_database.backends.flatfile.jobs import Extend, Job, Mend, key_of
+from flatfile_chat_database.backends.flatfile.jobs import Extend, Mend, key_of
 from flatfile_chat_database.backends.flatfile.journal import Step
 from flatfile_chat_database.backends.flatfile.untimed import Statx
-from flatfile_chat_database.backends.flatfile.writer import Writer
+from flatfile_chat_database.backends.writer import Job, Writer
 from flatfile_chat_database.errors import DurabilityError, NotFoundError, UnavailableError
 
 OWNER, LOG, OTHER, DOCUMENT = "users/s.json", "users/a.jsonl", "users/b.jsonl", "users/d.json"

@@ -487,13 +487,14 @@ def open_backend(config: StorageConfig) -> StorageBackend:
     path = unquote(rest)
     if path.startswith("///"):  # file:///absolute, as browsers write it
         path = path[2:]
-    if colon and scheme == "file" and path and not path.startswith("//") and "\0" not in path:
-        return _make("flatfile", "FlatfileBackend", config, at_home("storage_url", path))
+    if colon and scheme in ("file", "sqlite") and path and not path.startswith("//") and "\0" not in path:
+        module, name = ("flatfile", "FlatfileBackend") if scheme == "file" else ("sqlite", "SqliteBackend")
+        return _make(module, name, config, at_home("storage_url", path))
     if colon and scheme == "memory" and not rest:
         return _make("memory", "MemoryBackend", config)
     raise ConfigurationError(
         f"storage_url with the scheme {scheme[:20]!r} names no backend.",
-        hint="Use file:relative/path, file:/absolute/path or memory:.",
+        hint="Use file:relative/path, file:/absolute/path, sqlite:path/to/file or memory:.",
     )
 
 

@@ -155,13 +155,12 @@ def check_edit(edit: Edit, line: bytes | None) -> None:
         )
 
 
-def good_lines(key: str, data: bytes, *, strict: bool = False, newline: bool = True) -> list[bytes]:
+def good_lines(key: str, data: bytes, *, strict: bool = False, newline: bool = True, offset: int = 0) -> list[bytes]:
     """Return the lines of a log that are records; see `StorageBackend.read_log` for the others.
 
-    Lines keep their newline unless `newline` is False.
+    Lines keep their newline unless `newline` is False. `data` begins at a byte offset of the log.
     """
     lines = []
-    offset = 0
     for line in data.split(b"\n")[:-1]:
         if codec.line_id(line) is not None:
             lines.append(line + b"\n" if newline else line)

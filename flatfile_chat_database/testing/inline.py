@@ -21,8 +21,9 @@ from typing import Any, Protocol, TypeVar, cast
 from .. import models
 from ..backends.changes import Change, Outcome
 from ..backends.flatfile.backend import FlatfileBackend
-from ..backends.flatfile.jobs import EngineChange, Job
+from ..backends.flatfile.jobs import EngineChange
 from ..backends.readers import Readers
+from ..backends.writer import Job
 from ..config import StorageConfig
 from ..layout import Layout, Place
 from .histories import Contents

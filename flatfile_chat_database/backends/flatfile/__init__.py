@@ -4,13 +4,11 @@
 - tree.py: walking the folder: keys, children, and what does not belong there
 - logs.py: reading JSONL logs, with offsets.py (where their records are); blobs.py: streaming files in and out; memo.py:
   results kept until their files change
-- writer.py: one thread that takes the changes of one turn of the event loop as one batch
 - engine.py: making a batch of jobs.py durable: plan.py and drafts.py (its conditions and its steps), ledger.py and
   journal.py (what is written first, and where), openlogs.py and wholes.py (what it does to the files), folders.py,
   syncs.py, lock.py
 - checkpoint.py: folding the journal into the files; recovery.py and replay.py: doing it again after a death;
   history.py: what changed since a moment
-- forks.py: what a forked child must let go of
 - backend.py: the contract's async face over all of these
 """
 

@@ -15,11 +15,12 @@ from ... import codec
 from ...config import StorageConfig
 from ...errors import ClosedError, DurabilityError, IntegrityError, StorageError, UnavailableError, ValidationError
 from ...models import Problem
+from .. import forks
 from ..base import Capability, Changes, LogPart, StorageBackend, logger
 from ..changes import Change, Delete, Outcome, Put
 from ..readers import Readers
 from ..rules import check_change, check_key, not_found
-from . import forks
+from ..writer import Writer
 from .blobs import WRITE_BYTES, BlobReader, BlobWriter
 from .engine import Engine
 from .extents import read_part, read_places, stamp
@@ -29,7 +30,6 @@ from .logs import Block, LogReader
 from .memo import Memo
 from .offsets import Offsets
 from .oserrors import mapped
-from .writer import Writer
 
 T = TypeVar("T")
 

@@ -6,7 +6,7 @@ from collections.abc import Sequence
 
 import msgspec
 
-from .jobs import Job
+from ..writer import Job
 from .journal import Op, Step
 
 

@@ -24,10 +24,11 @@ from ...config import StorageConfig
 from ...errors import DurabilityError, StorageError
 from ...layout import Layout
 from ..changes import Move, Outcome, RemoveTree
+from ..writer import Job
 from .drafts import steps_of
 from .files import Files
 from .folders import Folders
-from .jobs import EngineChange, Job, key_of
+from .jobs import EngineChange, is_structural, key_of
 from .journal import Batch, Step
 from .ledger import Ledger, is_full
 from .openlogs import OpenLogs
@@ -150,7 +151,7 @@ class Engine:
         """Add a job to a plan; if what is planned has to be done first, do it, and return the plan to go on with."""
         if self.ledger.broken is not None:
             raise self.ledger.refusal()
-        if not job.is_structural:
+        if not is_structural(job):
             try:
                 plan.add(job)
             except (Later, Mixed):
@@ -164,7 +165,7 @@ class Engine:
                 raise self.ledger.refusal()
             if self.ledger.is_behind:
                 self.ledger.catch_up()
-            if job.is_structural:
+            if is_structural(job):
                 self._run_structural(job)
             else:
                 self._run_alone(job, plan)
@@ -185,7 +186,7 @@ class Engine:
         outcomes: list[Outcome] = []
         for number, change in enumerate(job.changes):
             part = Job([change])
-            if part.is_structural:
+            if is_structural(part):
                 self._run_structural(part, checked=True)
             else:
                 plan = self._plan()

@@ -5,12 +5,10 @@ Beside the changes of the contract there are a few that only this backend makes.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
 from dataclasses import dataclass
 
-import msgspec
-
-from ..changes import Change, Move, Outcome, Quota, RemoveTree
+from ..changes import Change, Move, Quota, RemoveTree
+from ..writer import Job
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,17 +37,9 @@ class Mend:
 EngineChange = Change | Place | Extend | Mend
 
 
-class Job(msgspec.Struct, eq=False):
-    """The changes of one commit, and what came of them."""
-
-    changes: Sequence[EngineChange]
-    outcomes: list[Outcome] | None = None
-    error: Exception | None = None
-
-    @property
-    def is_structural(self) -> bool:
-        """Whether it moves or removes folders, and so has to be alone in the journal."""
-        return any(isinstance(change, Move | RemoveTree) for change in self.changes)
+def is_structural(job: Job) -> bool:
+    """Tell whether a job moves or removes folders, and so has to be alone in the journal."""
+    return any(isinstance(change, Move | RemoveTree) for change in job.changes)
 
 
 def key_of(change: EngineChange) -> str:

@@ -26,10 +26,11 @@ from ..rules import (
     not_found,
     version_of,
 )
+from ..writer import Job
 from .drafts import Draft
 from .files import Files
 from .folders import Folders
-from .jobs import EngineChange, Extend, Job, Mend, Place, key_of
+from .jobs import EngineChange, Extend, Mend, Place, key_of
 from .logs import LogReader
 from .openlogs import OpenLog, OpenLogs
 from .oserrors import unavailable

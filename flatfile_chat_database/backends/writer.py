@@ -17,10 +17,12 @@ import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
+from typing import Any
 
-from ...errors import ClosedError, DurabilityError
-from ..changes import Outcome
-from .jobs import EngineChange, Job
+import msgspec
+
+from ..errors import ClosedError, DurabilityError
+from .changes import Outcome
 
 logger = logging.getLogger("flatfile_chat_database")
 
@@ -29,6 +31,15 @@ _LONG = 8
 """So many turns with one call each are a habit."""
 _SOON_SECONDS = 0.001
 """In which the next batch comes if a caller waits for each; what else is due can wait as long."""
+
+
+class Job(msgspec.Struct, eq=False):
+    """The changes of one commit, and what came of them."""
+
+    changes: Sequence[Any]
+    """Those of the contract, and what else the backend makes of them."""
+    outcomes: list[Outcome] | None = None
+    error: Exception | None = None
 
 
 class _Waiting(Job, kw_only=True, eq=False):
@@ -76,7 +87,7 @@ class Writer:
         # The thread holds no reference to this object, so a store that is forgotten without `close` ends it too.
         self._finalizer = weakref.finalize(self, self._queue.put, None)
 
-    def submit(self, changes: Sequence[EngineChange]) -> asyncio.Future[list[Outcome]]:
+    def submit(self, changes: Sequence[Any]) -> asyncio.Future[list[Outcome]]:
         """Join the current turn's batch; the future has the outcomes once they are durable."""
         loop = asyncio.get_running_loop()
         future: asyncio.Future[list[Outcome]] = loop.create_future()
