@@ -20,6 +20,7 @@ SCRIPT = Path(sql.__path__[0], "sqlite_0001.sql")
 TABLES = Tables(Layout(StorageConfig()))
 
 
+@pytest.mark.slow
 class TestSqlite(BackendContract):
     """One file, looked at with SQL of the tests' own."""
 
