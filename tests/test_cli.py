@@ -649,6 +649,7 @@ async def hostile_chat(storage: StorageManager) -> None:
     await storage.add_message(HOSTILE_ID, HOSTILE_ID, message)
 
 
+@pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*forkpty:DeprecationWarning")
 @pytest.mark.parametrize("as_json", [False, True])
 def test_stored_control_characters_never_reach_a_terminal(store: str, tmp_path: Path, as_json: bool) -> None:
@@ -759,6 +760,7 @@ def test_rich_is_loaded_only_for_a_progress_bar(filled: str) -> None:
 # --- text ----------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 def test_no_character_that_steers_a_terminal_is_visible_as_itself() -> None:
     everything = "".join(map(chr, range(0x110000)))
     for escape in (visible, one_line, json_line):

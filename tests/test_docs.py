@@ -91,6 +91,7 @@ asyncio.run(main())
 """
 
 
+@pytest.mark.slow
 async def test_a_copy_of_a_store_at_work_is_whole(tmp_path: Path) -> None:
     text = (ROOT / "docs/operations.md").read_text(encoding="utf-8")
     [pack] = re.findall(r"^    (flock .*)$", text, re.MULTILINE)

@@ -394,6 +394,7 @@ async def test_an_import_that_was_interrupted_is_completed_by_the_next(
     assert list((await contents(storage)).values()) == [["x", "y"]] * 200
 
 
+@pytest.mark.slow
 async def test_a_cancelled_import_stops_and_leaves_nothing_running(storage: StorageManager, path: Path) -> None:
     write(path, *(conversation(str(n), "x") for n in range(2_000)))
     task: asyncio.Task[Report] = asyncio.create_task(run(storage, path, progress=lambda *_: task.cancel()))

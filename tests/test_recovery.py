@@ -190,6 +190,7 @@ async def test_a_file_and_one_below_it_written_at_once_cost_nobody_else_anything
     assert [await again.read(key) for key in ("a", "c/d", "other")] == [b"1", b"1", b"3"]
 
 
+@pytest.mark.slow
 async def test_a_commit_of_too_many_steps_is_refused_and_changes_nothing(opened: Open) -> None:
     backend = await started(opened)
     key = "/".join(["x" * 100] * 8)

@@ -508,6 +508,7 @@ class _Endless(MemoryBackend):
             ]
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("order", ["time", "relevance"])
 async def test_memory_does_not_grow_with_what_is_searched(order: Any) -> None:
     storage = StorageManager(backend=_Endless(StorageConfig(storage_url="memory:")))

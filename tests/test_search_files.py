@@ -606,6 +606,7 @@ def _search_in_a_loop(root: str, seed: int, until: float) -> None:
     asyncio.run(run())
 
 
+@pytest.mark.slow
 async def test_two_processes_may_use_one_index(flat_storage: MakeStorage) -> None:
     storage = flat_storage()
     await fill(storage)

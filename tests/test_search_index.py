@@ -305,6 +305,7 @@ async def compare_lists(run: Episode) -> None:
     assert count == len(everything)
 
 
+@pytest.mark.slow
 async def test_texts_of_every_length_rank_as_reading_everything_ranks_them(tmp_path: Path) -> None:
     pick = random.Random(7)
     storage = StorageManager(StorageConfig(storage_base_path=str(tmp_path)))
