@@ -371,6 +371,11 @@ def at_home(name: str, path: str) -> str:
     return expanded
 
 
+def absolute(path: str) -> str:
+    """Return a path that means the same after the working directory has changed; nothing on the medium is asked."""
+    return os.path.normpath(path if os.path.isabs(path) else os.path.join(os.getcwd(), path))
+
+
 def _require_known(name: str, source: str) -> None:
     known = _field_names()
     if name not in known:

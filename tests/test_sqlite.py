@@ -1,22 +1,30 @@
 """The SQLite backend: the contract, looked at with SQL, and what only it does."""
 
+import asyncio
 import json
 import sqlite3
+from collections.abc import AsyncIterator
+from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any
 
 import pytest
 
-from flatfile_chat_database.backends import sql
+from flatfile_chat_database import Message, StorageManager
+from flatfile_chat_database.backends import sql as scripts
 from flatfile_chat_database.backends.base import Capability, StorageBackend
+from flatfile_chat_database.backends.changes import Append, Put, Require
 from flatfile_chat_database.backends.rules import version_of
 from flatfile_chat_database.backends.sqlite import SqliteBackend
 from flatfile_chat_database.backends.tables import Tables
 from flatfile_chat_database.config import StorageConfig
+from flatfile_chat_database.errors import ConfigurationError, IntegrityError, NotFoundError, UnavailableError
 from flatfile_chat_database.layout import Layout
+from flatfile_chat_database.models import new_id
+from flatfile_chat_database.testing.case import LOG, line
 from flatfile_chat_database.testing.contract import BackendContract
 
-SCRIPT = Path(sql.__path__[0], "sqlite_0001.sql")
+SCRIPT = Path(scripts.__path__[0], "sqlite_0001.sql")
 TABLES = Tables(Layout(StorageConfig()))
 
 
@@ -71,7 +79,7 @@ class TestSqlite(BackendContract):
         if records is None:
             cut = ((f"poked {key}", at, data[at : at + 100_000]) for at in range(0, len(data), 100_000))
             connection.executemany("INSERT INTO pieces VALUES (?, ?, ?)", cut)
-            row = (key, "pieces", len(data), version_of(data), 0, f"poked {key}")
+            row = (key, "pieces", len(data), 0, f"poked {key}")
         else:
             lines = data.decode().split("\n")
             rows = [(*TABLES.log(key).ids, n, record["id"], lines[n]) for n, record in enumerate(records)]
@@ -79,8 +87,8 @@ class TestSqlite(BackendContract):
             columns = ", ".join((*spot.table.ids, "position", "id", "body"))
             marks = ", ".join("?" * (len(spot.ids) + 3))
             connection.executemany(f"INSERT INTO {spot.table.name} ({columns}) VALUES ({marks})", rows)
-            row = (key, "log", len(data), None, len(records), None)  # type: ignore[assignment]
-        connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?, ?)", row)
+            row = (key, "log", len(data), len(records), None)  # type: ignore[assignment]
+        connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", row)
         connection.close()
 
     def peek_keys(self) -> list[str]:
@@ -106,3 +114,179 @@ def _records(data: bytes) -> list[dict[str, Any]] | None:
         return records if whole and len({record["id"] for record in records}) == len(records) else None
     except (ValueError, TypeError, KeyError, RecursionError):
         return None
+
+
+# --- what only a database does ---------------------------------------------------------------------------
+
+
+@pytest.fixture
+def path(tmp_path: Path) -> Path:
+    return tmp_path / "chats.sqlite3"
+
+
+@asynccontextmanager
+async def opened(path: Path, **settings: Any) -> AsyncIterator[SqliteBackend]:
+    backend = SqliteBackend(StorageConfig(**settings), str(path))
+    await backend.open()
+    try:
+        yield backend
+    finally:
+        await backend.close()
+
+
+async def sql(path: Path, *statements: str) -> list[tuple[Any, ...]]:
+    """Run statements as another program does; return the rows of the last."""
+
+    def run() -> list[tuple[Any, ...]]:
+        connection = sqlite3.connect(path)
+        try:
+            rows = [connection.execute(statement).fetchall() for statement in statements][-1]
+            connection.commit()
+            return rows
+        finally:
+            connection.close()
+
+    return await asyncio.to_thread(run)
+
+
+async def test_people_can_ask_in_sql(path: Path) -> None:
+    async with opened(path) as store, StorageManager(backend=store) as storage:
+        await storage.create_user("ada")
+        session = await storage.create_session("ada", "A title")
+        for role in ("user", "assistant", "user"):
+            await storage.add_message("ada", session, Message(role, "a\0b"))
+        assert await sql(path, "SELECT role, count(*) FROM messages GROUP BY role") == [("assistant", 1), ("user", 2)]
+        assert await sql(path, "SELECT DISTINCT content FROM messages") == [("a\ufffdb",)]
+        assert await sql(path, "SELECT title FROM sessions") == [("A title",)]
+        assert [message.content for message in await storage.get_messages("ada", session)] == ["a\0b"] * 3
+
+
+async def test_a_file_that_somebody_holds_is_waited_for_once_and_not_by_each(path: Path) -> None:
+    async with opened(path, lock_timeout_seconds=0.5) as store:
+        await store.commit([Append(LOG, (line("m0"),))])
+        other = await asyncio.to_thread(sqlite3.connect, path, isolation_level=None, check_same_thread=False)
+        await asyncio.to_thread(other.execute, "BEGIN IMMEDIATE")
+        attempts = 0
+        real = store._writing
+        assert real is not None
+        begin = real.begin_writing
+
+        def counted() -> bool:
+            nonlocal attempts
+            attempts += 1
+            return begin()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(real, "begin_writing", counted)
+            work = [store.commit([Append(LOG, (line(f"n{number}"),))]) for number in range(20)]
+            results = await asyncio.gather(*work, return_exceptions=True)
+        assert [type(result) for result in results] == [UnavailableError] * 20
+        assert len({id(result) for result in results}) == 20
+        assert attempts == 1
+        await asyncio.to_thread(other.close)
+        assert await store.commit([Append(LOG, (line("late"),))]) == [1]
+        assert store.statistics()["commits"] == 22
+
+
+async def test_a_stream_sees_one_state_of_a_log_that_becomes_another(path: Path) -> None:
+    async with opened(path) as store:
+        lines = tuple(line(f"m{number}", "x" * 1000) for number in range(1000))
+        await store.commit([Append(LOG, lines)])
+        seen: list[bytes] = []
+        async for run in store.stream_log(LOG):
+            if not seen:
+                await store.append(LOG, b"no message\n")  # from now on it is kept as bytes
+                await store.commit([Append(LOG, (line("late"),))])
+            seen += run
+        assert seen == [each[:-1] for each in lines]
+        assert await store.count_log(LOG) == 1001
+
+
+async def test_lines_longer_than_a_piece_come_whole_from_a_damaged_log(path: Path) -> None:
+    async with opened(path) as store:
+        long = line("long", "x" * 3_000_000)
+        await store.append(LOG, line("m0") + b"no message\n" + long + line("m1"))
+        assert [run for runs in [run async for run in store.stream_log(LOG)] for run in runs] == [
+            each[:-1] for each in (line("m0"), long, line("m1"))
+        ]
+
+
+async def test_a_message_sent_again_among_others_is_stored_once(path: Path) -> None:
+    async with opened(path) as store:
+        owner = Require("users/ann/chat/session.json", "The session")
+        await store.write(owner.key, b"{}")
+        await store.commit([Append(LOG, (line("m0"),))])
+        work = [store.commit([owner, Append(LOG, (line(name),), ids=(name,))]) for name in ("m0", "m1", "m2", "m1")]
+        work.append(store.commit([Require("absent", "It"), Append(LOG, (line("m9"),), ids=("m9",))]))
+        results = await asyncio.gather(*work, return_exceptions=True)
+        assert results[:4] == [[None, 0], [None, 1], [None, 1], [None, 0]]
+        assert isinstance(results[4], NotFoundError)
+        assert await store.count_log(LOG) == 3
+        assert store.statistics()["commits"] == 7
+
+
+@pytest.mark.parametrize("statement", ["DELETE FROM users", "UPDATE users SET user_id = 'eve'"])
+async def test_a_row_that_is_gone_is_damage_and_not_absence(path: Path, statement: str) -> None:
+    key = "users/ada/profile.json"
+    async with opened(path) as store:
+        await store.write(key, b"{}\n")
+        await sql(path, statement)
+        with pytest.raises(IntegrityError, match=r"profile\.json is in the table `entries`"):
+            await store.read(key)
+        with pytest.raises(IntegrityError):
+            await store.commit([Put(key, b"{}", version_of(b"{}\n"))])
+        assert await store.write(key, b"{}\n"), "writing it anew mends it"
+        assert await store.read(key) == b"{}\n"
+
+
+async def test_rows_that_nobody_counted_are_damage(path: Path) -> None:
+    async with opened(path) as store:
+        await store.commit([Append(LOG, (line("m0"),))])
+        await sql(path, "INSERT INTO messages VALUES ('ann', 'chat', 1, 'x', 'user', '', '', '{}')")
+        with pytest.raises(IntegrityError, match="rows that the table `entries` does not count"):
+            await store.commit([Append(LOG, (line("m1"),))])
+
+
+async def test_what_an_upload_left_behind_is_removed_later(path: Path) -> None:
+    async with opened(path) as store:
+        await store.write("a/b", b"x")
+        fresh = new_id()
+        await sql(path, *(f"INSERT INTO pieces VALUES ('{name}', 0, x'00')" for name in (OLD, fresh, "no id of ours")))
+        found = {problem.key for problem in await store.verify(fix=True)}
+        assert found == {OLD, "no id of ours"}
+        assert await sql(path, "SELECT count(*) FROM pieces") == [(2,)], "one of them may be under way"
+
+
+OLD = "01000000-0000-7000-8000-000000000000"
+"""An id of 2004."""
+
+
+@pytest.mark.parametrize("content", [b"no database", b"SQLite format 3\0" + bytes(84)])
+async def test_a_file_that_is_no_database_is_refused(path: Path, content: bytes) -> None:
+    path.write_bytes(content)
+    with pytest.raises((IntegrityError, ConfigurationError)):
+        async with opened(path):
+            pass
+    assert path.read_bytes() == content
+
+
+@pytest.mark.parametrize(
+    ("statement", "why"),
+    [("CREATE TABLE x (a)", "no chat store"), ("PRAGMA user_version = 7", "no chat store")],
+)
+async def test_a_foreign_database_is_refused(path: Path, statement: str, why: str) -> None:
+    await sql(path, statement)
+    before = path.read_bytes()
+    with pytest.raises(ConfigurationError, match=why):
+        async with opened(path):
+            pass
+    assert path.read_bytes() == before
+
+
+async def test_a_store_of_a_newer_version_is_refused(path: Path) -> None:
+    async with opened(path) as store:
+        await store.write("a", b"x")
+    await sql(path, "PRAGMA user_version = 99")
+    with pytest.raises(ConfigurationError, match="version 99 of the tables"):
+        async with opened(path):
+            pass

@@ -473,8 +473,8 @@ def _decoded(lines: Iterable[bytes], decode: Callable[[bytes], T | None]) -> lis
 def open_backend(config: StorageConfig) -> StorageBackend:
     """Make the backend that the configuration names; do no I/O.
 
-    `storage_url` is empty (files under `storage_base_path`), `file:relative`, `file:/absolute`, `file:~/in-home`, or
-    `memory:`; the path is percent-decoded.
+    `storage_url` is empty (files under `storage_base_path`), `file:relative`, `file:/absolute`, `file:~/in-home`, the
+    same with `sqlite:` for a file of SQLite, or `memory:`; the path is percent-decoded.
 
     Raises:
         ConfigurationError: The URL's scheme is unknown or its form is wrong.

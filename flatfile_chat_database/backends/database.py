@@ -7,43 +7,44 @@ done by one thread (`writer.py`), so that all that is written at once shares a t
 from __future__ import annotations
 
 import asyncio
-import logging
+import copy
 import threading
 import time
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import aclosing, suppress
 from functools import partial
-from typing import Any, Protocol, TypeVar, cast
+from itertools import islice
+from typing import Generic, Protocol, TypeVar
 
 from ..config import StorageConfig
-from ..errors import ClosedError, DurabilityError, StorageError, UnavailableError
+from ..errors import DurabilityError, StorageError, UnavailableError
 from ..layout import Layout
 from ..models import Problem, new_id
-from . import forks
-from .base import Capability, Changes, StorageBackend
-from .changes import Change, Delete, Outcome, Put
-from .contents import PIECE_BYTES, Connection, Contents, check_lines
+from .base import Capability, Changes
+from .changes import Change
+from .commits import Commits
+from .contents import PIECE_BYTES, Connection, Contents
 from .gathered import Gathered, Known, Repeated
-from .readers import Readers
-from .rules import check_change, check_key, good_lines, not_found
+from .rules import check_key, check_lines, not_found
 from .tables import Tables
+from .threaded import ThreadedBackend
 from .writer import Job, Writer
-
-logger = logging.getLogger("flatfile_chat_database")
 
 T = TypeVar("T")
 
 _of_parents: list[Session | None] = []
 """Connections that came with a fork. Never closed here: that would say goodbye to the database for the parent."""
 
-_READERS = 4
 _ABANDONED_SECONDS = 3600
 """What is at no key for so long is not being written any more."""
 
 
 class Session(Connection, Protocol):
-    """A connection with its transactions. What it cannot do it raises as UnavailableError."""
+    """A connection with its transactions.
+
+    What the database cannot do is raised as UnavailableError, damage as IntegrityError.
+    """
 
     def begin_reading(self) -> None:
         """Begin a transaction that sees one state of the store."""
@@ -65,42 +66,7 @@ class Session(Connection, Protocol):
         """Let go of the connection."""
 
 
-class _Extend:
-    """Append whole lines, whatever they say."""
-
-    def __init__(self, key: str, data: bytes) -> None:
-        self.key, self.data = key, data
-
-
-class _Mend:
-    """Set aside half a line at the end of a log."""
-
-    def __init__(self, key: str) -> None:
-        self.key = key
-
-
-class _Adopt:
-    """Put bytes that are kept already at a key. Outcome: whether it was free."""
-
-    def __init__(self, key: str, pieces: str, size: int, version: str) -> None:
-        self.key, self.pieces, self.size, self.version = key, pieces, size, version
-
-
-class _Keep:
-    """Keep a piece of what is not at a key yet."""
-
-    def __init__(self, pieces: str, number: int, data: bytes) -> None:
-        self.pieces, self.number, self.data = pieces, number, data
-
-
-class _Drop:
-    """Drop what was kept and came to nothing."""
-
-    def __init__(self, pieces: str) -> None:
-        self.pieces = pieces
-
-
-class DatabaseBackend(StorageBackend):
+class DatabaseBackend(ThreadedBackend):
     """Everything but how to connect."""
 
     capabilities = frozenset(
@@ -108,16 +74,11 @@ class DatabaseBackend(StorageBackend):
     )
 
     def __init__(self, config: StorageConfig) -> None:
-        super().__init__(config)
+        super().__init__(config, Writer(self._run, lambda: None, self._end_writing))
         self._tables = Tables(Layout(config))
         self._free: list[Session] = []
         self._writing: Session | None = None
         self._known = Known()
-        self._writer = Writer(self._run, lambda: None, self._end_writing)
-        self._readers: Readers | None = None
-        self._state = threading.Lock()
-        self._forked = False
-        self._closed = False
         self._counters = {"batches": 0, "commits": 0}
 
     @abstractmethod
@@ -127,49 +88,22 @@ class DatabaseBackend(StorageBackend):
     # --- life ----------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        with self._state:
-            if self._closed:
-                raise ClosedError("The store is closed.", hint="Open a new StorageManager.")
-            if self._readers is None:
-                self._readers = Readers(_READERS)
-                forks.remember(self)
+        await super().open()
         await self._in_thread(lambda contents: None)
 
-    async def close(self) -> None:
-        with self._state:
-            first, self._closed = not self._closed, True
-        if first and not self._forked:
-            await asyncio.sleep(0)  # what was submitted in this turn is handed over first
-            await asyncio.shield(asyncio.get_running_loop().run_in_executor(None, self._close))
-
     def _close(self) -> None:
-        self._writer.close()
-        if self._readers is not None:
-            self._readers.close()
+        super()._close()
         while self._free:
             self._free.pop().close()
 
-    def statistics(self) -> dict[str, int]:
-        return dict(self._counters)
-
-    def _threads(self) -> Readers:
-        if self._closed:
-            raise ClosedError("The store is closed.", hint="Open a new StorageManager.")
-        if self._forked:
-            raise ClosedError(
-                "The store was opened before a fork.", hint="Open a new StorageManager in the child process."
-            )
-        if self._readers is None:
-            raise ClosedError("The store is not open yet.", hint="Call open() first.")
-        return self._readers
-
     def let_go_after_fork(self) -> None:
-        """In a forked child: the threads are gone, and the connections are the parent's."""
-        self._forked = True
-        self._state = threading.Lock()
+        super().let_go_after_fork()
         _of_parents.extend(self._free)
         _of_parents.append(self._writing)
         self._free, self._writing = [], None
+
+    def statistics(self) -> dict[str, int]:
+        return dict(self._counters)
 
     # --- reading -------------------------------------------------------------------------------------
 
@@ -183,24 +117,39 @@ class DatabaseBackend(StorageBackend):
             return work(None)
         try:
             connection.begin_reading()
-            try:
-                result = work(Contents(connection, self._tables, self.config))
-            finally:
-                connection.roll_back()
-        except UnavailableError:
-            connection.close()
-            raise
-        except BaseException:
-            self._free.append(connection)
-            raise
-        self._free.append(connection)
-        return result
+            return work(self._contents(connection))
+        finally:
+            self._give_back(connection)
 
     def _take(self) -> Session | None:
         try:
             return self._free.pop()
         except IndexError:
             return self._connect(to_write=False)
+
+    def _give_back(self, connection: Session) -> None:
+        try:
+            connection.roll_back()
+        except StorageError:  # nothing was lost by it, but it is of no use any more
+            connection.close()
+            return
+        if self._closed:
+            connection.close()
+        else:
+            self._free.append(connection)
+
+    def _contents(self, connection: Session) -> Contents:
+        return Contents(connection, self._tables)
+
+    async def _stream(self, begin: Callable[[Contents | None], Iterator[T]]) -> AsyncGenerator[T, None]:
+        """Yield what an iterator yields in a thread, all of it from one state of the store."""
+        threads = self._threads()
+        stream = _Stream(self, begin)
+        try:
+            while found := await threads.run(stream.next):
+                yield found[0]
+        finally:
+            await asyncio.shield(self._later(stream.end))
 
     async def read(self, key: str) -> bytes | None:
         check_key(key)
@@ -269,204 +218,126 @@ class DatabaseBackend(StorageBackend):
 
     async def stream_log(self, key: str, *, strict: bool = False) -> AsyncIterator[list[bytes]]:
         check_key(key)
-        start = 0
-        while (run := await self._in_thread(partial(_run_of, key, start))) is not None:
-            if not run:
-                return
-            yield run
-            start += len(run)
-        rest, offset = b"", 0
-        async with aclosing(cast("AsyncGenerator[bytes]", self.read_blob(key))) as pieces:
-            async for piece in pieces:
-                end = piece.rfind(b"\n") + 1
-                whole, rest = rest + piece[:end], piece[end:] if end else rest + piece
-                if end and (lines := good_lines(key, whole, strict=strict, newline=False, offset=offset)):
-                    yield lines
-                offset += len(whole) if end else 0
+        runs = self._stream(lambda contents: contents.runs(key, strict=strict) if contents else iter(()))
+        async with aclosing(runs):
+            async for run in runs:
+                yield run
 
     # --- blobs ---------------------------------------------------------------------------------------
+
+    async def read_blob(self, key: str) -> AsyncIterator[bytes]:
+        check_key(key)
+        pieces = self._stream(partial(_blob, key))
+        async with aclosing(pieces):
+            async for piece in pieces:
+                yield piece
 
     async def write_blob(self, key: str, chunks: AsyncIterator[bytes]) -> bool:
         check_key(key)
         if await self.exists(key):
             return False
-        from hashlib import blake2b
-
-        pieces, number, size, hashed = new_id(), 0, 0, blake2b(digest_size=16)
+        pieces, number, size = new_id(), 0, 0
         held = bytearray()
         is_handed_over = False
         try:
             async for chunk in chunks:
                 held += chunk
+                size += len(chunk)
                 while len(held) >= PIECE_BYTES:
-                    piece = bytes(held[:PIECE_BYTES])
+                    await self._commit([partial(_keep, pieces, number, bytes(held[:PIECE_BYTES]))])
                     del held[:PIECE_BYTES]
-                    await self._commit([_Keep(pieces, number, piece)])
-                    hashed.update(piece)
-                    number, size = number + 1, size + len(piece)
-            hashed.update(held)
-            last = _Keep(pieces, number, bytes(held))
+                    number += 1
             is_handed_over = True
-            adopt = _Adopt(key, pieces, size + len(held), hashed.hexdigest())
-            return bool((await self._commit([last, adopt] if held else [adopt]))[-1])
+            last = [partial(_keep, pieces, number, bytes(held))] if held else []
+            return bool((await self._commit([*last, partial(_adopt, key, pieces, size)]))[-1])
         except BaseException as error:
-            # What was handed over whole is the writer's, whatever becomes of the caller.
+            # What was handed over whole is the writer's, whatever becomes of the caller. What cannot be dropped now,
+            # for the store is closed or the disk full, `verify` finds.
             is_undone = isinstance(error, StorageError) and not isinstance(error, DurabilityError)
             if number and (is_undone or not is_handed_over):
                 with suppress(StorageError):
-                    await asyncio.shield(self._commit([_Drop(pieces)]))
+                    await asyncio.shield(self._commit([partial(_drop, pieces)]))
             raise
-
-    async def read_blob(self, key: str) -> AsyncIterator[bytes]:
-        check_key(key)
-        threads = self._threads()
-        connection = await threads.run(self._take)
-        if connection is None:
-            raise not_found(f"The file {key}", key)
-
-        def first() -> Iterator[bytes]:
-            connection.begin_reading()
-            contents = Contents(connection, self._tables, self.config)
-            place = contents.place(key)
-            if place is None:
-                raise not_found(f"The file {key}", key)
-            return contents.pieces(place) if place.kind == "pieces" else iter([contents.read(key) or b""])
-
-        def end() -> None:
-            if isinstance(pieces, Generator):
-                pieces.close()
-            connection.roll_back()
-            if self._closed:
-                connection.close()
-            else:
-                self._free.append(connection)
-
-        pieces: Iterator[bytes] = iter(())
-        try:
-            pieces = await threads.run(first)
-            while (piece := await threads.run(lambda: next(pieces, None))) is not None:
-                yield piece
-        finally:
-            await asyncio.shield(self._later(end))
-
-    def _later(self, work: Callable[[], None]) -> asyncio.Future[None]:
-        try:
-            return self._threads().run(work)
-        except ClosedError:
-            return asyncio.get_running_loop().run_in_executor(None, work)
 
     # --- writing -------------------------------------------------------------------------------------
 
-    async def write(self, key: str, data: bytes) -> bool:
-        await self.commit([Put(key, bytes(data))])
-        return True
-
     async def append(self, key: str, data: bytes) -> bool:
         check_lines(check_key(key), data)
-        await self._commit([_Extend(key, bytes(data))])
+        await self._commit([partial(_extend, key, bytes(data))])
         return True
-
-    async def delete(self, key: str) -> bool:
-        return bool((await self.commit([Delete(key)]))[0])
-
-    async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
-        for change in changes:
-            check_change(change)
-        return await self._commit(changes)
-
-    def _commit(self, changes: Sequence[Any]) -> asyncio.Future[list[Outcome]]:
-        self._threads()
-        return self._writer.submit(changes)
 
     def _run(self, jobs: Sequence[Job]) -> None:
         """Do jobs in one transaction; in the writer's thread."""
         self._counters["batches"] += 1
         self._counters["commits"] += len(jobs)
+        connection = self._begin(jobs)
+        if connection is None:
+            return
         try:
-            try:
-                self._run_together(jobs)
-            except Repeated:
-                self._run_together(jobs, gathers=False)
+            self._run_together(connection, jobs, gathers=True)
         except DurabilityError as error:
-            self._fail(jobs, error)
-        except StorageError as error:
-            if len(jobs) == 1:
-                self._fail(jobs, error)
-                return
-            for job in jobs:  # one of them may be what the database cannot do
-                self._run([job])
+            _fail(jobs, error)
+        except (StorageError, Repeated):
+            self._run_one_by_one(jobs)
 
-    def _run_together(self, jobs: Sequence[Job], *, gathers: bool = True) -> None:
+    def _run_one_by_one(self, jobs: Sequence[Job]) -> None:
+        """Do jobs that could not be done together: one of them may be what the database cannot do."""
+        for number, job in enumerate(jobs):
+            connection = self._begin(jobs[number:])
+            if connection is None:
+                return
+            try:
+                self._run_together(connection, [job], gathers=False)
+            except StorageError as error:
+                _fail([job], error)
+
+    def _begin(self, jobs: Sequence[Job]) -> Session | None:
+        """Begin a transaction for jobs; if none can begin, tell all of them, and return None.
+
+        Not each by itself: every one of them would wait as long for a file that somebody holds.
+        """
+        try:
+            connection = self._writing = self._writing or self._connect(to_write=True)
+            if connection is None:
+                raise UnavailableError("There is no store to write to.")
+            if connection.begin_writing():
+                self._known.forget()
+        except StorageError as error:
+            self._roll_back()
+            _fail(jobs, error)
+            return None
+        return connection
+
+    def _run_together(self, connection: Session, jobs: Sequence[Job], *, gathers: bool) -> None:
         for job in jobs:
             job.outcomes = job.error = None
-        connection = self._writing
-        if connection is None:
-            connection = self._writing = self._connect(to_write=True)
-        if connection is None:
-            raise UnavailableError("There is no store to write to.")
-        if connection.begin_writing():
-            self._known.forget()
         try:
-            contents = Contents(connection, self._tables, self.config)
-            gathered = Gathered(contents, self._known)
+            commits = Commits(self._contents(connection), self.config)
+            gathered = Gathered(commits.contents, self._known)
             for job in jobs:
                 if gathers and gathered.take(job):
                     continue
                 gathered.flush()
                 self._known.forget()
-                self._run_one(contents, job)
+                _run_one(commits, job)
             gathered.flush()
-        except BaseException:
-            self._known.forget()
-            connection.roll_back()
-            raise
-        try:
             connection.commit()
         except BaseException:
             self._known.forget()
+            self._roll_back()
             raise
 
-    def _run_one(self, contents: Contents, job: Job) -> None:
-        """Do a job; what is raised here ends the transaction, for part of it may be done."""
-        try:
-            for change in job.changes:
-                if isinstance(change, Change):
-                    contents.check(change)
-        except UnavailableError:
-            raise
-        except StorageError as error:
-            job.error = error
-        else:
-            job.outcomes = [self._make(contents, change) for change in job.changes]
-
-    @staticmethod
-    def _make(contents: Contents, change: Any) -> Outcome:
-        match change:
-            case _Extend():
-                contents.extend(change.key, change.data)
-                return None
-            case _Mend():
-                contents.open_log(change.key)
-                return None
-            case _Keep():
-                contents.add_pieces(change.pieces, change.number, [change.data])
-                return None
-            case _Drop():
-                contents.drop_pieces(change.pieces)
-                return None
-            case _Adopt():
-                return contents.adopt(change.key, change.pieces, change.size, change.version)
-            case _:
-                return contents.apply(change)
-
-    @staticmethod
-    def _fail(jobs: Sequence[Job], error: StorageError) -> None:
-        for job in jobs:
-            job.outcomes, job.error = None, type(error)(error.message, key=error.key, hint=error.hint)
+    def _roll_back(self) -> None:
+        if self._writing is not None:
+            try:
+                self._writing.roll_back()
+            except StorageError:  # what is wrong is being told already; the next one is new
+                self._end_writing()
 
     def _end_writing(self) -> None:
-        if self._writing is not None:
-            self._writing.close()
+        connection, self._writing = self._writing, None
+        if connection is not None:
+            connection.close()
 
     # --- maintenance ---------------------------------------------------------------------------------
 
@@ -485,22 +356,107 @@ class DatabaseBackend(StorageBackend):
         problems = []
         for key in torn:
             if fix:
-                await self._commit([_Mend(key)])
+                await self._commit([partial(_mend, key)])
             problems.append(Problem("torn-tail", key, "The log ends in half a line.", fixed=fix))
         for pieces in leftovers:
             if _age(pieces) > _ABANDONED_SECONDS:
                 if fix:
-                    await self._commit([_Drop(pieces)])
+                    await self._commit([partial(_drop, pieces)])
                 problems.append(
                     Problem("leftover", pieces, "An upload that came to nothing.", fixed=fix, harmless=True)
                 )
         return problems
 
 
-def _run_of(key: str, start: int, contents: Contents | None) -> list[bytes] | None:
-    return [] if contents is None else contents.run(key, start)
+class _Stream(Generic[T]):
+    """An iterator over one state of the store, with the connection that sees it; used by one thread at a time."""
+
+    def __init__(self, backend: DatabaseBackend, begin: Callable[[Contents | None], Iterator[T]]) -> None:
+        self._backend = backend
+        self._begin = begin
+        self._connection: Session | None = None
+        self._items: Iterator[T] | None = None
+        self._has_ended = False
+        self._state = threading.Lock()  # a caller who is cancelled ends it while a thread may still be at it
+
+    def next(self) -> list[T]:
+        """Return the next item, or nothing behind the last."""
+        with self._state:
+            if self._has_ended:
+                return []
+            if self._items is None:
+                self._connection = self._backend._take()
+                if self._connection is not None:
+                    self._connection.begin_reading()
+                connection = self._connection
+                self._items = self._begin(None if connection is None else self._backend._contents(connection))
+            return list(islice(self._items, 1))
+
+    def end(self) -> None:
+        """Let go of the connection."""
+        with self._state:
+            self._has_ended = True
+            if isinstance(self._items, Generator):
+                self._items.close()
+            if self._connection is not None:
+                self._backend._give_back(self._connection)
+                self._connection = None
+
+
+def _blob(key: str, contents: Contents | None) -> Iterator[bytes]:
+    place = None if contents is None else contents.place(key)
+    if contents is None or place is None:
+        raise not_found(f"The file {key}", key)
+    return contents.pieces_of(key, place)
+
+
+def _run_one(commits: Commits, job: Job) -> None:
+    """Do a job; what is raised here ends the transaction, for part of it may be done."""
+    try:
+        for change in job.changes:
+            if isinstance(change, Change):
+                commits.check(change)
+    except UnavailableError:
+        raise
+    except StorageError as error:
+        job.error = error
+    else:
+        job.outcomes = [
+            commits.apply(change) if isinstance(change, Change) else change(commits) for change in job.changes
+        ]
+
+
+def _fail(jobs: Sequence[Job], error: StorageError) -> None:
+    for job in jobs:  # an error of its own for each, for a traceback grows with each raise
+        job.outcomes, job.error = None, copy.copy(error)
+
+
+# --- what jobs hold beside the changes of the contract -------------------------------------------------
+
+
+def _extend(key: str, data: bytes, commits: Commits) -> None:
+    commits.extend(key, data)
+
+
+def _mend(key: str, commits: Commits) -> None:
+    commits.open_log(key)
+
+
+def _keep(pieces: str, number: int, data: bytes, commits: Commits) -> None:
+    commits.contents.add_pieces(pieces, number, [data])
+
+
+def _drop(pieces: str, commits: Commits) -> None:
+    commits.contents.drop_pieces(pieces)
+
+
+def _adopt(key: str, pieces: str, size: int, commits: Commits) -> bool:
+    return commits.contents.adopt(key, pieces, size)
 
 
 def _age(pieces: str) -> float:
     """Return how many seconds ago an id was made: it begins with the time (RFC 9562, section 5.7)."""
-    return time.time() - int(pieces.replace("-", "")[:12], 16) / 1000
+    try:
+        return time.time() - int(pieces.replace("-", "")[:12], 16) / 1000
+    except ValueError:  # it is none of ours
+        return _ABANDONED_SECONDS + 1

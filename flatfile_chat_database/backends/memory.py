@@ -6,13 +6,12 @@ import bisect
 import threading
 from collections.abc import Sequence
 
-from .. import codec
 from ..config import StorageConfig
-from ..errors import ClosedError, ValidationError
+from ..errors import ClosedError
 from ..models import Problem
-from .base import Changes, StorageBackend, logger
+from .base import Changes, StorageBackend
 from .changes import Change, Outcome
-from .rules import check_key, mended, quarantine_keys
+from .rules import check_key, check_lines, half_set_aside, mended
 
 
 class MemoryBackend(StorageBackend):
@@ -44,17 +43,12 @@ class MemoryBackend(StorageBackend):
         return True
 
     async def append(self, key: str, data: bytes) -> bool:
-        if not data.endswith(b"\n"):
-            raise ValidationError("What is appended must end in a newline.", key=key)
+        check_lines(key, data)
         with self._lock:
             before, half = mended(self._opened().get(check_key(key), b""))
             if half:
-                note, target = quarantine_keys(self.config)
-                reason = "half a line at the end of the log"
-                facts = {"key": key, "offset": len(before), "size": len(half), "reason": reason}
-                await self.write(note, codec.encode_document(facts))
-                await self.write(target, half)
-                logger.warning("%s: %s is set aside as %s", key, reason, target)
+                for place, kept in half_set_aside(self.config, key, len(before), half).items():
+                    await self.write(place, kept)
             return await self.write(key, before + data)
 
     async def delete(self, key: str) -> bool:

@@ -77,6 +77,12 @@ def _check_line(key: str, line: bytes) -> None:
         raise ValidationError("A record must be one line that ends in a newline.", key=key)
 
 
+def check_lines(key: str, data: bytes) -> None:
+    """Raise ValidationError unless what is to be appended to a log ends in a newline."""
+    if not data.endswith(b"\n"):
+        raise ValidationError("What is appended must end in a newline.", key=key)
+
+
 def version_of(data: bytes) -> str:
     """Return the version of a document that holds `data`: a hash of its bytes, so it survives a copy."""
     return hashlib.blake2b(data, digest_size=16).hexdigest()
@@ -182,6 +188,15 @@ def quarantine_keys(config: StorageConfig) -> tuple[str, str]:
     """Return new keys for a note on something that is set aside, and for its bytes."""
     layout, item = Layout(config), new_id()
     return layout.key("quarantine", item=f"{item}.json"), layout.key("quarantine", item=f"{item}.bin")
+
+
+def half_set_aside(config: StorageConfig, key: str, offset: int, half: bytes) -> dict[str, bytes]:
+    """Return the documents in which half a line at the end of a log is kept, by key; warn of it."""
+    note, target = quarantine_keys(config)
+    reason = "half a line at the end of the log"
+    facts = {"key": key, "offset": offset, "size": len(half), "reason": reason}
+    logger.warning("%s: %s is set aside as %s", key, reason, target)
+    return {note: codec.encode_document(facts), target: half}
 
 
 def mended(data: bytes) -> tuple[bytes, bytes]:

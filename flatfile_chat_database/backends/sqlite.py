@@ -9,7 +9,7 @@ from contextlib import contextmanager
 from importlib import resources
 from typing import Any
 
-from ..config import StorageConfig
+from ..config import StorageConfig, absolute
 from ..errors import ConfigurationError, DurabilityError, IntegrityError, StorageError, UnavailableError
 from .database import DatabaseBackend
 
@@ -26,7 +26,7 @@ class SqliteBackend(DatabaseBackend):
     def __init__(self, config: StorageConfig, path: str) -> None:
         """Keep the store in the file at `path`."""
         super().__init__(config)
-        self.path = os.path.normpath(path if os.path.isabs(path) else os.path.join(os.getcwd(), path))
+        self.path = absolute(path)
 
     def __repr__(self) -> str:
         return f"<SqliteBackend {self.path!r}{' closed' if self._closed else ''}>"
@@ -92,7 +92,7 @@ class SqliteSession:
                 connection.execute(f"PRAGMA application_id = {APPLICATION_ID}")
             connection.execute("COMMIT")
         except BaseException:
-            connection.execute("ROLLBACK")
+            self.roll_back()
             raise
 
     def _check(self) -> int:
@@ -160,7 +160,6 @@ class SqliteSession:
         try:
             self._connection.execute("COMMIT")
         except sqlite3.Error as error:
-            self.roll_back()
             raise DurabilityError(f"{DurabilityError.__doc__} ({error})") from error
 
     def roll_back(self) -> None:

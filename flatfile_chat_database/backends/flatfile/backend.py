@@ -6,26 +6,25 @@ import asyncio
 import copy
 import os
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
 from contextlib import aclosing
 from functools import partial
 from typing import TypeVar
 
 from ... import codec
-from ...config import StorageConfig
-from ...errors import ClosedError, DurabilityError, IntegrityError, StorageError, UnavailableError, ValidationError
+from ...config import StorageConfig, absolute
+from ...errors import DurabilityError, IntegrityError, StorageError, UnavailableError
 from ...models import Problem
-from .. import forks
-from ..base import Capability, Changes, LogPart, StorageBackend, logger
-from ..changes import Change, Delete, Outcome, Put
+from ..base import Capability, Changes, LogPart, logger
 from ..readers import Readers
-from ..rules import check_change, check_key, not_found
+from ..rules import check_key, check_lines, not_found
+from ..threaded import ThreadedBackend
 from ..writer import Writer
 from .blobs import WRITE_BYTES, BlobReader, BlobWriter
 from .engine import Engine
 from .extents import read_part, read_places, stamp
 from .files import Files
-from .jobs import EngineChange, Extend, Mend, Place
+from .jobs import Extend, Mend, Place
 from .logs import Block, LogReader
 from .memo import Memo
 from .offsets import Offsets
@@ -36,7 +35,7 @@ T = TypeVar("T")
 _READERS = 4
 
 
-class FlatfileBackend(StorageBackend):
+class FlatfileBackend(ThreadedBackend):
     """Files in a folder, safe for several threads and processes of one host.
 
     Reading takes no lock: documents are replaced whole, and a log is read up to its last newline.
@@ -54,24 +53,17 @@ class FlatfileBackend(StorageBackend):
 
     def __init__(self, config: StorageConfig, root: str | os.PathLike[str], *, files: Files | None = None) -> None:
         """Keep the store in the folder `root`; `files` replaces the system calls in tests."""
-        super().__init__(config)
         self._files = files or Files()
-        place = os.fspath(root)
-        self.root = os.path.normpath(place if os.path.isabs(place) else os.path.join(os.getcwd(), place))
+        self.root = absolute(os.fspath(root))
         self._engine = Engine(config, self.root, self._files)
+        super().__init__(config, Writer(self._engine.run, self._engine.idle, self._engine.close))
         self._tree = self._engine.tree
-        self._writer = Writer(self._engine.run, self._engine.idle, self._engine.close)
         self._documents = Memo(self._files)
         self._newest = Memo(self._files)
         self._offsets = Offsets()
-        self._readers: Readers | None = None
-        self._state = threading.Lock()
         self._opening = threading.Lock()
         self._recovered = False
         self._obstacle: IntegrityError | None = None
-        self._forked = False  # told by the hook of `forks.py`, for asking the system each time is slow
-        self._closed = False
-        self._closing: asyncio.Future[None] | None = None
 
     def __repr__(self) -> str:
         state = " closed" if self._closed else "" if self._readers is not None else " unopened"
@@ -80,12 +72,7 @@ class FlatfileBackend(StorageBackend):
     # --- life ----------------------------------------------------------------------------------------
 
     async def open(self) -> None:
-        with self._state:
-            if self._closed:
-                raise ClosedError("The store is closed.", hint="Open a new StorageManager.")
-            if self._readers is None:
-                self._readers = Readers(_READERS)
-                forks.remember(self)
+        await super().open()
         if not self._recovered:
             await self._threads().run(self._recover)
 
@@ -101,25 +88,8 @@ class FlatfileBackend(StorageBackend):
                 self._obstacle = error
             self._recovered = True
 
-    async def close(self) -> None:
-        with self._state:
-            first, self._closed = not self._closed, True
-        if first and self._readers is not None and not self._forked:
-            self._closing = asyncio.ensure_future(self._finish())
-        if self._closing is not None and self._closing.get_loop() is asyncio.get_running_loop():
-            if first:
-                await asyncio.shield(self._closing)  # a caller that is cancelled does not stop it half-way
-            else:
-                await asyncio.wait([self._closing])
-
-    async def _finish(self) -> None:
-        await asyncio.sleep(0)  # what was submitted in this turn is handed over first
-        await asyncio.get_running_loop().run_in_executor(None, self._close)
-
     def _close(self) -> None:
-        self._writer.close()
-        if self._readers is not None:
-            self._readers.close()
+        super()._close()
         if self._engine.failure is not None:
             raise self._engine.failure
 
@@ -127,27 +97,13 @@ class FlatfileBackend(StorageBackend):
         return {**self._files.counters, "open_files": self._engine.open_files}
 
     def _check_open(self) -> Readers:
-        """Return the reading threads of a store that can be used."""
-        threads = self._threads()
+        threads = super()._check_open()
         if self._obstacle is not None:
             raise copy.copy(self._obstacle)
         return threads
 
-    def _threads(self) -> Readers:
-        if self._closed:
-            raise ClosedError("The store is closed.", hint="Open a new StorageManager.")
-        if self._forked:
-            raise ClosedError(
-                "The store was opened before a fork.", hint="Open a new StorageManager in the child process."
-            )
-        if self._readers is None:
-            raise ClosedError("The store is not open yet.", hint="Call open() first.")
-        return self._readers
-
     def let_go_after_fork(self) -> None:
-        """In a forked child: the threads are gone, and the parent's lock must not live on here."""
-        self._forked = True
-        self._state = threading.Lock()
+        super().let_go_after_fork()
         self._opening = threading.Lock()
         self._engine.let_go()
 
@@ -155,35 +111,16 @@ class FlatfileBackend(StorageBackend):
         """Do blocking work, one hop for a whole operation."""
         return self._check_open().run(work)
 
-    def _later(self, work: Callable[[], None]) -> asyncio.Future[None]:
-        """Do a last bit of blocking work, whether or not the caller waits for it, also after `close`."""
-        try:
-            return self._check_open().run(work)
-        except ClosedError:
-            return asyncio.get_running_loop().run_in_executor(None, work)
-
-    def _commit(self, changes: Sequence[EngineChange]) -> Awaitable[list[Outcome]]:
-        self._check_open()
-        return self._writer.submit(changes)
-
     # --- the six -------------------------------------------------------------------------------------
 
     async def read(self, key: str) -> bytes | None:
         check_key(key)
         return await self._in_thread(lambda: self._read(key))
 
-    async def write(self, key: str, data: bytes) -> bool:
-        await self.commit([Put(key, bytes(data))])
-        return True
-
     async def append(self, key: str, data: bytes) -> bool:
-        if not data.endswith(b"\n"):
-            raise ValidationError("What is appended must end in a newline.", key=check_key(key))
-        await self._commit([Extend(check_key(key), bytes(data))])
+        check_lines(check_key(key), data)
+        await self._commit([Extend(key, bytes(data))])
         return True
-
-    async def delete(self, key: str) -> bool:
-        return bool((await self.commit([Delete(key)]))[0])
 
     async def exists(self, key: str) -> bool:
         check_key(key)
@@ -232,11 +169,6 @@ class FlatfileBackend(StorageBackend):
                 return self._tree.folders(folder)
 
         return await self._in_thread(look)
-
-    async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
-        for change in changes:
-            check_change(change)
-        return await self._commit(changes)
 
     def _read(self, key: str) -> bytes | None:
         with mapped(key):

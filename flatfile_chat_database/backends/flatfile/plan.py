@@ -13,10 +13,11 @@ from collections.abc import Callable, Collection, Iterator, Sequence
 from typing import NamedTuple, cast
 
 from ... import codec
-from ...errors import StorageLimitExceeded, UnavailableError, ValidationError
+from ...errors import StorageLimitExceeded, UnavailableError
 from ..changes import ANY, Absent, Append, Delete, Edit, Move, Outcome, Put, Quota, RemoveTree, Require, Truncate
 from ..rules import (
     check_edit,
+    check_lines,
     check_maximum,
     check_quota,
     check_version,
@@ -337,8 +338,7 @@ class Plan:
                     self._files.status(self._tree.path(source))  # unreadable is not absent
                 self._check_absent(target)
             case Extend(key, data):
-                if not data.endswith(b"\n"):
-                    raise ValidationError("What is appended must end in a newline.", key=key)
+                check_lines(key, data)
                 if key not in self._appended:
                     if key in self._planned:
                         raise Later

@@ -4,7 +4,6 @@ CREATE TABLE entries (
     key TEXT NOT NULL PRIMARY KEY,
     place TEXT NOT NULL CHECK (place IN ('document', 'log', 'pieces')),
     size INTEGER NOT NULL,
-    version TEXT,
     records INTEGER NOT NULL DEFAULT 0,
     pieces TEXT
 ) WITHOUT ROWID;

@@ -1,0 +1,110 @@
+"""The life of a backend that works in threads: a few that read (`readers.py`), one that writes (`writer.py`)."""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+from collections.abc import Awaitable, Callable, Sequence
+from typing import Any
+
+from ..config import StorageConfig
+from ..errors import ClosedError
+from . import forks
+from .base import StorageBackend
+from .changes import Change, Delete, Outcome, Put
+from .readers import Readers
+from .rules import check_change
+from .writer import Writer
+
+_READERS = 4
+
+
+class ThreadedBackend(StorageBackend):
+    """Opening, closing, forks, and what is written through the writer. What is done in the threads is the heir's."""
+
+    def __init__(self, config: StorageConfig, writer: Writer) -> None:
+        super().__init__(config)
+        self._writer = writer
+        self._readers: Readers | None = None
+        self._state = threading.Lock()
+        self._forked = False  # told by the hook of `forks.py`, for asking the system each time is slow
+        self._closed = False
+        self._closing: asyncio.Future[None] | None = None
+
+    # --- life ----------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        with self._state:
+            if self._closed:
+                raise ClosedError("The store is closed.", hint="Open a new StorageManager.")
+            if self._readers is None:
+                self._readers = Readers(_READERS)
+                forks.remember(self)
+
+    async def close(self) -> None:
+        with self._state:
+            first, self._closed = not self._closed, True
+        if first and self._readers is not None and not self._forked:
+            self._closing = asyncio.ensure_future(self._finish())
+        if self._closing is not None and self._closing.get_loop() is asyncio.get_running_loop():
+            if first:
+                await asyncio.shield(self._closing)  # a caller that is cancelled does not stop it half-way
+            else:
+                await asyncio.wait([self._closing])
+
+    async def _finish(self) -> None:
+        await asyncio.sleep(0)  # what was submitted in this turn is handed over first
+        await asyncio.get_running_loop().run_in_executor(None, self._close)
+
+    def _close(self) -> None:
+        """End the threads after what was handed over; blocks."""
+        self._writer.close()
+        if self._readers is not None:
+            self._readers.close()
+
+    def let_go_after_fork(self) -> None:
+        """In a forked child: the threads are gone, and what is open is the parent's."""
+        self._forked = True
+        self._state = threading.Lock()
+
+    def _threads(self) -> Readers:
+        """Return the reading threads of a store that is open."""
+        if self._closed:
+            raise ClosedError("The store is closed.", hint="Open a new StorageManager.")
+        if self._forked:
+            raise ClosedError(
+                "The store was opened before a fork.", hint="Open a new StorageManager in the child process."
+            )
+        if self._readers is None:
+            raise ClosedError("The store is not open yet.", hint="Call open() first.")
+        return self._readers
+
+    def _check_open(self) -> Readers:
+        """Return the reading threads of a store that can be used."""
+        return self._threads()
+
+    def _later(self, work: Callable[[], None]) -> asyncio.Future[None]:
+        """Do a last bit of blocking work, whether or not the caller waits for it, also after `close`."""
+        try:
+            return self._check_open().run(work)
+        except ClosedError:
+            return asyncio.get_running_loop().run_in_executor(None, work)
+
+    # --- writing -------------------------------------------------------------------------------------
+
+    def _commit(self, changes: Sequence[Any]) -> Awaitable[list[Outcome]]:
+        """Hand over changes, those of the contract or the heir's own."""
+        self._check_open()
+        return self._writer.submit(changes)
+
+    async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
+        for change in changes:
+            check_change(change)
+        return await self._commit(changes)
+
+    async def write(self, key: str, data: bytes) -> bool:
+        await self.commit([Put(key, bytes(data))])
+        return True
+
+    async def delete(self, key: str) -> bool:
+        return bool((await self.commit([Delete(key)]))[0])
