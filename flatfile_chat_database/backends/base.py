@@ -21,7 +21,7 @@ import importlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from enum import StrEnum
 from typing import TypeVar, cast
 
@@ -114,6 +114,24 @@ class LogPart(msgspec.Struct, frozen=True):
     """Offset and line, without its newline, of every line that is a record, and maybe of some that are none."""
     more: bool
     """Whether there are whole lines behind `end`."""
+
+
+class Snapshot:
+    """One state of a store, to be read as a whole; used by one task at a time. This one reads what is there now."""
+
+    def __init__(self, backend: StorageBackend) -> None:
+        self._backend = backend
+
+    async def keys(self, prefix: str = "") -> AsyncIterator[list[str]]:
+        """Yield all keys that begin with `prefix` in runs, sorted by code point."""
+        keys = await self._backend.list_keys(prefix)
+        if keys:
+            yield keys
+
+    async def read(self, key: str) -> AsyncIterator[bytes]:
+        """Yield the bytes at `key` in chunks; raise NotFoundError before the first if there are none."""
+        async for chunk in self._backend.read_blob(key):
+            yield chunk
 
 
 class StorageBackend(ABC):
@@ -290,6 +308,23 @@ class StorageBackend(ABC):
                 return keys
             case Require() | Absent() | Quota():
                 return None
+
+    # --- all of it -----------------------------------------------------------------------------------
+
+    async def load(self, items: Sequence[tuple[str, bytes]]) -> None:
+        """Put bytes at several keys where nothing is, logs among them, as one commit.
+
+        It means a `Put` with ABSENT for each, and may be faster: it is how a store is filled from another one.
+        """
+        await self.commit([Put(key, data, ABSENT) for key, data in items])
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Snapshot]:
+        """Show one state of the store for as long as the context lasts; others may go on writing meanwhile.
+
+        This default shows the state of now only as long as nobody writes.
+        """
+        yield Snapshot(self)
 
     # --- logs ----------------------------------------------------------------------------------------
 

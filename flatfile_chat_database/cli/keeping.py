@@ -1,0 +1,241 @@
+"""Commands that fill a store and keep it well: demo, import, reindex, check."""
+
+from __future__ import annotations
+
+import asyncio
+import os
+import shlex
+import shutil
+import sys
+import tempfile
+import time
+from collections import Counter
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, replace
+from typing import Any
+
+import click
+
+from ..backends.base import open_backend
+from ..check import check as check_store
+from ..config import StorageConfig
+from ..demo import run_demo
+from ..errors import ConfigurationError
+from ..importers import FORMATS, Report, import_file
+from ..storage import StorageManager
+from ..terminal import duration, one_line, visible
+from .frame import Options, cli, closing, dim, no_store, place, runs
+
+# --- demo ----------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.option("--store", metavar="PATH_OR_URL", help="Where to make the store. Default: a new temporary folder.")
+@click.pass_obj
+def demo(options: Options, store: str | None) -> None:
+    """Show what the library does, in a new store that stays.
+
+    Stores chats in English and Chinese, a document with its analysis, contexts and a panel of personas; pages and
+    searches; then prints the files it made.
+    """
+    config = options.config(store)
+    if store is None and not options.names_a_store():
+        config.storage_base_path = tempfile.mkdtemp(prefix="chatdb-demo-")
+    place = config.storage_url or os.path.abspath(config.storage_base_path)
+    made = asyncio.run(_demo(config, place, _program(), (lambda line: None) if options.json else click.echo))
+    if options.json:
+        options.print(made)
+
+
+async def _demo(config: StorageConfig, place: str, program: str, say: Callable[[str], None]) -> dict[str, Any]:
+    async with StorageManager(config) as storage:
+        if await storage.backend.list_children(""):
+            raise ConfigurationError(f"{place} is not empty.", hint="Give the demo a new folder.")
+        return await run_demo(storage, place, program, say)
+
+
+def _program() -> str:
+    """Return how the user can call this program again."""
+    if shutil.which("chatdb"):
+        return "chatdb"
+    if os.path.basename(sys.argv[0]) == "chatdb":
+        return shlex.quote(sys.argv[0])
+    return f"{shlex.quote(sys.executable)} -m {__name__.partition('.')[0]}"
+
+
+# --- import --------------------------------------------------------------------------------------------
+
+
+@cli.command("import")
+@click.argument("file", type=click.Path(exists=True, dir_okay=False, readable=True))
+@click.option(
+    "--format",
+    "format_name",
+    type=click.Choice(list(FORMATS)),
+    required=True,
+    help='What the file holds. openai-jsonl: one conversation a line, {"id", "messages": [{"role", "content"}]}.',
+)
+@click.option("--user", "user_id", default="local", show_default=True, help="Whose sessions they become.")
+@click.option("--dry-run", is_flag=True, help="Write nothing; report what would be added.")
+@click.pass_obj
+@runs
+async def import_(options: Options, file: str, format_name: str, user_id: str, dry_run: bool) -> int:
+    """Import conversations from a file.
+
+    FILE may be plain or gzip. Ids are made from the source, so an import that is run again adds nothing, and one that
+    was interrupted is completed by running it again. A conversation that has grown since is continued; one that differs
+    from what was imported under its id is left as it is. The user is created if absent. What cannot be imported is
+    skipped and reported, and the exit code is then 1.
+
+    openai-jsonl: a line is {"id", "messages": [...]} or {"custom_id", "body": {"messages": [...]}}. Content in parts
+    becomes its texts, one below the other. The title is the line's "title", or the beginning of its first user message.
+    Times are "created_at", "timestamp" or "create_time" of messages, or else of the line; without any, 1970. Whatever
+    has no field of its own stays in the metadata.
+    """
+    config = options.config()
+    began = time.monotonic()
+    async with StorageManager(config, read_only=dry_run) as storage:
+        with _progress(os.path.basename(file), options) as progress:
+            report = await import_file(
+                storage, file, user_id=user_id, format_name=format_name, dry_run=dry_run, progress=progress
+            )
+    seconds = time.monotonic() - began
+    if options.json:
+        names = {"file": file, "store": place(config), "user_id": user_id, "seconds": round(seconds, 3)}
+        options.print(names | {"messages": report.messages} | asdict(report))
+    else:
+        verb = "would be imported" if dry_run else "imported"
+        if not (report.sessions_added or report.added or report.already_there):
+            verb = f"nothing {verb}"
+        click.echo(f"{visible(file)}: {verb} into {visible(place(config))} for {visible(user_id)}")
+        rows = [
+            ("conversations", report.conversations),
+            ("messages", report.messages),
+            ("added", report.added),
+            ("already there", report.already_there),
+            ("skipped", report.messages_skipped),
+        ]
+        for name, count in rows:
+            click.echo(f"  {name:<14}{count:>12,}")
+        for reason, tally in report.skipped.items():
+            unit = tally.part.value + ("s" if tally.count > 1 else "")
+            click.echo(f"skipped {tally.count:,} {unit}: {visible(reason)}")
+            for skip in tally.examples:
+                click.echo(dim(f"  line {skip.line:,}: {one_line(skip.detail)}"))
+            if tally.count > len(tally.examples):
+                click.echo(dim(f"  and {tally.count - len(tally.examples):,} more"))
+            if tally.limit_name:
+                # A log grows at its end only: what is left out now has no place between messages that are stored.
+                first = "delete the session, then " if tally.limit_name == "max_message_size_bytes" else ""
+                click.echo(f"  to raise the limit: {first}chatdb --set {tally.limit_name}=…")
+        click.echo(dim(f"{duration(seconds)}, {report.messages / max(seconds, 1e-9):,.0f} messages/s"))
+        if report.skipped:
+            click.echo(f"Skipped in all: {_skipped(report)}.")
+    return 1 if report.skipped else 0
+
+
+def _skipped(report: Report) -> str:
+    """Return how much of what was skipped."""
+    counts = Counter[str]()
+    for tally in report.skipped.values():
+        counts[tally.part.value] += tally.count
+    return ", ".join(f"{count:,} {part}{'s' if count > 1 else ''}" for part, count in counts.items())
+
+
+@contextmanager
+def _progress(name: str, options: Options) -> Iterator[Callable[[Report, int, int | None], None] | None]:
+    """Show a progress bar while an import runs, if anybody can see it."""
+    if options.json or not sys.stderr.isatty():
+        yield None
+        return
+    from rich.console import Console
+    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
+
+    bar = Progress(
+        TextColumn("{task.description}", markup=False),
+        BarColumn(),
+        TaskProgressColumn(),
+        TextColumn("{task.fields[rate]}"),
+        TimeRemainingColumn(),
+        console=Console(stderr=True),
+        transient=True,
+    )
+    began = time.monotonic()
+    with bar:
+        task = bar.add_task(visible(name), total=None, rate="")
+
+        def show(report: Report, position: int, size: int | None) -> None:
+            rate = report.messages / max(time.monotonic() - began, 1e-9)
+            text = f"{report.messages:,} messages, {rate:,.0f}/s"
+            bar.update(task, completed=position, total=size, rate=text)
+
+        yield show
+
+
+# --- reindex -------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.argument("user", required=False)
+@click.pass_obj
+@runs
+async def reindex(options: Options, user: str | None) -> None:
+    """Build the search index of USER anew, or of every user who has one.
+
+    Needed only after files were changed by hand. The indexes are made of the files and may be deleted at any moment;
+    long histories get theirs by themselves.
+    """
+    config = options.config()
+    began = time.monotonic()
+    async with options.reading():
+        pass
+    async with StorageManager(config) as storage:
+        count = await storage.reindex(user, progress=_sessions_done(options))
+    seconds = time.monotonic() - began
+    if options.json:
+        options.print({"indexes": count, "seconds": round(seconds, 3)})
+    else:
+        click.echo(f"Indexes built: {count:,} in {duration(seconds)}.")
+
+
+def _sessions_done(options: Options) -> Callable[[str, int, int], None] | None:
+    """Return what shows how far a user's index is, if anybody can see it."""
+    if options.json or not sys.stderr.isatty():
+        return None
+
+    def show(user: str, done: int, total: int) -> None:
+        end = "\n" if done == total else ""
+        click.echo(f"\r{visible(user)}: {done:,} of {total:,} sessions{end}", err=True, nl=False)
+
+    return show
+
+
+# --- check ---------------------------------------------------------------------------------------------
+
+
+@cli.command()
+@click.option("--fix", is_flag=True, help="Repair what can be repaired without guessing; nothing is thrown away.")
+@click.pass_obj
+@runs
+async def check(options: Options, fix: bool) -> int:
+    """Find damage in a store, and repair it.
+
+    Looks at everything and reports what does not fit. The exit code is 1 if something is wrong that affects an answer
+    and was not repaired. With --json, the last line holds the counts and whether the store is clean.
+    """
+    config = options.config()
+    # Not a StorageManager, which would refuse a store whose own file is damaged.
+    async with closing(open_backend(config)) as backend:
+        if not await backend.list_children(""):
+            raise no_store(config)
+        report = await check_store(backend, fix=fix)
+    if options.json:
+        for problem in report:
+            options.print(asdict(problem))
+        options.print({"counts": report.counts, "clean": report.clean})
+        return 0 if report.clean else 1
+    # Escaped one by one, before they are put together: a name with a newline in it would make a line of its own.
+    report.problems = [replace(problem, key=visible(problem.key), detail=visible(problem.detail)) for problem in report]
+    click.echo(str(report))
+    return 0 if report.clean else 1
