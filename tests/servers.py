@@ -64,6 +64,15 @@ class PostgresServer:
         arguments = ["-U", "postgres", "-A", "trust", "-E", "UTF8", "--locale=C.UTF-8", "--no-sync"]
         self.run("initdb", "-D", str(self.data), *arguments)
 
+    def make_replica_of(self, primary: PostgresServer, name: str) -> None:
+        """Make a copy that follows a server which runs; `name` is what `synchronous_standby_names` may say."""
+        address = f"host=127.0.0.1 port={primary.port} user=postgres application_name={name}"
+        self.run("pg_basebackup", "-d", address, "-D", str(self.data), "-R", "-c", "fast", "-X", "stream", "--no-sync")
+
+    def promote(self) -> None:
+        """Make a replica a server that is written to."""
+        self.run("pg_ctl", "promote", "-D", str(self.data), "-w", "-t", str(_PATIENCE_SECONDS))
+
     def start(self) -> None:
         """Start the server and wait until it answers."""
         lax = () if self._durable else ("fsync=off", "full_page_writes=off", "synchronous_commit=off")
@@ -83,6 +92,15 @@ class PostgresServer:
         ).returncode:
             assert self._process.poll() is None and time.monotonic() < end, (self.folder / "log").read_text()
             time.sleep(0.02)
+
+    @contextmanager
+    def running(self) -> Iterator[None]:
+        """Start it now and stop it at the end, whatever was done to it meanwhile."""
+        self.start()
+        try:
+            yield
+        finally:
+            self.stop()
 
     def stop(self) -> None:
         """Stop it: connections are ended, nothing is lost."""
@@ -147,12 +165,18 @@ def server_folder() -> Iterator[Path]:
 @contextmanager
 def postgres_server(*, durable: bool = False, settings: tuple[str, ...] = ()) -> Iterator[PostgresServer]:
     """A server of its own, for whoever is going to kill it."""
-    _program("postgres")
     with server_folder() as folder:
         server = PostgresServer(folder, durable=durable, settings=settings)
         server.make()
-        server.start()
-        try:
+        with server.running():
             yield server
-        finally:
-            server.stop()
+
+
+@contextmanager
+def postgres_replica(primary: PostgresServer, name: str, *, durable: bool = False) -> Iterator[PostgresServer]:
+    """A server that follows another one; it may be promoted."""
+    with server_folder() as folder:
+        replica = PostgresServer(folder, durable=durable)
+        replica.make_replica_of(primary, name)
+        with replica.running():
+            yield replica
