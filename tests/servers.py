@@ -19,8 +19,6 @@ from contextlib import contextmanager
 from pathlib import Path
 from typing import Any
 
-import pytest
-
 _PATIENCE_SECONDS = 60
 
 
@@ -33,6 +31,8 @@ def free_port() -> int:
 
 def missing(server: str) -> None:
     """Skip the test, for a server is not installed; where CI runs that is a failure (`conftest.py`)."""
+    import pytest  # which the benchmarks, that start servers as well, do without
+
     pytest.skip(f"{server} is not installed: `make servers` installs it")
 
 
@@ -135,15 +135,22 @@ class PostgresServer:
         return {"user": "postgres", "group": "postgres", "extra_groups": [], "cwd": self.folder}
 
 
+def is_postgres_installed() -> bool:
+    """Tell whether there is a PostgreSQL to start."""
+    return _find("postgres") is not None
+
+
 def _program(name: str) -> str:
-    """Return the path of one of PostgreSQL's programs; Debian does not put them all on the path."""
-    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
-    if versions:
-        return str(versions[-1] / name)
-    found = shutil.which(name)
+    found = _find(name)
     if found is None:
         missing("PostgreSQL")
     return str(found)
+
+
+def _find(name: str) -> str | None:
+    """Return the path of one of PostgreSQL's programs; Debian does not put them all on the path."""
+    versions = sorted(Path("/usr/lib/postgresql").glob("*/bin"), key=lambda path: int(path.parent.name))
+    return str(versions[-1] / name) if versions else shutil.which(name)
 
 
 @contextmanager
