@@ -2,6 +2,7 @@
 
 import asyncio
 import os
+import re
 import threading
 from pathlib import Path
 
@@ -22,7 +23,7 @@ from flatfile_chat_database.testing.contract import BackendContract
 class TestMemory(BackendContract):
     """Dictionaries. The medium is the dictionary, so every handle of a test gets the same one."""
 
-    capabilities = frozenset()
+    capabilities = frozenset({Capability.SNAPSHOTS})
 
     @pytest.fixture(autouse=True)
     def medium(self) -> None:
@@ -45,6 +46,7 @@ class TestMemory(BackendContract):
 
 
 OWN = Layout(StorageConfig())
+OF_A_SNAPSHOT = re.compile(r"\.[0-9a-f-]{36}\.tmp/")
 
 
 class SixMethods(StorageBackend):
@@ -132,6 +134,7 @@ class TestFlatfile(BackendContract):
             Capability.ATOMIC_APPEND,
             Capability.STREAMED_BLOBS,
             Capability.EXTENTS,
+            Capability.SNAPSHOTS,
         }
     )
 
@@ -153,7 +156,7 @@ class TestFlatfile(BackendContract):
 
     def peek_keys(self) -> list[str]:
         paths = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if not path.is_dir())
-        return sorted(path for path in paths if not OWN.is_own(path))
+        return sorted(path for path in paths if not OWN.is_own(path) and not OF_A_SNAPSHOT.match(path))
 
     def is_untouched(self) -> bool:
         return not self.root.exists()

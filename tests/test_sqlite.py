@@ -33,7 +33,13 @@ class TestSqlite(BackendContract):
     """One file, looked at with SQL of the tests' own."""
 
     capabilities = frozenset(
-        {Capability.PERSISTENT, Capability.PROCESSES, Capability.ATOMIC_APPEND, Capability.STREAMED_BLOBS}
+        {
+            Capability.PERSISTENT,
+            Capability.PROCESSES,
+            Capability.ATOMIC_APPEND,
+            Capability.STREAMED_BLOBS,
+            Capability.SNAPSHOTS,
+        }
     )
 
     @pytest.fixture(autouse=True)

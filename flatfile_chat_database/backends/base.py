@@ -74,6 +74,7 @@ logger = logging.getLogger("flatfile_chat_database")
 
 T = TypeVar("T")
 
+_SIZED_AT_ONCE = 256  # keys, whose bytes are read to know how many they are
 _DECODED_AT_ONCE = 200  # more lines are decoded in a thread: on the event loop they would hold everybody up
 
 
@@ -90,6 +91,8 @@ class Capability(StrEnum):
     """Blobs are read and written in chunks; memory does not grow with their size."""
     EXTENTS = "extents"
     """Logs can be read by byte offsets, and what changed since a moment can be told: what a derived index needs."""
+    SNAPSHOTS = "snapshots"
+    """`snapshot` shows one state of the store, whatever is written meanwhile by whichever process."""
 
 
 class Changes(msgspec.Struct, frozen=True):
@@ -124,14 +127,27 @@ class Snapshot:
 
     async def keys(self, prefix: str = "") -> AsyncIterator[list[str]]:
         """Yield all keys that begin with `prefix` in runs, sorted by code point."""
+        async with aclosing(cast("AsyncGenerator[list[tuple[str, int]]]", self.sized(prefix))) as runs:
+            async for run in runs:
+                yield [key for key, _ in run]
+
+    async def sized(self, prefix: str = "") -> AsyncIterator[list[tuple[str, int]]]:
+        """Yield the same with the number of bytes at each key."""
         keys = await self._backend.list_keys(prefix)
-        if keys:
-            yield keys
+        for start in range(0, len(keys), _SIZED_AT_ONCE):
+            run = keys[start : start + _SIZED_AT_ONCE]
+            datas = await self._backend.read_many(run)
+            yield [(key, len(data)) for key, data in zip(run, datas, strict=True) if data is not None]
 
     async def read(self, key: str) -> AsyncIterator[bytes]:
         """Yield the bytes at `key` in chunks; raise NotFoundError before the first if there are none."""
-        async for chunk in self._backend.read_blob(key):
-            yield chunk
+        async with aclosing(cast("AsyncGenerator[bytes]", self._backend.read_blob(key))) as chunks:
+            async for chunk in chunks:
+                yield chunk
+
+    async def read_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Return the bytes at each key, in the order of `keys`; None for one that is absent."""
+        return await self._backend.read_many(keys)
 
 
 class StorageBackend(ABC):
@@ -322,7 +338,8 @@ class StorageBackend(ABC):
     async def snapshot(self) -> AsyncIterator[Snapshot]:
         """Show one state of the store for as long as the context lasts; others may go on writing meanwhile.
 
-        This default shows the state of now only as long as nobody writes.
+        What was acknowledged before is in it, and every commit is in it wholly or not at all. This default shows the
+        state of now only as long as nobody writes.
         """
         yield Snapshot(self)
 

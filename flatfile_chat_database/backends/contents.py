@@ -88,6 +88,15 @@ class Contents:
         )
         return [key for (key,) in rows]
 
+    def sized_keys(self, prefix: str, after: str, count: int) -> list[tuple[str, int]]:
+        """Return the first `count` keys behind `after` that begin with a text, sorted, with the bytes at each."""
+        end = "AND key < ?" if prefix else "AND ? = ''"
+        rows = self._db.execute(
+            f"SELECT key, size FROM entries WHERE key >= ? AND key > ? {end} ORDER BY key LIMIT {count:d}",
+            (prefix, after, _behind(prefix)),
+        )
+        return [(key, size) for key, size in rows]
+
     def children(self, folder: str, *, folders_only: bool = False) -> list[str]:
         """Return the segments that follow a folder in the keys below it, sorted; those with keys below them only."""
         start = f"{folder}/" if folder else ""

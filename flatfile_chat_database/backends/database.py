@@ -12,16 +12,16 @@ import threading
 import time
 from abc import abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
-from contextlib import aclosing, suppress
+from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
 from itertools import islice
 from typing import Generic, Protocol, TypeVar
 
 from ..config import StorageConfig
-from ..errors import DurabilityError, StorageError, UnavailableError
+from ..errors import ClosedError, DurabilityError, StorageError, UnavailableError
 from ..layout import Layout
 from ..models import Problem, new_id
-from .base import Capability, Changes
+from .base import Capability, Changes, Snapshot
 from .changes import Change
 from .commits import Commits
 from .contents import PIECE_BYTES, Connection, Contents
@@ -35,6 +35,9 @@ T = TypeVar("T")
 
 _of_parents: list[Session | None] = []
 """Connections that came with a fork. Never closed here: that would say goodbye to the database for the parent."""
+
+_SIZED_AT_ONCE = 1000
+"""Keys of a snapshot."""
 
 _ABANDONED_SECONDS = 3600
 """What is at no key for so long is not being written any more."""
@@ -70,7 +73,13 @@ class DatabaseBackend(ThreadedBackend):
     """Everything but how to connect."""
 
     capabilities = frozenset(
-        {Capability.PERSISTENT, Capability.PROCESSES, Capability.ATOMIC_APPEND, Capability.STREAMED_BLOBS}
+        {
+            Capability.PERSISTENT,
+            Capability.PROCESSES,
+            Capability.ATOMIC_APPEND,
+            Capability.STREAMED_BLOBS,
+            Capability.SNAPSHOTS,
+        }
     )
 
     def __init__(self, config: StorageConfig) -> None:
@@ -222,6 +231,16 @@ class DatabaseBackend(ThreadedBackend):
         async with aclosing(runs):
             async for run in runs:
                 yield run
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Snapshot]:
+        threads = self._threads()
+        state = _State(self)
+        try:
+            await threads.run(state.begin)
+            yield _DatabaseSnapshot(self, state)
+        finally:
+            await asyncio.shield(self._later(state.end))
 
     # --- blobs ---------------------------------------------------------------------------------------
 
@@ -401,6 +420,98 @@ class _Stream(Generic[T]):
             if self._connection is not None:
                 self._backend._give_back(self._connection)
                 self._connection = None
+
+
+class _State:
+    """One state of the store, seen by a connection of its own; every method blocks."""
+
+    def __init__(self, backend: DatabaseBackend) -> None:
+        self._backend = backend
+        self._connection: Session | None = None
+        self._has_ended = False
+        self._lock = threading.Lock()  # a caller who is cancelled ends it while a thread may still be at it
+        self._pieces: Iterator[bytes] | None = None
+
+    def begin(self) -> None:
+        """Take the state of now."""
+        with self._lock:
+            self._connection = None if self._has_ended else self._backend._take()
+            if self._connection is not None:
+                self._connection.begin_reading()
+                self._backend._contents(self._connection).exists("-")  # only what is read first begins some of them
+
+    def end(self) -> None:
+        """Let go of the connection."""
+        with self._lock:
+            self._has_ended = True
+            connection, self._connection = self._connection, None
+            self._stop_reading()
+            if connection is not None:
+                self._backend._give_back(connection)
+
+    def look(self, work: Callable[[Contents | None], T]) -> T:
+        """Do something with what is in the store."""
+        with self._lock:
+            if self._has_ended:
+                raise ClosedError("The snapshot has ended.")
+            return work(self._contents())
+
+    def read_on(self, key: str | None) -> bytes:
+        """Return the next bytes of the key that was named last, and begin with a key that is named; empty at the end.
+
+        As many at a time as make a hop to the thread worth while: a log comes line by line.
+        """
+        with self._lock:
+            if self._has_ended:
+                raise ClosedError("The snapshot has ended.")
+            if key is not None:
+                self._stop_reading()
+                self._pieces = _blob(key, self._contents())
+            gathered = bytearray()
+            for piece in self._pieces or ():
+                gathered += piece
+                if len(gathered) >= PIECE_BYTES:
+                    break
+            return bytes(gathered)
+
+    def _contents(self) -> Contents | None:
+        return None if self._connection is None else self._backend._contents(self._connection)
+
+    def _stop_reading(self) -> None:
+        if isinstance(self._pieces, Generator):
+            self._pieces.close()
+        self._pieces = None
+
+
+class _DatabaseSnapshot(Snapshot):
+    """A transaction that only reads."""
+
+    def __init__(self, backend: DatabaseBackend, state: _State) -> None:
+        super().__init__(backend)
+        self._threads = backend._threads
+        self._state = state
+
+    async def sized(self, prefix: str = "") -> AsyncIterator[list[tuple[str, int]]]:
+        after = ""
+        while run := await self._look(partial(_sized_keys, prefix, after)):
+            yield run
+            after = run[-1][0]
+
+    async def read(self, key: str) -> AsyncIterator[bytes]:
+        named: str | None = check_key(key)
+        while data := await self._threads().run(partial(self._state.read_on, named)):
+            named = None
+            yield data
+
+    async def read_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        return await self._look(lambda contents: [contents.read(key) if contents else None for key in keys])
+
+    async def _look(self, work: Callable[[Contents | None], T]) -> T:
+        return await self._threads().run(lambda: self._state.look(work))
+
+
+def _sized_keys(prefix: str, after: str, contents: Contents | None) -> list[tuple[str, int]]:
+    return contents.sized_keys(prefix, after, _SIZED_AT_ONCE) if contents else []
 
 
 def _blob(key: str, contents: Contents | None) -> Iterator[bytes]:

@@ -4,12 +4,13 @@ from __future__ import annotations
 
 import bisect
 import threading
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from contextlib import asynccontextmanager
 
 from ..config import StorageConfig
 from ..errors import ClosedError
 from ..models import Problem
-from .base import Changes, StorageBackend
+from .base import Capability, Changes, Snapshot, StorageBackend
 from .changes import Change, Outcome
 from .rules import check_key, check_lines, half_set_aside, mended
 
@@ -20,6 +21,8 @@ class MemoryBackend(StorageBackend):
     None of its methods ever waits, so one thread lock around a whole commit makes it safe for several threads and
     event loops. What it holds is gone with the object.
     """
+
+    capabilities = frozenset({Capability.SNAPSHOTS})
 
     def __init__(self, config: StorageConfig) -> None:
         super().__init__(config)
@@ -78,6 +81,13 @@ class MemoryBackend(StorageBackend):
             for change in changes:
                 await self._check(change)
             return await self._apply_all(changes)
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Snapshot]:
+        still = MemoryBackend(self.config)
+        with self._lock:
+            still._data, still._keys = dict(self._opened()), list(self._keys)
+        yield Snapshot(still)
 
     async def changes(self, cursor: str | None) -> Changes:
         self._opened()

@@ -10,8 +10,7 @@ import sys
 import tempfile
 import time
 from collections import Counter
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from typing import Any
 
@@ -26,6 +25,7 @@ from ..importers import FORMATS, Report, import_file
 from ..storage import StorageManager
 from ..terminal import duration, one_line, visible
 from .frame import Options, cli, closing, dim, no_store, place, runs
+from .progress import Show, progress
 
 # --- demo ----------------------------------------------------------------------------------------------
 
@@ -96,9 +96,14 @@ async def import_(options: Options, file: str, format_name: str, user_id: str, d
     config = options.config()
     began = time.monotonic()
     async with StorageManager(config, read_only=dry_run) as storage:
-        with _progress(os.path.basename(file), options) as progress:
+        with progress(os.path.basename(file), "messages", options) as show:
             report = await import_file(
-                storage, file, user_id=user_id, format_name=format_name, dry_run=dry_run, progress=progress
+                storage,
+                file,
+                user_id=user_id,
+                format_name=format_name,
+                dry_run=dry_run,
+                progress=None if show is None else _messages_in(show),
             )
     seconds = time.monotonic() - began
     if options.json:
@@ -135,42 +140,17 @@ async def import_(options: Options, file: str, format_name: str, user_id: str, d
     return 1 if report.skipped else 0
 
 
+def _messages_in(show: Show) -> Callable[[Report, int, int | None], None]:
+    """Show how far an import is: the bytes that were read, and the messages in them."""
+    return lambda report, position, size: show(position, size, report.messages)
+
+
 def _skipped(report: Report) -> str:
     """Return how much of what was skipped."""
     counts = Counter[str]()
     for tally in report.skipped.values():
         counts[tally.part.value] += tally.count
     return ", ".join(f"{count:,} {part}{'s' if count > 1 else ''}" for part, count in counts.items())
-
-
-@contextmanager
-def _progress(name: str, options: Options) -> Iterator[Callable[[Report, int, int | None], None] | None]:
-    """Show a progress bar while an import runs, if anybody can see it."""
-    if options.json or not sys.stderr.isatty():
-        yield None
-        return
-    from rich.console import Console
-    from rich.progress import BarColumn, Progress, TaskProgressColumn, TextColumn, TimeRemainingColumn
-
-    bar = Progress(
-        TextColumn("{task.description}", markup=False),
-        BarColumn(),
-        TaskProgressColumn(),
-        TextColumn("{task.fields[rate]}"),
-        TimeRemainingColumn(),
-        console=Console(stderr=True),
-        transient=True,
-    )
-    began = time.monotonic()
-    with bar:
-        task = bar.add_task(visible(name), total=None, rate="")
-
-        def show(report: Report, position: int, size: int | None) -> None:
-            rate = report.messages / max(time.monotonic() - began, 1e-9)
-            text = f"{report.messages:,} messages, {rate:,.0f}/s"
-            bar.update(task, completed=position, total=size, rate=text)
-
-        yield show
 
 
 # --- reindex -------------------------------------------------------------------------------------------

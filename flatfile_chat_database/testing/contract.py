@@ -37,9 +37,12 @@ from .extents import ExtentCases
 from .handles import HandleCases
 from .logs import LogCases
 from .sentences import contract_sentences, quotes
+from .snapshots import SnapshotCases
 
 
-class BackendContract(DocumentCases, LogCases, CommitCases, ChangeCases, ExtentCases, BlobCases, HandleCases):
+class BackendContract(
+    DocumentCases, LogCases, CommitCases, ChangeCases, ExtentCases, BlobCases, SnapshotCases, HandleCases
+):
     """Every sentence of the contract, shown on one backend. Fill in the hooks of BackendCase."""
 
     def test_every_sentence_of_the_contract_is_quoted(self) -> None:

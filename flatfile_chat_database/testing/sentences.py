@@ -63,10 +63,10 @@ def _docstrings() -> Iterator[tuple[str, str]]:
     yield _MODULE, "\n\n".join(paragraphs[first + 1 :])
     for kind in typing.get_args(changes.Change):
         yield kind.__name__, inspect.getdoc(kind) or ""
-    backend = base.StorageBackend
-    for name, member in vars(backend).items():
-        if inspect.isfunction(member) and (name == "__init__" or not name.startswith("_")):
-            yield f"{backend.__name__}.{name}", inspect.getdoc(member) or ""
+    for backend in (base.StorageBackend, base.Snapshot):
+        for name, member in vars(backend).items():
+            if inspect.isfunction(member) and (name == "__init__" or not name.startswith("_")):
+                yield f"{backend.__name__}.{name}", inspect.cleandoc(member.__doc__ or "")
     yield from _texts_under_assignments()
 
 

@@ -9,6 +9,7 @@
   syncs.py, lock.py
 - checkpoint.py: folding the journal into the files; recovery.py and replay.py: doing it again after a death;
   history.py: what changed since a moment
+- snapshots.py: one state of a store that is being written
 - backend.py: the contract's async face over all of these
 """
 

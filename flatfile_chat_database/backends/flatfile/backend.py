@@ -7,7 +7,7 @@ import copy
 import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import TypeVar
 
@@ -15,7 +15,7 @@ from ... import codec
 from ...config import StorageConfig, absolute
 from ...errors import DurabilityError, IntegrityError, StorageError, UnavailableError
 from ...models import Problem
-from ..base import Capability, Changes, LogPart, logger
+from ..base import Capability, Changes, LogPart, Snapshot, logger
 from ..readers import Readers
 from ..rules import check_key, check_lines, not_found
 from ..threaded import ThreadedBackend
@@ -24,7 +24,7 @@ from .blobs import WRITE_BYTES, BlobReader, BlobWriter
 from .engine import Engine
 from .extents import read_part, read_places, stamp
 from .files import Files
-from .jobs import Extend, Mend, Place
+from .jobs import Extend, Hold, Mend, Place
 from .logs import Block, LogReader
 from .memo import Memo
 from .offsets import Offsets
@@ -48,6 +48,7 @@ class FlatfileBackend(ThreadedBackend):
             Capability.ATOMIC_APPEND,
             Capability.STREAMED_BLOBS,
             Capability.EXTENTS,
+            Capability.SNAPSHOTS,
         }
     )
 
@@ -388,6 +389,28 @@ class FlatfileBackend(ThreadedBackend):
                 yield data
         finally:
             await asyncio.shield(self._later(blob.close))
+
+    # --- all of it -----------------------------------------------------------------------------------
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Snapshot]:
+        from .snapshots import FlatfileSnapshot, Frozen  # it loads SQLite, for which no other work need wait
+
+        threads = self._check_open()
+        frozen = Frozen(self._files, self._tree, self._engine.ledger.history)
+
+        def begin() -> bool:
+            with mapped():
+                return frozen.begin()
+
+        try:
+            if await threads.run(begin):
+                await self._commit([Hold(frozen.settle)])
+                yield FlatfileSnapshot(self, frozen, self._in_thread)
+            else:
+                yield Snapshot(self)
+        finally:
+            await asyncio.shield(self._later(frozen.end))
 
     # --- maintenance ---------------------------------------------------------------------------------
 

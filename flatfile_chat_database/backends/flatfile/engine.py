@@ -28,7 +28,7 @@ from ..writer import Job
 from .drafts import steps_of
 from .files import Files
 from .folders import Folders
-from .jobs import EngineChange, is_structural, key_of
+from .jobs import EngineChange, Hold, is_structural, key_of
 from .journal import Batch, Step
 from .ledger import Ledger, is_full
 from .openlogs import OpenLogs
@@ -257,6 +257,10 @@ class Engine:
 
         All that is in the journal is folded into the files first, and its own steps are afterwards.
         """
+        if isinstance(job.changes[0], Hold):
+            job.changes[0].work()
+            job.outcomes = [None]
+            return
         plan = self._plan()
         if not checked:
             plan.check(job)

@@ -202,6 +202,10 @@ class Files:
         """Give a file or folder another name, replacing a file of that name."""
         os.rename(source, target)
 
+    def link(self, path: str, name: str) -> None:
+        """Give a file one more name, which must be free; a symbolic link is not followed."""
+        os.link(path, name, follow_symlinks=False)
+
     def remove(self, path: str) -> None:
         os.unlink(path)
 

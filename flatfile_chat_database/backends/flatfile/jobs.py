@@ -5,6 +5,7 @@ Beside the changes of the contract there are a few that only this backend makes.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 from ..changes import Change, Move, Quota, RemoveTree
@@ -34,12 +35,22 @@ class Mend:
     key: str
 
 
-EngineChange = Change | Place | Extend | Mend
+@dataclass(frozen=True, slots=True)
+class Hold:
+    """Internal change, alone in its job: do something while nobody writes and all that was committed is in the files.
+
+    Everybody who writes waits for it.
+    """
+
+    work: Callable[[], None]
+
+
+EngineChange = Change | Place | Extend | Mend | Hold
 
 
 def is_structural(job: Job) -> bool:
-    """Tell whether a job moves or removes folders, and so has to be alone in the journal."""
-    return any(isinstance(change, Move | RemoveTree) for change in job.changes)
+    """Tell whether a job moves or removes folders, or holds writers up, and so is nothing to be done with others."""
+    return any(isinstance(change, Move | RemoveTree | Hold) for change in job.changes)
 
 
 def key_of(change: EngineChange) -> str:
@@ -49,5 +60,7 @@ def key_of(change: EngineChange) -> str:
             return source
         case Quota(folder) | RemoveTree(folder):
             return folder
+        case Hold():
+            return ""
         case _:
             return change.key

@@ -74,10 +74,20 @@ class Tree:
             if not item.path.startswith(prefix) and not prefix.startswith(item.path + "/"):
                 continue
             if item.kind == "folder":
-                found += [inner.path for inner in self.walk(item.path) if inner.kind == "file" and self._is_key(inner)]
+                found += self.keys_below(item.path)
             elif item.kind == "file" and self._is_key(item):
                 found.append(item.path)
         return sorted(key for key in found if key.startswith(prefix)) if start or folder else sorted(found)
+
+    def keys_below(self, folder: str) -> Iterator[str]:
+        """Yield the keys below a folder, in no order, without holding all of them."""
+        for item in self.walk(folder):
+            if item.kind == "file" and self._is_key(item):
+                yield item.path
+
+    def is_key(self, path: str) -> bool:
+        """Tell whether a file at `path` would be at a key."""
+        return self._is_key(Item(path, "file"))
 
     def holds_files(self, folder: str) -> bool:
         """Tell whether anything but folders and unfinished files is below a folder."""
@@ -159,8 +169,17 @@ class Tree:
 
     def is_log(self, key: str) -> bool:
         """Tell whether a key is that of a log."""
+        return self.shape(key) is Shape.LOG
+
+    def shape(self, key: str) -> Shape | None:
+        """Return how what is at a key is stored; None if the map has no place for it."""
         place = self._layout.parse(key)
-        return place is not None and place.entry.shape is Shape.LOG
+        return None if place is None else place.entry.shape
+
+    @property
+    def quarantine(self) -> str:
+        """The folder of what was set aside."""
+        return self._layout.quarantine
 
     def _loose(self, item: Item, place: str, *, fix: bool) -> Iterator[Problem]:
         try:
