@@ -38,6 +38,9 @@ _EXTENSION = re.compile(r"\.[^./\\\s\x00-\x1f]{1,20}")
 _NEAR = 0.65
 """From 0 to 1, how like a known name an unknown one must be to be taken for a slip of the pen."""
 _LISTED = "docs/configuration.md lists all settings."
+_CREDENTIALS = re.compile(r"(://[^/?#@:]*):.*@", re.DOTALL)
+_PARAMETER = re.compile(r"([?&][^=&]*)=([^&]*)")
+_SECRET = re.compile(r"(?i)pass|secret|token|^[^=]*%|@|%40")
 _WINDOWS_DEVICE = re.compile(r"(?i)(con|prn|aux|nul|conin|conout|com\d|lpt\d)(\..*)?")
 
 
@@ -371,6 +374,16 @@ def at_home(name: str, path: str) -> str:
     return expanded
 
 
+def without_password(url: str) -> str:
+    """Return a URL as it may be shown: stars in the place of passwords, and of what may be one.
+
+    What is between the first colon behind `//` and the last `@` is taken for one, for a password that is not
+    percent-encoded may hold any character; so are the values of parameters that have such a name or an `@`.
+    """
+    url = _CREDENTIALS.sub(r"\1:***@", url)
+    return _PARAMETER.sub(lambda found: f"{found[1]}=***" if _SECRET.search(found[0]) else found[0], url)
+
+
 def absolute(path: str) -> str:
     """Return a path that means the same after the working directory has changed; nothing on the medium is asked."""
     return os.path.normpath(path if os.path.isabs(path) else os.path.join(os.getcwd(), path))
@@ -446,8 +459,9 @@ def _check_type(name: str, value: object, expected: Any) -> None:
     else:
         good = isinstance(value, list) and all(isinstance(element, str) for element in value)
     if not good:
+        shown = "a value of another type" if name == "storage_url" else repr(str(value)[:80])  # it may hold a password
         words = {float: "a finite number", int: "a whole number", bool: "true or false", str: "a string"}
-        raise ConfigurationError(f"{name} must be {words.get(expected, 'a list of strings')}, not {str(value)[:80]!r}.")
+        raise ConfigurationError(f"{name} must be {words.get(expected, 'a list of strings')}, not {shown}.")
 
 
 def _check_values(config: StorageConfig) -> None:

@@ -24,6 +24,7 @@ from flatfile_chat_database.config import (
     StorageConfig,
     load_config,
     set_from_text,
+    without_password,
 )
 from flatfile_chat_database.errors import ClosedError, ConfigurationError, StorageError
 
@@ -864,3 +865,31 @@ def test_a_file_that_is_missing_or_unreadable_is_named(tmp_path: Path) -> None:
         load_config(tmp_path)
     with pytest.raises(ConfigurationError):
         load_config("a\0b")
+
+
+@pytest.mark.parametrize(
+    ("url", "shown"),
+    [
+        ("", ""),
+        ("file:/srv/chats", "file:/srv/chats"),
+        ("postgresql://db/chats", "postgresql://db/chats"),
+        ("postgresql://db:5432,other:5433/chats", "postgresql://db:5432,other:5433/chats"),
+        ("postgresql://ada@db/chats", "postgresql://ada@db/chats"),
+        ("postgresql://ada:hunter2@db:5432/chats", "postgresql://ada:***@db:5432/chats"),
+        ("postgresql://ada:hun@ter/2?x#y@db/chats", "postgresql://ada:***@db/chats"),
+        ("redis://:hunter2@cache", "redis://:***@cache"),
+        ("postgresql:///chats?user=ada&password=hunter2&x=1", "postgresql:///chats?user=ada&password=***&x=1"),
+        ("postgresql:///chats?pass%77ord=hunter2", "postgresql:///chats?pass%77ord=***"),
+        ("postgresql://db/x?sslPassword=hunter2", "postgresql://db/x?sslPassword=***"),
+        ("file:x?cache=redis%3A%2F%2F%3Ahunter2%40h", "file:x?cache=***"),
+        ("postgresql://db/x?options=-csearch_path%3Dname", "postgresql://db/x?options=-csearch_path%3Dname"),
+    ],
+)
+def test_a_url_is_shown_without_its_password(url: str, shown: str) -> None:
+    assert without_password(url) == shown
+
+
+def test_a_storage_url_of_a_wrong_type_is_not_shown() -> None:
+    with pytest.raises(ConfigurationError) as caught:
+        StorageConfig(storage_url=b"postgresql://ada:hunter2@db")  # type: ignore[arg-type]
+    assert "hunter2" not in str(caught.value)

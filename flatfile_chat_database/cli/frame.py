@@ -17,7 +17,7 @@ from typing import Any, ParamSpec
 import click
 
 from ..backends.base import StorageBackend, open_backend
-from ..config import ENVIRONMENT_PREFIX, StorageConfig, load_config, set_from_text
+from ..config import ENVIRONMENT_PREFIX, StorageConfig, load_config, set_from_text, without_password
 from ..errors import ConfigurationError, NotFoundError, StorageError
 from ..layout import Layout
 from ..models import Session
@@ -156,7 +156,7 @@ class Options:
 
 
 def place(config: StorageConfig) -> str:
-    return config.storage_url or config.storage_base_path
+    return without_password(config.storage_url) or config.storage_base_path
 
 
 def no_store(config: StorageConfig) -> NotFoundError:

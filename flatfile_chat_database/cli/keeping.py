@@ -18,7 +18,7 @@ import click
 
 from ..backends.base import open_backend
 from ..check import check as check_store
-from ..config import StorageConfig
+from ..config import StorageConfig, without_password
 from ..demo import run_demo
 from ..errors import ConfigurationError
 from ..importers import FORMATS, Report, import_file
@@ -42,7 +42,7 @@ def demo(options: Options, store: str | None) -> None:
     config = options.config(store)
     if store is None and not options.names_a_store():
         config.storage_base_path = tempfile.mkdtemp(prefix="chatdb-demo-")
-    place = config.storage_url or os.path.abspath(config.storage_base_path)
+    place = without_password(config.storage_url) or os.path.abspath(config.storage_base_path)
     made = asyncio.run(_demo(config, place, _program(), (lambda line: None) if options.json else click.echo))
     if options.json:
         options.print(made)
