@@ -11,7 +11,9 @@ from typing import Any
 
 import pytest
 
+from flatfile_chat_database.backends.base import StorageBackend
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
+from flatfile_chat_database.backends.sqlite import SqliteBackend
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.errors import IntegrityError
 from flatfile_chat_database.models import Message, SearchHit, SituationalContext
@@ -42,24 +44,28 @@ GARBAGE = ('"', "*", "AND", "NEAR(", "()", "\0", "\ud800", "", " ", "OR 1=1", "c
 class Episode:
     """One store, and what happens to it."""
 
-    def __init__(self, root: Path, seed: int, *, telling: bool) -> None:
+    def __init__(self, root: Path, seed: int, kind: str) -> None:
         self.random = random.Random(seed)
         self.root = root
         self.config = StorageConfig(storage_base_path=str(root), search_include_metadata=seed % 3 == 0)
-        backend = RecordingBackend if telling else FlatfileBackend
-        self.telling = telling
-        self.backend = backend(self.config, root)
+        self.backend = self._open(kind)
+        self.index = Path(self.backend.index_folder() or "")
         self.storage = StorageManager(self.config, backend=self.backend)
         self.other = StorageManager(self.config, backend=self.backend)
         self.scanning = StorageManager(self.config, backend=self.backend)
         self.sessions: list[str] = []
         self.number = 0
 
+    def _open(self, kind: str) -> StorageBackend:
+        if kind == "sqlite":
+            return SqliteBackend(self.config, str(self.root / "chats.sqlite3"))
+        return (RecordingBackend if kind == "telling" else FlatfileBackend)(self.config, self.root)
+
     async def close(self) -> None:
         for storage in (self.storage, self.other, self.scanning):
             await storage.close()
         await self.backend.close()
-        KEYS.pop(self.backend.root, None)
+        KEYS.pop(str(self.root), None)
 
     def text(self, most: int = 12) -> str:
         pick = self.random
@@ -177,7 +183,7 @@ class Episode:
 
     def harm(self) -> None:
         """Do something to the index that anybody may do."""
-        files = list((self.root / "system/index").glob("*"))
+        files = list(self.index.glob("*"))
         kind = self.random.choice(("delete", "delete all", "garbage", "cut"))
         for path in files:
             if kind == "delete all" or (kind == "delete" and path.suffix == ".sqlite3"):
@@ -259,9 +265,9 @@ async def _nothing(user_id: str) -> bool:
     return False
 
 
-async def episode(root: Path, seed: int, examples: int) -> dict[str, int]:
+async def episode(root: Path, seed: int, kind: str, examples: int) -> dict[str, int]:
     """Let things happen to a store, and compare after each; return counters."""
-    run = Episode(root, seed, telling=seed % 2 == 0)
+    run = Episode(root, seed, kind)
     try:
         await run.storage.create_user("ada")
         for _ in range(4):
@@ -393,17 +399,18 @@ def test_a_grade_holds_the_lengths_from_its_least_to_that_of_the_next() -> None:
 
 
 @pytest.mark.slow
-@pytest.mark.parametrize("part", range(5))
+@pytest.mark.parametrize("part", [*range(5), "sqlite"])
 async def test_the_index_answers_as_reading_everything_does(
-    part: int, tmp_path: Path, caplog: pytest.LogCaptureFixture
+    part: int | str, tmp_path: Path, caplog: pytest.LogCaptureFixture
 ) -> None:
     caplog.set_level(logging.ERROR, "flatfile_chat_database")
     began = time.monotonic()
     totals: dict[str, int] = {}
     episodes = EPISODES // 5
     for number in range(episodes):
-        seed = part * episodes + number
-        for name, count in (await episode(tmp_path / str(seed), seed, EXAMPLES // EPISODES)).items():
+        seed = (part if isinstance(part, int) else 5) * episodes + number
+        kind = part if isinstance(part, str) else ("telling", "silent")[seed % 2]
+        for name, count in (await episode(tmp_path / str(seed), seed, kind, EXAMPLES // EPISODES)).items():
             totals[name] = totals.get(name, 0) + count
     print(f"{EXAMPLES // 5} queries compared in {time.monotonic() - began:.1f} s, {totals['index_builds']} builds")
     assert totals["index_builds"] > 0

@@ -39,6 +39,7 @@ class TestSqlite(BackendContract):
             Capability.ATOMIC_APPEND,
             Capability.STREAMED_BLOBS,
             Capability.SNAPSHOTS,
+            Capability.EXTENTS,
         }
     )
 
@@ -63,7 +64,7 @@ class TestSqlite(BackendContract):
             return None
         connection = self._connect()
         try:
-            found = connection.execute("SELECT place, pieces FROM entries WHERE key = ?", (key,)).fetchone()
+            found = connection.execute("SELECT place, id FROM entries WHERE key = ?", (key,)).fetchone()
             if found is None:
                 return None
             if found[0] == "pieces":
@@ -85,7 +86,7 @@ class TestSqlite(BackendContract):
         if records is None:
             cut = ((f"poked {key}", at, data[at : at + 100_000]) for at in range(0, len(data), 100_000))
             connection.executemany("INSERT INTO pieces VALUES (?, ?, ?)", cut)
-            row = (key, "pieces", len(data), 0, f"poked {key}")
+            row = (key, "pieces", len(data), f"poked {key}")
         else:
             lines = data.decode().split("\n")
             rows = [(*TABLES.log(key).ids, n, record["id"], lines[n]) for n, record in enumerate(records)]
@@ -93,8 +94,8 @@ class TestSqlite(BackendContract):
             columns = ", ".join((*spot.table.ids, "position", "id", "body"))
             marks = ", ".join("?" * (len(spot.ids) + 3))
             connection.executemany(f"INSERT INTO {spot.table.name} ({columns}) VALUES ({marks})", rows)
-            row = (key, "log", len(data), len(records), None)  # type: ignore[assignment]
-        connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?, ?)", row)
+            row = (key, "log", None, f"poked {key}")  # type: ignore[assignment]
+        connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?)", row)
         connection.close()
 
     def peek_keys(self) -> list[str]:
@@ -245,12 +246,14 @@ async def test_a_row_that_is_gone_is_damage_and_not_absence(path: Path, statemen
         assert await store.read(key) == b"{}\n"
 
 
-async def test_rows_that_nobody_counted_are_damage(path: Path) -> None:
+async def test_a_row_that_is_missing_in_a_log_is_damage(path: Path) -> None:
     async with opened(path) as store:
-        await store.commit([Append(LOG, (line("m0"),))])
-        await sql(path, "INSERT INTO messages VALUES ('ann', 'chat', 1, 'x', 'user', '', '', '{}')")
-        with pytest.raises(IntegrityError, match="rows that the table `entries` does not count"):
-            await store.commit([Append(LOG, (line("m1"),))])
+        await store.commit([Append(LOG, tuple(line(f"m{number}") for number in range(5)))])
+        await sql(path, "DELETE FROM messages WHERE position = 2")
+        assert len(await store.read_log(LOG, 3)) == 2, "what is there can be read"
+        for read in (store.read_log(LOG), store.read(LOG), store.read_log(LOG, -3)):
+            with pytest.raises(IntegrityError, match="position 2 is missing"):
+                await read
 
 
 async def test_what_an_upload_left_behind_is_removed_later(path: Path) -> None:

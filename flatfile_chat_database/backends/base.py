@@ -90,7 +90,7 @@ class Capability(StrEnum):
     STREAMED_BLOBS = "streamed-blobs"
     """Blobs are read and written in chunks; memory does not grow with their size."""
     EXTENTS = "extents"
-    """Logs can be read by byte offsets, and what changed since a moment can be told: what a derived index needs."""
+    """Logs can be read by offsets, and what changed since a moment can be told: what a derived index needs."""
     SNAPSHOTS = "snapshots"
     """`snapshot` shows one state of the store, whatever is written meanwhile by whichever process."""
 
@@ -105,14 +105,14 @@ class Changes(msgspec.Struct, frozen=True):
 
 
 class LogPart(msgspec.Struct, frozen=True):
-    """Whole lines of a log, by byte offsets."""
+    """Whole lines of a log, by offsets, which grow from line to line; of bytes or of lines, as it suits the backend."""
 
     identity: str
     """Of the bytes before: a log that only grew keeps it; one that was rewritten has another."""
     start: int
     """Offset of the first line."""
     end: int
-    """Offset behind the newline of the last line."""
+    """Offset behind the last line: that of the next one."""
     lines: list[tuple[int, bytes]]
     """Offset and line, without its newline, of every line that is a record, and maybe of some that are none."""
     more: bool
@@ -208,7 +208,7 @@ class StorageBackend(ABC):
     async def close(self) -> None:  # noqa: B027 - the same
         """Finish what was begun and let go of every resource. Calling it again does nothing.
 
-        Where the backend overrides this, every other method but `statistics` then raises ClosedError.
+        Where the backend overrides this, all methods but `statistics` and `index_folder` then raise ClosedError.
         """
 
     def statistics(self) -> dict[str, int]:
@@ -425,6 +425,10 @@ class StorageBackend(ABC):
 
     # --- what a derived index needs (Capability.EXTENTS) ---------------------------------------------
 
+    def index_folder(self) -> str | None:
+        """Return the folder for derived indexes of this store, there or not; None if it has no place for them."""
+        return None
+
     async def changes(self, cursor: str | None) -> Changes:
         """Return which keys may have changed since `cursor`, by whichever process, and the cursor of now.
 
@@ -441,7 +445,7 @@ class StorageBackend(ABC):
         return [None if data is None else version_of(data) for data in await self.read_many(keys)]
 
     async def read_log_part(self, key: str, identity: str | None, start: int) -> LogPart | None:
-        """Return the whole lines of a log from byte offset `start`, or None if it is absent.
+        """Return the whole lines of a log from offset `start`, which is 0 or of a line, or None if it is absent.
 
         If the log's identity is not `identity`, or it is shorter than `start`, the part begins at 0. A part is bounded
         in size; `more` tells whether to go on from its `end`. Bad lines may be in it: whoever decodes them notices.
@@ -459,7 +463,10 @@ class StorageBackend(ABC):
         return LogPart(found, start, max(start, end), lines, more=False)
 
     async def read_log_at(self, places: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
-        """Return the bytes of each place (key, offset, length), in order; None where there are not so many."""
+        """Return the bytes of each place (key, offset, length), in order; None where there are not so many.
+
+        Offsets are those of `read_log_part`, lengths those of its lines.
+        """
         datas = {key: await self.read(key) for key in {key for key, _, _ in places}}
         found: list[bytes | None] = []
         for key, offset, length in places:

@@ -87,11 +87,16 @@ class Commits:
                 keys = [key for key in (source, *contents.keys(f"{source}/")) if contents.exists(key)]
                 for key in keys:
                     self._rename(key, target + key[len(source) :])
+                if keys:
+                    contents.changed_below(source)
+                    contents.changed_below(target)
                 return bool(keys)
             case RemoveTree(folder):
                 removed = contents.keys(f"{folder}/")
                 for key in removed:
                     contents.delete(key)
+                if removed:
+                    contents.changed_below(folder)
                 return removed
             case Require() | Absent() | Quota():
                 return None
@@ -156,11 +161,11 @@ class Commits:
         found = self.contents.find(key, record_id)
         if found is None:  # removed by an earlier change of the same commit
             return
-        position, old = found
+        position, _ = found
         if line is None:
-            self.contents.remove_line(key, position, old)
+            self.contents.remove_line(key, position)
         elif codec.written_id(line) == record_id:
-            self.contents.replace_line(key, position, old, line)
+            self.contents.replace_line(key, position, line)
         else:
             kept = self.contents.records(key, 0, None, strict=True)
             self._put_lines(key, (line if at == position else each + b"\n" for at, each in enumerate(kept)))
@@ -174,7 +179,7 @@ class Commits:
         self.open_log(key)
         place = self.contents.place(key)
         if place is not None and place.kind == "log":
-            return self.contents.cut(key, 0 if count is None else max(0, place.records - count))
+            return self.contents.cut(key, count)
         kept, dropped = kept_and_dropped(key, self.contents.read(key) or b"", count)
         if dropped:
             self.contents.put_log(key, kept)

@@ -8,36 +8,26 @@ would be.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
-from typing import Any, NamedTuple, Protocol
 
 import msgspec
 
 from .. import codec
 from ..errors import IntegrityError
 from ..models import new_id
+from .base import Changes, LogPart
+from .rows import Connection, Fresh, LogRows, asking, marks, of, runs_of, same_ids
 from .rules import good_lines
-from .tables import LINES, Spot, Table, Tables, body_of, shown
+from .tables import LINES, Table, Tables, body_of, shown
 
 PIECE_BYTES = 1 << 20
-_GROW = "UPDATE entries SET records = records + ?, size = size + ? WHERE key = ?"
 _RUN_BYTES = 1 << 18
 """Of records that are streamed at a time, about."""
-
-
-class Connection(Protocol):
-    """One connection to a database; parameters of statements are written `?`."""
-
-    position_of: str
-    """The function that tells where in a text another one begins."""
-
-    def execute(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
-        """Run a statement; return all its rows."""
-
-    def run_for(self, statement: str, rows: Iterable[Sequence[object]]) -> int:
-        """Run a statement for each of several rows of parameters; return how many rows it changed in all."""
-
-    def stream(self, statement: str, parameters: Sequence[object]) -> Iterator[tuple[Any, ...]]:
-        """Run a statement; yield its rows without holding all of them."""
+_PART_BYTES = 1 << 20
+_SWEEP = 256
+"""Of so many transactions one looks for changes that are to be forgotten."""
+_LONGEST_NUMBER = 18
+_REMEMBERED_BYTES = 8 << 20
+"""Of the names of keys that were changed."""
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -45,35 +35,36 @@ class Place(msgspec.Struct, frozen=True):
 
     kind: str
     """document: in a row; log: in a row for each line; pieces: as bytes."""
-    size: int
-    records: int = 0
-    """Lines of a log in rows."""
-    pieces: str | None = None
-    """The id of bytes."""
-
-
-class Fresh(NamedTuple):
-    """A message that is to come at a position of a log that is kept in rows."""
-
-    key: str
-    position: int
+    size: int | None
+    """Of a document or of bytes."""
     id: str
-    line: bytes
+    """Of these bytes: whatever replaces them has another one. A log in rows that only grows keeps it."""
 
 
 class Contents:
     """What is in a store, for one transaction."""
 
-    def __init__(self, connection: Connection, tables: Tables) -> None:
+    def __init__(self, connection: Connection, tables: Tables, rows: LogRows) -> None:
         self._db = connection
         self._tables = tables
+        self._rows = rows
+        self.changed: set[str] = set()
+        """Keys and folders that were changed, until they are noted."""
 
     # --- keys ----------------------------------------------------------------------------------------
 
     def place(self, key: str) -> Place | None:
         """Return where the bytes at a key are, or None if there are none."""
-        rows = self._db.execute("SELECT place, size, records, pieces FROM entries WHERE key = ?", (key,))
+        rows = self._db.execute("SELECT place, size, id FROM entries WHERE key = ?", (key,))
         return Place(*rows[0]) if rows else None
+
+    def places(self, keys: Sequence[str]) -> dict[str, Place]:
+        """Return where the bytes at keys are, without those where there are none."""
+        found: dict[str, Place] = {}
+        for some in runs_of(keys):
+            rows = self._db.execute(f"SELECT key, place, size, id FROM entries WHERE key IN ({marks(some)})", some)
+            found.update((key, Place(*place)) for key, *place in rows)
+        return found
 
     def exists(self, key: str) -> bool:
         """Tell whether there are bytes at a key."""
@@ -95,7 +86,7 @@ class Contents:
             f"SELECT key, size FROM entries WHERE key >= ? AND key > ? {end} ORDER BY key LIMIT {count:d}",
             (prefix, after, _behind(prefix)),
         )
-        return [(key, size) for key, size in rows]
+        return [(key, self._rows.size(key) if size is None else size) for key, size in rows]
 
     def children(self, folder: str, *, folders_only: bool = False) -> list[str]:
         """Return the segments that follow a folder in the keys below it, sorted; those with keys below them only."""
@@ -145,17 +136,46 @@ class Contents:
     def pieces_of(self, key: str, place: Place) -> Iterator[bytes]:
         """Yield the bytes at a key piece by piece."""
         if place.kind == "pieces":
-            for (data,) in self._db.stream("SELECT data FROM pieces WHERE id = ? ORDER BY number", (place.pieces,)):
+            size = 0
+            for (data,) in self._db.stream("SELECT data FROM pieces WHERE id = ? ORDER BY number", (place.id,)):
+                size += len(data)
                 yield bytes(data)
+            if size != place.size:
+                raise IntegrityError(f"{key} has {place.size} bytes; {size} are in the table `pieces`.", key=key)
         elif place.kind == "log":
-            for line in self.lines(key, 0, place.records):
+            for line in self._rows.lines(key, 0, self._rows.count(key)):
                 yield line + b"\n"
         else:
             spot = self._tables.document(key)
-            rows = [] if spot is None else self._db.execute(f"SELECT body FROM {_of(spot)}", spot.ids)
+            rows = [] if spot is None else self._db.execute(f"SELECT body FROM {of(spot)}", spot.ids)
             if not rows:
-                raise IntegrityError(f"{key} is in the table `entries`, but in no other.", key=key)
+                raise _in_no_table(key)
             yield rows[0][0].encode()
+
+    def read_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Return the bytes at keys, in order; with a statement for each table, not for each key."""
+        places = self.places(keys)
+        found: dict[str, bytes] = {}
+        documents: dict[Table, list[tuple[str, tuple[str, ...]]]] = {}
+        for key, place in places.items():
+            spot = self._tables.document(key) if place.kind == "document" else None
+            if spot is None:
+                found[key] = self.bytes_of(key, place)
+            else:
+                documents.setdefault(spot.table, []).append((key, spot.ids))
+        for table, wanted in documents.items():
+            for some in runs_of(wanted):
+                asked = asking(table.ids, (ids for _, ids in some))
+                rows = self._db.execute(
+                    f"{asked.text} SELECT wanted.number, n.body FROM wanted "
+                    f"LEFT JOIN {table.name} AS n ON {same_ids(table)}",
+                    asked.values,
+                )
+                for number, body in rows:
+                    if body is None:
+                        raise _in_no_table(some[number][0])
+                    found[some[number][0]] = body.encode()
+        return [found.get(key) for key in keys]
 
     def put(self, key: str, data: bytes) -> None:
         """Replace the bytes at a key."""
@@ -170,15 +190,15 @@ class Contents:
             return
         columns = (*spot.table.ids, *spot.table.shown, "body")
         self._db.execute(
-            f"INSERT INTO {spot.table.name} ({', '.join(columns)}) VALUES ({_marks(columns)})",
+            f"INSERT INTO {spot.table.name} ({', '.join(columns)}) VALUES ({marks(columns)})",
             (*spot.ids, *shown(spot.table, data), text),
         )
-        self._enter(key, Place("document", len(data)))
+        self._enter(key, Place("document", len(data), new_id()))
 
     def _put_bytes(self, key: str, data: bytes) -> None:
         pieces = new_id()
         self.add_pieces(pieces, 0, (data[at : at + PIECE_BYTES] for at in range(0, len(data), PIECE_BYTES)))
-        self._enter(key, Place("pieces", len(data), pieces=pieces))
+        self._enter(key, Place("pieces", len(data), pieces))
 
     def add_pieces(self, pieces: str, first: int, data: Iterable[bytes]) -> None:
         """Keep bytes under an id, from the piece `first` on; they are at no key yet."""
@@ -190,7 +210,7 @@ class Contents:
         if self.exists(key):
             self.drop_pieces(pieces)
             return False
-        self._enter(key, Place("pieces", size, pieces=pieces))
+        self._enter(key, Place("pieces", size, pieces))
         return True
 
     def drop_pieces(self, pieces: str) -> None:
@@ -202,12 +222,14 @@ class Contents:
         place = self.place(key)
         if place is None:
             return False
-        spot = self._tables.log(key) if place.kind == "log" else self._tables.document(key)
-        if place.pieces is not None:
-            self.drop_pieces(place.pieces)
-        elif spot is not None:
-            self._db.execute(f"DELETE FROM {_of(spot)}", spot.ids)
+        if place.kind == "pieces":
+            self.drop_pieces(place.id)
+        elif place.kind == "log":
+            self._rows.drop(key)
+        elif (spot := self._tables.document(key)) is not None:
+            self._db.execute(f"DELETE FROM {of(spot)}", spot.ids)
         self._db.execute("DELETE FROM entries WHERE key = ?", (key,))
+        self.changed.add(key)
         return True
 
     def move_bytes(self, source: str, target: str) -> bool:
@@ -215,13 +237,14 @@ class Contents:
         if self.is_log(target) or self._tables.document(target) is not None:
             return False
         moved = self._db.run_for("UPDATE entries SET key = ? WHERE key = ? AND place = 'pieces'", [(target, source)])
+        self.changed |= {source, target}
         return bool(moved)
 
     def _enter(self, key: str, place: Place) -> None:
         self._db.execute(
-            "INSERT INTO entries (key, place, size, records, pieces) VALUES (?, ?, ?, ?, ?)",
-            (key, *msgspec.structs.astuple(place)),
+            "INSERT INTO entries (key, place, size, id) VALUES (?, ?, ?, ?)", (key, *msgspec.structs.astuple(place))
         )
+        self.changed.add(key)
 
     # --- logs ----------------------------------------------------------------------------------------
 
@@ -232,18 +255,8 @@ class Contents:
             return []
         if place.kind != "log":
             return good_lines(key, self.bytes_of(key, place), strict=strict, newline=False)[start:stop]
-        first, end, _ = slice(start, stop).indices(place.records)
-        return list(self.lines(key, first, end)) if first < end else []
-
-    def lines(self, key: str, first: int, end: int) -> Iterator[bytes]:
-        """Yield lines of a log in rows by position, without their newlines."""
-        spot = self._tables.log(key)
-        rows = self._db.stream(
-            f"SELECT body FROM {_of(spot)} AND position >= ? AND position < ? ORDER BY position",
-            (*spot.ids, first, end),
-        )
-        for (body,) in rows:
-            yield body.encode()
+        first, end, _ = slice(start, stop).indices(self._rows.count(key))
+        return list(self._rows.lines(key, first, end)) if first < end else []
 
     def runs(self, key: str, *, strict: bool) -> Iterator[list[bytes]]:
         """Yield the records of a log in runs, as `stream_log` does."""
@@ -255,7 +268,7 @@ class Contents:
             return
         run: list[bytes] = []
         size = 0
-        for line in self.lines(key, 0, place.records):
+        for line in self._rows.lines(key, 0, self._rows.count(key)):
             run.append(line)
             size += len(line)
             if size >= _RUN_BYTES:
@@ -283,7 +296,7 @@ class Contents:
         place = self.place(key)
         if place is None:
             return 0
-        return place.records if place.kind == "log" else len(self.records(key, 0, None, strict=False))
+        return self._rows.count(key) if place.kind == "log" else len(self.records(key, 0, None, strict=False))
 
     def find(self, key: str, record_id: str) -> tuple[int, bytes] | None:
         """Return position and line of a record."""
@@ -291,14 +304,17 @@ class Contents:
         if place is None or place.kind != "log":
             lines = self.records(key, 0, None, strict=False) if place is not None else []
             return next(((at, line) for at, line in enumerate(lines) if codec.line_id(line) == record_id), None)
-        spot = self._tables.log(key)
-        rows = self._db.execute(f"SELECT position, body FROM {_of(spot)} AND id = ?", (*spot.ids, record_id))
-        return (rows[0][0], rows[0][1].encode()) if rows else None
+        return self._rows.find(key, record_id)
 
-    def newest(self, key: str) -> bytes | None:
-        """Return the newest record of a log."""
-        found = self.records(key, -1, None, strict=False)
-        return found[0] if found else None
+    def newest(self, keys: Sequence[str]) -> list[bytes | None]:
+        """Return the newest record of each log, in order."""
+        places = self.places(keys)
+        rows = self._rows.newest([key for key, place in places.items() if place.kind == "log"])
+        found = {key: line for key, (_, line) in rows.items()}
+        for key, place in places.items():
+            if place.kind != "log" and (last := self.records(key, -1, None, strict=False)):
+                found[key] = last[0]
+        return [found.get(key) for key in keys]
 
     def is_log(self, key: str) -> bool:
         """Tell whether the map has a log at a key."""
@@ -311,7 +327,7 @@ class Contents:
         if lines is None:
             self._put_bytes(key, data)
             return
-        self._enter(key, Place("log", 0))
+        self._enter(key, Place("log", None, new_id()))
         self.append(key, lines)
 
     def append(self, key: str, lines: Sequence[bytes]) -> None:
@@ -320,73 +336,133 @@ class Contents:
         Raises:
             IntegrityError: There are rows where nothing should be.
         """
-        place = self.place(key)
-        first = 0 if place is None else place.records
+        first = self._rows.count(key)
         fresh = [Fresh(key, at, codec.written_id(line), line) for at, line in enumerate(lines, first)]
         if not self.add_fresh(fresh):
-            raise IntegrityError(f"{key} has rows that the table `entries` does not count.", key=key)
+            raise IntegrityError(f"{key} has two rows of one message, or of one position.", key=key)
 
     def add_fresh(self, messages: Sequence[Fresh]) -> bool:
         """Add messages at the ends of their logs; return False if one of them is there already.
 
         Then the transaction has to be rolled back.
         """
-        rows: dict[Table, list[tuple[object, ...]]] = {}
-        grown: dict[str, list[int]] = {}
-        for key, position, record_id, line in messages:
-            spot = self._tables.log(key)
-            values = (*spot.ids, position, record_id, *shown(spot.table, line), line[:-1].decode())
-            rows.setdefault(spot.table, []).append(values)
-            sizes = grown.setdefault(key, [0, 0])
-            sizes[0] += 1
-            sizes[1] += len(line)
-        for table, of_table in rows.items():
-            columns = (*table.ids, "position", "id", *table.shown, "body")
-            added = self._db.run_for(
-                f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES ({_marks(columns)}) ON CONFLICT DO NOTHING",
-                of_table,
-            )
-            if added != len(of_table):
-                return False
-        self._db.run_for(_GROW, [(*sizes, key) for key, sizes in grown.items()])
-        return True
+        self.changed.update(message.key for message in messages)
+        return self._rows.add(messages)
 
-    def replace_line(self, key: str, position: int, old: bytes, line: bytes) -> None:
-        """Put another line of the same id in the place of one; `old` is without its newline."""
-        spot = self._tables.log(key)
-        columns = (*spot.table.shown, "body")
-        self._db.execute(
-            f"UPDATE {spot.table.name} SET {', '.join(f'{column} = ?' for column in columns)} "
-            f"WHERE {_where(spot)} AND position = ?",
-            (*shown(spot.table, line), line[:-1].decode(), *spot.ids, position),
-        )
-        self._db.execute(_GROW, (0, len(line) - len(old) - 1, key))
+    def replace_line(self, key: str, position: int, line: bytes) -> None:
+        """Put another line of the same id in the place of one."""
+        self._rows.replace(key, position, line)
+        self._rewritten(key)
 
-    def remove_line(self, key: str, position: int, old: bytes) -> None:
+    def remove_line(self, key: str, position: int) -> None:
         """Remove one line; those behind it move up."""
-        spot = self._tables.log(key)
-        self._db.execute(f"DELETE FROM {_of(spot)} AND position = ?", (*spot.ids, position))
-        # In two steps, for no two rows may have one position in between.
-        move = f"UPDATE {spot.table.name} SET position = {{}} WHERE {_where(spot)} AND position {{}} ?"
-        self._db.execute(move.format("-position", ">"), (*spot.ids, position))
-        self._db.execute(move.format("-position - 1", "<"), (*spot.ids, 0))
-        self._db.execute(_GROW, (-1, -len(old) - 1, key))
+        self._rows.remove(key, position)
+        self._rewritten(key)
 
-    def cut(self, key: str, first: int) -> list[bytes]:
-        """Remove the lines of a log in rows from a position on, and return them."""
-        spot = self._tables.log(key)
-        behind = f"{_of(spot)} AND position >= ?"
-        rows = self._db.execute(f"SELECT body FROM {behind} ORDER BY position", (*spot.ids, first))
-        gone = [body.encode() for (body,) in rows]
-        self._db.execute(f"DELETE FROM {behind}", (*spot.ids, first))
-        self._db.execute(_GROW, (-len(gone), -sum(len(line) + 1 for line in gone), key))
+    def cut(self, key: str, count: int | None) -> list[bytes]:
+        """Remove the newest lines of a log in rows (None: all), and return them."""
+        end = self._rows.count(key)
+        first = 0 if count is None else max(0, end - count)
+        gone = list(self._rows.lines(key, first, end))
+        if gone:
+            self._rows.cut(key, first)
+            self._rewritten(key)
         return gone
+
+    def _rewritten(self, key: str) -> None:
+        self._db.execute("UPDATE entries SET id = ? WHERE key = ?", (new_id(), key))
+        self.changed.add(key)
+
+    # --- what a derived index needs --------------------------------------------------------------------
+
+    def changed_below(self, folder: str) -> None:
+        """Note a folder in place of every key in it."""
+        start = f"{folder}/"
+        self.changed = {key for key in self.changed if not key.startswith(start)}
+        self.changed.add(folder)
+
+    def note_changes(self) -> None:
+        """Note which keys this transaction changed, at its end.
+
+        Transactions that write come one after the other, so the numbers are in their order.
+        """
+        if not self.changed:
+            return
+        names = "\n".join(sorted(self.changed))
+        self.changed.clear()
+        newest = self._db.execute("SELECT number, bytes FROM changes ORDER BY number DESC LIMIT 1")
+        number, total = newest[0] if newest else (0, 0)
+        number, total = number + 1, total + len(names)
+        self._db.execute(
+            "INSERT INTO changes (number, id, bytes, keys) VALUES (?, ?, ?, ?)", (number, new_id(), total, names)
+        )
+        if number % _SWEEP == 0:
+            behind = "SELECT min(number) FROM changes WHERE bytes >= ?"
+            self._db.execute(f"DELETE FROM changes WHERE number < ({behind})", (total - _REMEMBERED_BYTES,))
+
+    def changes(self, cursor: str | None) -> Changes:
+        """Return what changed since a cursor, as the contract has it."""
+        newest = self._db.execute("SELECT number, id FROM changes ORDER BY number DESC LIMIT 1")
+        if not newest:
+            return Changes("", None)
+        now = f"{newest[0][0]} {newest[0][1]}"
+        if cursor == now:
+            return Changes(now, frozenset())
+        number, _, written = (cursor or "").partition(" ")
+        if not number.isascii() or not number.isdecimal() or len(number) > _LONGEST_NUMBER:
+            return Changes(now, None)
+        # By its id, too: a file that was put back from a copy has other changes under the same numbers.
+        if self._db.execute("SELECT id FROM changes WHERE number = ?", (int(number),)) != [(written,)]:
+            return Changes(now, None)
+        rows = self._db.execute("SELECT keys FROM changes WHERE number > ?", (int(number),))
+        return Changes(now, frozenset(key for (keys,) in rows for key in keys.split("\n")))
+
+    def stamps(self, keys: Sequence[str]) -> list[str | None]:
+        """Return a text for each key that is another one when its bytes are changed."""
+        places = self.places(keys)
+        newest = self._rows.newest([key for key, place in places.items() if place.kind == "log"])
+        return [
+            None if (place := places.get(key)) is None else f"{place.id} {newest[key][0] + 1 if key in newest else 0}"
+            for key in keys
+        ]
+
+    def log_part(self, key: str, identity: str | None, start: int) -> LogPart | None:
+        """Return some lines of a log: from a position on where it is kept in rows, from a byte on where it is not."""
+        place = self.place(key)
+        if place is None:
+            return None
+        if place.kind != "log":
+            return _part_of_bytes(self.bytes_of(key, place), place.id, identity, start)
+        count = self._rows.count(key)
+        if place.id != identity or start > count:
+            start = 0
+        lines: list[tuple[int, bytes]] = []
+        size = 0
+        for position, line in enumerate(self._rows.lines(key, start, count), start):
+            lines.append((position, line))
+            size += len(line)
+            if size >= _PART_BYTES:
+                break
+        end = start + len(lines)
+        return LogPart(place.id, start, end, lines, more=end < count)
+
+    def log_places(self, wanted: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
+        """Return the bytes of each place (key, offset, length), in order; None where there are not so many."""
+        places = self.places(list({key for key, _, _ in wanted}))
+        rows = [(key, offset) for key, offset, _ in wanted if key in places and places[key].kind == "log"]
+        lines = dict(zip(rows, self._rows.at(rows), strict=True))
+        datas = {key: self.bytes_of(key, place) for key, place in places.items() if place.kind != "log"}
+        found: list[bytes | None] = []
+        for key, offset, length in wanted:
+            piece = datas[key][offset : offset + length] if key in datas else lines.get((key, offset))
+            found.append(piece if piece is not None and len(piece) == length else None)
+        return found
 
     # --- what does not fit -----------------------------------------------------------------------------
 
     def torn_logs(self) -> list[str]:
         """Return the logs of the map that end in half a line."""
-        rows = self._db.execute("SELECT key, pieces FROM entries WHERE place = 'pieces' AND size > 0")
+        rows = self._db.execute("SELECT key, id FROM entries WHERE place = 'pieces' AND size > 0")
         return [key for key, pieces in rows if self.is_log(key) and not self._last_piece(pieces).endswith(b"\n")]
 
     def _last_piece(self, pieces: str) -> bytes:
@@ -396,7 +472,7 @@ class Contents:
     def leftovers(self) -> list[str]:
         """Return the ids of bytes that are at no key: being written, or left by somebody who died."""
         rows = self._db.execute(
-            "SELECT DISTINCT id FROM pieces WHERE id NOT IN (SELECT pieces FROM entries WHERE pieces IS NOT NULL)"
+            "SELECT DISTINCT id FROM pieces WHERE id NOT IN (SELECT id FROM entries WHERE place = 'pieces')"
         )
         return [pieces for (pieces,) in rows]
 
@@ -420,13 +496,18 @@ def rows_of(data: bytes) -> list[bytes] | None:
     return None if None in ids or len(set(ids)) < len(ids) else lines
 
 
-def _where(spot: Spot) -> str:
-    return " AND ".join(f"{name} = ?" for name in spot.table.ids)
+def _in_no_table(key: str) -> IntegrityError:
+    return IntegrityError(f"{key} is in the table `entries`, but in no other.", key=key)
 
 
-def _of(spot: Spot) -> str:
-    return f"{spot.table.name} WHERE {_where(spot)}"
-
-
-def _marks(columns: Sequence[str]) -> str:
-    return ", ".join("?" * len(columns))
+def _part_of_bytes(data: bytes, found: str, identity: str | None, start: int) -> LogPart:
+    whole = data.rfind(b"\n") + 1
+    if found != identity or start > whole:
+        start = 0
+    lines: list[tuple[int, bytes]] = []
+    offset = start
+    while offset < whole and (not lines or offset - start < _PART_BYTES):
+        end = data.index(b"\n", offset)
+        lines.append((offset, data[offset:end]))
+        offset = end + 1
+    return LogPart(found, start, offset, lines, more=offset < whole)

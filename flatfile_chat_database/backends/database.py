@@ -8,25 +8,25 @@ from __future__ import annotations
 
 import asyncio
 import copy
-import threading
 import time
 from abc import abstractmethod
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
 from contextlib import aclosing, asynccontextmanager, suppress
 from functools import partial
-from itertools import islice
-from typing import Generic, Protocol, TypeVar
+from typing import TypeVar
 
 from ..config import StorageConfig
-from ..errors import ClosedError, DurabilityError, StorageError, UnavailableError
+from ..errors import DurabilityError, StorageError, UnavailableError
 from ..layout import Layout
 from ..models import Problem, new_id
-from .base import Capability, Changes, Snapshot
+from .base import Capability, Changes, LogPart, Snapshot
 from .changes import Change
 from .commits import Commits
-from .contents import PIECE_BYTES, Connection, Contents
+from .contents import PIECE_BYTES, Contents
 from .gathered import Gathered, Known, Repeated
-from .rules import check_key, check_lines, not_found
+from .rows import LogRows
+from .rules import check_key, check_lines
+from .states import DatabaseSnapshot, Session, State, Stream, blob
 from .tables import Tables
 from .threaded import ThreadedBackend
 from .writer import Job, Writer
@@ -36,37 +36,8 @@ T = TypeVar("T")
 _of_parents: list[Session | None] = []
 """Connections that came with a fork. Never closed here: that would say goodbye to the database for the parent."""
 
-_SIZED_AT_ONCE = 1000
-"""Keys of a snapshot."""
-
 _ABANDONED_SECONDS = 3600
 """What is at no key for so long is not being written any more."""
-
-
-class Session(Connection, Protocol):
-    """A connection with its transactions.
-
-    What the database cannot do is raised as UnavailableError, damage as IntegrityError.
-    """
-
-    def begin_reading(self) -> None:
-        """Begin a transaction that sees one state of the store."""
-
-    def begin_writing(self) -> bool:
-        """Begin a transaction that no other writer comes into; return whether others may have written since."""
-
-    def commit(self) -> None:
-        """End the transaction; what it wrote is durable.
-
-        Raises:
-            DurabilityError: It is not known whether it is.
-        """
-
-    def roll_back(self) -> None:
-        """End the transaction; it changed nothing."""
-
-    def close(self) -> None:
-        """Let go of the connection."""
 
 
 class DatabaseBackend(ThreadedBackend):
@@ -79,6 +50,7 @@ class DatabaseBackend(ThreadedBackend):
             Capability.ATOMIC_APPEND,
             Capability.STREAMED_BLOBS,
             Capability.SNAPSHOTS,
+            Capability.EXTENTS,
         }
     )
 
@@ -121,22 +93,24 @@ class DatabaseBackend(ThreadedBackend):
         return await self._threads().run(lambda: self._look(work))
 
     def _look(self, work: Callable[[Contents | None], T]) -> T:
-        connection = self._take()
+        connection = self.take()
         if connection is None:
             return work(None)
         try:
             connection.begin_reading()
-            return work(self._contents(connection))
+            return work(self.contents(connection))
         finally:
-            self._give_back(connection)
+            self.give_back(connection)
 
-    def _take(self) -> Session | None:
+    def take(self) -> Session | None:
+        """Return a connection to read with; None if there is no store."""
         try:
             return self._free.pop()
         except IndexError:
             return self._connect(to_write=False)
 
-    def _give_back(self, connection: Session) -> None:
+    def give_back(self, connection: Session) -> None:
+        """End a transaction that only read, and let others have its connection."""
         try:
             connection.roll_back()
         except StorageError:  # nothing was lost by it, but it is of no use any more
@@ -147,13 +121,14 @@ class DatabaseBackend(ThreadedBackend):
         else:
             self._free.append(connection)
 
-    def _contents(self, connection: Session) -> Contents:
-        return Contents(connection, self._tables)
+    def contents(self, connection: Session) -> Contents:
+        """Return what is in the store, as the connection's transaction sees it."""
+        return Contents(connection, self._tables, LogRows(connection, self._tables))
 
     async def _stream(self, begin: Callable[[Contents | None], Iterator[T]]) -> AsyncGenerator[T, None]:
         """Yield what an iterator yields in a thread, all of it from one state of the store."""
         threads = self._threads()
-        stream = _Stream(self, begin)
+        stream = Stream(self, begin)
         try:
             while found := await threads.run(stream.next):
                 yield found[0]
@@ -174,7 +149,7 @@ class DatabaseBackend(ThreadedBackend):
     async def read_many(self, keys: Sequence[str]) -> list[bytes | None]:
         for key in keys:
             check_key(key)
-        return await self._in_thread(lambda contents: [contents.read(key) if contents else None for key in keys])
+        return await self._in_thread(lambda contents: contents.read_many(keys) if contents else [None] * len(keys))
 
     async def list_children(self, folder: str) -> list[str]:
         if folder:
@@ -223,7 +198,22 @@ class DatabaseBackend(ThreadedBackend):
     async def newest_records(self, keys: Sequence[str]) -> list[bytes | None]:
         for key in keys:
             check_key(key)
-        return await self._in_thread(lambda contents: [contents.newest(key) if contents else None for key in keys])
+        return await self._in_thread(lambda contents: contents.newest(keys) if contents else [None] * len(keys))
+
+    async def read_folders(self, folder: str, document: str, log: str) -> list[tuple[str, bytes | None, bytes | None]]:
+        for key in (*[folder] * bool(folder), document, log):
+            check_key(key)
+
+        def look(contents: Contents | None) -> list[tuple[str, bytes | None, bytes | None]]:
+            if contents is None:
+                return []
+            children = contents.children(folder, folders_only=True)
+            places = [f"{folder}/{child}" if folder else child for child in children]
+            documents = contents.read_many([f"{place}/{document}" for place in places])
+            records = contents.newest([f"{place}/{log}" for place in places])
+            return list(zip(children, documents, records, strict=True))
+
+        return await self._in_thread(look)
 
     async def stream_log(self, key: str, *, strict: bool = False) -> AsyncIterator[list[bytes]]:
         check_key(key)
@@ -235,18 +225,37 @@ class DatabaseBackend(ThreadedBackend):
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Snapshot]:
         threads = self._threads()
-        state = _State(self)
+        state = State(self)
         try:
             await threads.run(state.begin)
-            yield _DatabaseSnapshot(self, state)
+            yield DatabaseSnapshot(self, self._threads, state)
         finally:
             await asyncio.shield(self._later(state.end))
+
+    # --- what a derived index needs ------------------------------------------------------------------
+
+    async def changes(self, cursor: str | None) -> Changes:
+        return await self._in_thread(lambda contents: contents.changes(cursor) if contents else Changes("", None))
+
+    async def stamps(self, keys: Sequence[str]) -> list[str | None]:
+        for key in keys:
+            check_key(key)
+        return await self._in_thread(lambda contents: contents.stamps(keys) if contents else [None] * len(keys))
+
+    async def read_log_part(self, key: str, identity: str | None, start: int) -> LogPart | None:
+        check_key(key)
+        return await self._in_thread(lambda contents: contents.log_part(key, identity, start) if contents else None)
+
+    async def read_log_at(self, places: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
+        for key, _, _ in places:
+            check_key(key)
+        return await self._in_thread(lambda contents: contents.log_places(places) if contents else [None] * len(places))
 
     # --- blobs ---------------------------------------------------------------------------------------
 
     async def read_blob(self, key: str) -> AsyncIterator[bytes]:
         check_key(key)
-        pieces = self._stream(partial(_blob, key))
+        pieces = self._stream(partial(blob, key))
         async with aclosing(pieces):
             async for piece in pieces:
                 yield piece
@@ -331,7 +340,7 @@ class DatabaseBackend(ThreadedBackend):
         for job in jobs:
             job.outcomes = job.error = None
         try:
-            commits = Commits(self._contents(connection), self.config)
+            commits = Commits(self.contents(connection), self.config)
             gathered = Gathered(commits.contents, self._known)
             for job in jobs:
                 if gathers and gathered.take(job):
@@ -340,6 +349,7 @@ class DatabaseBackend(ThreadedBackend):
                 self._known.forget()
                 _run_one(commits, job)
             gathered.flush()
+            commits.contents.note_changes()
             connection.commit()
         except BaseException:
             self._known.forget()
@@ -359,10 +369,6 @@ class DatabaseBackend(ThreadedBackend):
             connection.close()
 
     # --- maintenance ---------------------------------------------------------------------------------
-
-    async def changes(self, cursor: str | None) -> Changes:
-        self._threads()
-        return await super().changes(cursor)
 
     async def obstacles(self, *, fix: bool = False) -> list[Problem]:
         self._threads()
@@ -385,140 +391,6 @@ class DatabaseBackend(ThreadedBackend):
                     Problem("leftover", pieces, "An upload that came to nothing.", fixed=fix, harmless=True)
                 )
         return problems
-
-
-class _Stream(Generic[T]):
-    """An iterator over one state of the store, with the connection that sees it; used by one thread at a time."""
-
-    def __init__(self, backend: DatabaseBackend, begin: Callable[[Contents | None], Iterator[T]]) -> None:
-        self._backend = backend
-        self._begin = begin
-        self._connection: Session | None = None
-        self._items: Iterator[T] | None = None
-        self._has_ended = False
-        self._state = threading.Lock()  # a caller who is cancelled ends it while a thread may still be at it
-
-    def next(self) -> list[T]:
-        """Return the next item, or nothing behind the last."""
-        with self._state:
-            if self._has_ended:
-                return []
-            if self._items is None:
-                self._connection = self._backend._take()
-                if self._connection is not None:
-                    self._connection.begin_reading()
-                connection = self._connection
-                self._items = self._begin(None if connection is None else self._backend._contents(connection))
-            return list(islice(self._items, 1))
-
-    def end(self) -> None:
-        """Let go of the connection."""
-        with self._state:
-            self._has_ended = True
-            if isinstance(self._items, Generator):
-                self._items.close()
-            if self._connection is not None:
-                self._backend._give_back(self._connection)
-                self._connection = None
-
-
-class _State:
-    """One state of the store, seen by a connection of its own; every method blocks."""
-
-    def __init__(self, backend: DatabaseBackend) -> None:
-        self._backend = backend
-        self._connection: Session | None = None
-        self._has_ended = False
-        self._lock = threading.Lock()  # a caller who is cancelled ends it while a thread may still be at it
-        self._pieces: Iterator[bytes] | None = None
-
-    def begin(self) -> None:
-        """Take the state of now."""
-        with self._lock:
-            self._connection = None if self._has_ended else self._backend._take()
-            if self._connection is not None:
-                self._connection.begin_reading()
-                self._backend._contents(self._connection).exists("-")  # only what is read first begins some of them
-
-    def end(self) -> None:
-        """Let go of the connection."""
-        with self._lock:
-            self._has_ended = True
-            connection, self._connection = self._connection, None
-            self._stop_reading()
-            if connection is not None:
-                self._backend._give_back(connection)
-
-    def look(self, work: Callable[[Contents | None], T]) -> T:
-        """Do something with what is in the store."""
-        with self._lock:
-            if self._has_ended:
-                raise ClosedError("The snapshot has ended.")
-            return work(self._contents())
-
-    def read_on(self, key: str | None) -> bytes:
-        """Return the next bytes of the key that was named last, and begin with a key that is named; empty at the end.
-
-        As many at a time as make a hop to the thread worth while: a log comes line by line.
-        """
-        with self._lock:
-            if self._has_ended:
-                raise ClosedError("The snapshot has ended.")
-            if key is not None:
-                self._stop_reading()
-                self._pieces = _blob(key, self._contents())
-            gathered = bytearray()
-            for piece in self._pieces or ():
-                gathered += piece
-                if len(gathered) >= PIECE_BYTES:
-                    break
-            return bytes(gathered)
-
-    def _contents(self) -> Contents | None:
-        return None if self._connection is None else self._backend._contents(self._connection)
-
-    def _stop_reading(self) -> None:
-        if isinstance(self._pieces, Generator):
-            self._pieces.close()
-        self._pieces = None
-
-
-class _DatabaseSnapshot(Snapshot):
-    """A transaction that only reads."""
-
-    def __init__(self, backend: DatabaseBackend, state: _State) -> None:
-        super().__init__(backend)
-        self._threads = backend._threads
-        self._state = state
-
-    async def sized(self, prefix: str = "") -> AsyncIterator[list[tuple[str, int]]]:
-        after = ""
-        while run := await self._look(partial(_sized_keys, prefix, after)):
-            yield run
-            after = run[-1][0]
-
-    async def read(self, key: str) -> AsyncIterator[bytes]:
-        named: str | None = check_key(key)
-        while data := await self._threads().run(partial(self._state.read_on, named)):
-            named = None
-            yield data
-
-    async def read_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        return await self._look(lambda contents: [contents.read(key) if contents else None for key in keys])
-
-    async def _look(self, work: Callable[[Contents | None], T]) -> T:
-        return await self._threads().run(lambda: self._state.look(work))
-
-
-def _sized_keys(prefix: str, after: str, contents: Contents | None) -> list[tuple[str, int]]:
-    return contents.sized_keys(prefix, after, _SIZED_AT_ONCE) if contents else []
-
-
-def _blob(key: str, contents: Contents | None) -> Iterator[bytes]:
-    place = None if contents is None else contents.place(key)
-    if contents is None or place is None:
-        raise not_found(f"The file {key}", key)
-    return contents.pieces_of(key, place)
 
 
 def _run_one(commits: Commits, job: Job) -> None:

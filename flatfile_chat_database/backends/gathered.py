@@ -7,7 +7,8 @@ exactly that is done by itself, after what was gathered before it.
 from __future__ import annotations
 
 from .changes import Append, Require
-from .contents import Contents, Fresh
+from .contents import Contents
+from .rows import Fresh
 from .writer import Job
 
 
@@ -56,7 +57,7 @@ class Gathered:
             place = self._contents.place(append.key)
             if place is None or place.kind != "log":
                 return False
-            position = place.records
+            position = self._contents.count(append.key)
         if append.maximum is not None and position >= append.maximum:
             return False
         known.records[append.key] = position + 1

@@ -31,6 +31,9 @@ class SqliteBackend(DatabaseBackend):
     def __repr__(self) -> str:
         return f"<SqliteBackend {self.path!r}{' closed' if self._closed else ''}>"
 
+    def index_folder(self) -> str:
+        return f"{self.path}-index"
+
     def _connect(self, *, to_write: bool) -> SqliteSession | None:
         if not to_write and not os.path.exists(self.path):
             return None
@@ -45,6 +48,7 @@ class SqliteSession:
     """A connection to the file; used by one thread at a time."""
 
     position_of = "instr"
+    size_of_body = "length(CAST(body AS BLOB))"
 
     def __init__(self, path: str, *, timeout: float, to_write: bool) -> None:
         """Open the file; to write, make it and bring its tables up to date.

@@ -3,9 +3,10 @@
 The placeholders of an entry's key are columns and the primary key, so every primary key begins with the owner, a user
 or a panel. The JSON stands in `body` as it was given; what people ask for is in columns of its own beside it.
 
-Three tables know no map. `entries` names every key, where its bytes are and how many; `pieces` holds bytes that are no
-row anywhere else: uploaded files, the trash, what is no JSON; `lines` holds the messages of logs that are not in their
-place, as those in the trash.
+Four tables know no map. `entries` names every key, and where its bytes are; `pieces` holds bytes that are no row
+anywhere else: uploaded files, the trash, what is no JSON; `lines` holds the messages of logs that are not in their
+place, as those in the trash; `changes` names the keys that each of the last transactions changed, for whoever derives
+something from them.
 """
 
 from __future__ import annotations

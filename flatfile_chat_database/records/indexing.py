@@ -116,8 +116,7 @@ class Indexing:
         if elsewhere:
             store = escape(self._store.store_id)
             return os.path.join(elsewhere, store) if store else None
-        root = getattr(backend, "root", None)
-        return os.path.join(root, self._store.layout.index) if isinstance(root, str) else None
+        return backend.index_folder()
 
     def _fingerprint(self) -> str:
         config = self._store.config

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from pathlib import Path
+
 from .. import codec
 from ..backends.base import Capability, LogPart, StorageBackend
 from ..backends.changes import Append, Delete, Edit, Move, Put, Truncate
@@ -31,7 +33,7 @@ class ExtentCases(BackendCase):
     @needs(Capability.EXTENTS)
     @says(
         "Capability.EXTENTS",
-        "Logs can be read by byte offsets, and what changed since a moment can be told: what a derived index needs.",
+        "Logs can be read by offsets, and what changed since a moment can be told: what a derived index needs.",
     )
     @says(
         "StorageBackend.changes",
@@ -62,6 +64,22 @@ class ExtentCases(BackendCase):
         assert (await store.changes("of another store")).keys is None
         assert (await store.changes("")).keys is None
 
+    @says(
+        "StorageBackend.index_folder",
+        "Return the folder for derived indexes of this store, there or not; None if it has no place for them.",
+    )
+    async def test_what_is_in_the_folder_of_indexes_is_no_key(self) -> None:
+        store = await self.open()
+        await store.write("a/1", b"1")
+        folder = store.index_folder()
+        if folder is not None:
+            assert Path(folder).is_absolute()
+            Path(folder).mkdir(parents=True, exist_ok=True)
+            Path(folder, "index").write_bytes(b"derived")
+            assert Path((await self.open()).index_folder() or "") == Path(folder)
+            assert await store.list_keys("") == ["a/1"]
+            assert [problem for problem in await store.verify() if not problem.harmless] == []
+
     # --- stamps --------------------------------------------------------------------------------------
 
     @says(
@@ -88,7 +106,7 @@ class ExtentCases(BackendCase):
 
     @says(
         "StorageBackend.read_log_part",
-        "Return the whole lines of a log from byte offset `start`, or None if it is absent.",
+        "Return the whole lines of a log from offset `start`, which is 0 or of a line, or None if it is absent.",
         "A part is bounded in size; `more` tells whether to go on from its `end`.",
     )
     async def test_a_log_is_read_part_by_part(self) -> None:
@@ -100,17 +118,16 @@ class ExtentCases(BackendCase):
         assert [each for part in found for _, each in part.lines] == bare(written)
         offset = 0
         for part in found:
-            assert part.start == offset
-            for place, each in part.lines:
-                assert place == offset
-                offset += len(each) + 1
-            assert part.end == offset
+            assert part.start == offset == part.lines[0][0]
+            offsets = [*(place for place, _ in part.lines), part.end]
+            assert offsets == sorted(set(offsets))
+            offset = part.end
         assert not found[-1].more
         identity = found[-1].identity
         again = await store.read_log_part(LOG, identity, offset)
         assert again is not None
         assert (again.start, again.end, again.lines, again.more) == (offset, offset, [], False)
-        last = offset - len(written[-1])
+        last = found[-1].lines[-1][0]
         assert [each for part in await parts(store, identity, last) for _, each in part.lines] == bare(written[-1:])
 
     @needs(Capability.EXTENTS)
@@ -155,6 +172,17 @@ class ExtentCases(BackendCase):
         assert not part.more
 
     # --- read_log_at ---------------------------------------------------------------------------------
+
+    @says("StorageBackend.read_log_at", "Offsets are those of `read_log_part`, lengths those of its lines.")
+    async def test_lines_are_read_where_parts_had_them(self) -> None:
+        store = await self.open()
+        await store.commit([Append(LOG, lines(20)), Append(OTHER, lines(3))])
+        [part] = await parts(store)
+        places = [(LOG, offset, len(each)) for offset, each in part.lines]
+        assert await store.read_log_at(places[::-1]) == bare(lines(20))[::-1]
+        offset, length = places[5][1:]
+        wrong = [(LOG, offset, length - 1), (OTHER, part.end, 1), (LOG, part.end, 1), places[5]]
+        assert (await store.read_log_at(wrong))[1:] == [None, None, bare(lines(20))[5]]
 
     @leaves_damage
     @says(

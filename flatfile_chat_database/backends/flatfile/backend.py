@@ -14,6 +14,7 @@ from typing import TypeVar
 from ... import codec
 from ...config import StorageConfig, absolute
 from ...errors import DurabilityError, IntegrityError, StorageError, UnavailableError
+from ...layout import Layout
 from ...models import Problem
 from ..base import Capability, Changes, LogPart, Snapshot, logger
 from ..readers import Readers
@@ -302,6 +303,9 @@ class FlatfileBackend(ThreadedBackend):
         )
 
     # --- what a derived index needs ------------------------------------------------------------------
+
+    def index_folder(self) -> str:
+        return os.path.join(self.root, Layout(self.config).index)
 
     async def changes(self, cursor: str | None) -> Changes:
         def look() -> Changes:

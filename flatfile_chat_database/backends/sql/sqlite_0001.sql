@@ -3,10 +3,16 @@
 CREATE TABLE entries (
     key TEXT NOT NULL PRIMARY KEY,
     place TEXT NOT NULL CHECK (place IN ('document', 'log', 'pieces')),
-    size INTEGER NOT NULL,
-    records INTEGER NOT NULL DEFAULT 0,
-    pieces TEXT
+    size INTEGER,
+    id TEXT NOT NULL
 ) WITHOUT ROWID;
+
+CREATE TABLE changes (
+    number INTEGER NOT NULL PRIMARY KEY,
+    id TEXT NOT NULL,
+    bytes INTEGER NOT NULL,
+    keys TEXT NOT NULL
+);
 
 CREATE TABLE pieces (
     id TEXT NOT NULL,
