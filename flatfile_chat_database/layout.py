@@ -365,6 +365,11 @@ class Layout:
             tuple(f"{folder}/" for folder in folders)
         )
 
+    @property
+    def restoring(self) -> str:
+        """The key that stands in a database while a backup is put into it: what is there is no store yet."""
+        return f"{self.system}/restoring.json"
+
     # --- trash ---------------------------------------------------------------------------------------
 
     @property

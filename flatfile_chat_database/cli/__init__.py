@@ -11,11 +11,12 @@ import sys
 
 from . import keeping as _keeping  # commands register themselves
 from . import looking as _looking
+from . import moving as _moving
 from .frame import WarningHandler, cli
 
 __all__ = ["cli", "main"]
 
-_ = (_keeping, _looking)
+_ = (_keeping, _looking, _moving)
 
 
 def main() -> None:

@@ -24,8 +24,12 @@ from ..errors import ConfigurationError
 from ..importers import FORMATS, Report, import_file
 from ..storage import StorageManager
 from ..terminal import duration, one_line, visible
+from ..transfer import is_archive
 from .frame import Options, cli, closing, dim, no_store, place, runs
+from .moving import import_own, max_ratio
 from .progress import Show, progress
+
+OWN_FORMAT = "chatdb"
 
 # --- demo ----------------------------------------------------------------------------------------------
 
@@ -68,31 +72,48 @@ def _program() -> str:
 
 
 @cli.command("import")
-@click.argument("file", type=click.Path(exists=True, dir_okay=False, readable=True))
+@click.argument("file", type=click.Path(exists=True, readable=True))
 @click.option(
     "--format",
     "format_name",
-    type=click.Choice(list(FORMATS)),
-    required=True,
-    help='What the file holds. openai-jsonl: one conversation a line, {"id", "messages": [{"role", "content"}]}.',
+    type=click.Choice([OWN_FORMAT, *FORMATS]),
+    help="What the file holds. chatdb: a backup or an export, which is recognised without this. "
+    'openai-jsonl: one conversation a line, {"id", "messages": [{"role", "content"}]}.',
 )
-@click.option("--user", "user_id", default="local", show_default=True, help="Whose sessions they become.")
+@click.option("--user", "user_id", help="Whose sessions conversations become. Default: local.")
 @click.option("--dry-run", is_flag=True, help="Write nothing; report what would be added.")
+@max_ratio
 @click.pass_obj
 @runs
-async def import_(options: Options, file: str, format_name: str, user_id: str, dry_run: bool) -> int:
-    """Import conversations from a file.
+async def import_(
+    options: Options, file: str, format_name: str | None, user_id: str | None, dry_run: bool, max_ratio: int
+) -> int:
+    """Import a backup or an export, or conversations of another format.
 
-    FILE may be plain or gzip. Ids are made from the source, so an import that is run again adds nothing, and one that
-    was interrupted is completed by running it again. A conversation that has grown since is continued; one that differs
-    from what was imported under its id is left as it is. The user is created if absent. What cannot be imported is
-    skipped and reported, and the exit code is then 1.
+    An archive of chatdb, a file or a folder, is verified as a whole before anything is added. What is absent is added,
+    a chat whose beginning is there is continued, and what is there but differs is left and reported, and the exit code
+    is then 1. Running it again adds nothing. The trash of a backup is not imported: `chatdb restore` has it.
+
+    FILE of another format may be plain or gzip. Ids are made from the source, so an import that is run again adds
+    nothing, and one that was interrupted is completed by running it again. A conversation that has grown since is
+    continued; one that differs from what was imported under its id is left as it is. The user is created if absent.
+    What cannot be imported is skipped and reported, and the exit code is then 1.
 
     openai-jsonl: a line is {"id", "messages": [...]} or {"custom_id", "body": {"messages": [...]}}. Content in parts
     becomes its texts, one below the other. The title is the line's "title", or the beginning of its first user message.
     Times are "created_at", "timestamp" or "create_time" of messages, or else of the line; without any, 1970. Whatever
     has no field of its own stays in the metadata.
     """
+    is_folder, is_own = await asyncio.to_thread(lambda: (os.path.isdir(file), is_archive(file)))
+    if format_name == OWN_FORMAT or (format_name is None and is_own):
+        if user_id is not None:
+            raise click.UsageError("--user: what an archive of chatdb holds stays with its users.")
+        return await import_own(options, file, dry_run, max_ratio)
+    if format_name is None:
+        raise click.UsageError(f"Missing option '--format': {file} is no archive of chatdb.")
+    if is_folder:
+        raise click.UsageError(f"Invalid value for 'FILE': File '{file}' is a directory.")
+    user_id = user_id or "local"
     config = options.config()
     began = time.monotonic()
     async with StorageManager(config, read_only=dry_run) as storage:
