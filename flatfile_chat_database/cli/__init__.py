@@ -11,11 +11,12 @@ import sys
 
 from . import keeping as _keeping  # commands register themselves
 from . import looking as _looking
+from . import migrating as _migrating
 from .frame import WarningHandler, cli
 
 __all__ = ["cli", "main"]
 
-_ = (_keeping, _looking)
+_ = (_keeping, _looking, _migrating)
 
 
 def main() -> None:
