@@ -12,6 +12,7 @@ from ..backends.base import open_backend
 from ..terminal import duration, visible
 from ..transfer.migrate import MigrationReport, migrate
 from .frame import Options, cli, closing, dim, place, runs
+from .progress import progress
 
 _SHOWN = 10
 """So many keys of a kind are printed."""
@@ -37,7 +38,9 @@ async def migrate_(options: Options, source: str, target: str, dry_run: bool) ->
     configs = [options.config(source), options.config(target)]
     began = time.monotonic()
     async with closing(open_backend(configs[0])) as one, closing(open_backend(configs[1])) as other:
-        report = await migrate(one, other, dry_run=dry_run)
+        with progress("to be compared" if dry_run else "copying, then comparing", "keys", options) as show:
+            step = None if show is None else lambda done, total: show(done, total, done)
+            report = await migrate(one, other, dry_run=dry_run, progress=step)
     seconds = time.monotonic() - began
     names = {"source": place(configs[0]), "target": place(configs[1]), "seconds": round(seconds, 3)}
     if options.json:

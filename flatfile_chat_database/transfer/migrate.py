@@ -14,7 +14,7 @@ from __future__ import annotations
 
 import asyncio
 import os
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing, suppress
 from dataclasses import dataclass, field
 from typing import Final, Literal, TypeVar, cast
@@ -31,6 +31,9 @@ from ..records.store import Store
 from .tally import Content, Keys, Tally
 
 T = TypeVar("T")
+
+_Sized = tuple[str, int]
+"""A key, and how many bytes are there."""
 
 Progress = Callable[[int, int], None]
 """Told how many steps are done, of how many: two for each key, to copy and to compare it."""
@@ -320,58 +323,56 @@ class _Migration:
 
         Memory is bounded by a few runs, however many keys there are, and however large each is.
         """
-        async with aclosing(_merged(self._keys(source), self._keys(target))) as merged:
-            async for keys, both, only in merged:
-                async for looks in self._look_at(source, target, keys, both):
-                    yield looks, []
+        async with aclosing(_merged(self._sized(source), self._sized(target))) as merged:
+            async for mine, theirs in merged:
+                for part in _parts(mine):
+                    yield await self._look_at(source, target, part, theirs), []
+                only = theirs.keys() - dict(mine)
                 if target is not None and only:
-                    yield [], [await self._content(target, key) for key in only]
+                    yield [], [await self._content(target, key) for key in sorted(only)]
 
-    async def _keys(self, snapshot: Snapshot | None) -> AsyncGenerator[list[str], None]:
-        """Yield the keys that are to be copied, in sorted runs that are not empty."""
+    async def _sized(self, snapshot: Snapshot | None) -> AsyncGenerator[list[_Sized], None]:
+        """Yield the keys that are to be copied with their sizes, in sorted runs that are not empty."""
         start, key_of_store = f"{self._layout.migration}/", self._layout.key("store")
         if snapshot is not None:
-            async for run in snapshot.keys():
+            async for run in snapshot.sized():
                 for at in range(0, len(run), _RUN_KEYS):
                     part = run[at : at + _RUN_KEYS]
-                    if kept := [key for key in part if key != key_of_store and not key.startswith(start)]:
+                    if kept := [each for each in part if each[0] != key_of_store and not each[0].startswith(start)]:
                         yield kept
 
     async def _look_at(
-        self, source: Snapshot, target: Snapshot | None, keys: list[str], both: set[str]
-    ) -> AsyncIterator[list[_Look]]:
-        while keys:
-            datas = await source.read_run(keys, _RUN_BYTES)
-            looks = await asyncio.to_thread(self._looked_at, keys, datas)
-            keys = keys[len(datas) :]
-            found = {look.content.key: look for look in looks if look.data is not None}
-            if target is not None:
-                await self._look_at_small(target, [look for key, look in found.items() if key in both])
-            for look in looks:
-                if look.data is None:
-                    try:
-                        look.content = await self._content(source, look.content.key)
-                    except NotFoundError:  # the source has no snapshots, and it has gone meanwhile
-                        continue
-                    if target is not None and look.content.key in both:
-                        await self._look_at_large(source, target, look)
-                    found[look.content.key] = look
-            yield list(found.values())
+        self, source: Snapshot, target: Snapshot | None, part: Sequence[_Sized], theirs: Mapping[str, int]
+    ) -> list[_Look]:
+        """Look at keys that can be held together, or at one that cannot."""
+        if part[0][1] > _RUN_BYTES:
+            try:
+                look = _Look(await self._content(source, part[0][0]), None)
+            except NotFoundError:  # the source has no snapshots, and it has gone meanwhile
+                return []
+            if target is not None and part[0][0] in theirs:
+                await self._look_at_large(source, target, look)
+            return [look]
+        keys = [key for key, _ in part]
+        looks = await asyncio.to_thread(self._looked_at, keys, await source.read_many(keys))
+        if target is not None:
+            both = {look.content.key: look for look in looks if look.content.key in theirs}
+            for those in _parts([(key, theirs[key]) for key in both]):
+                await self._look_at_small(target, [both[key] for key, _ in those], those[0][1])
+        return looks
 
-    async def _look_at_small(self, target: Snapshot, looks: Sequence[_Look]) -> None:
-        """Look what the target has where the source has what can be held."""
-        while looks:
-            olds = await target.read_run([look.content.key for look in looks], _RUN_BYTES)
-            for look, old in zip(looks, olds, strict=False):
-                if old is None:
-                    await self._look_at_old(target, look)
-                elif old == look.data:
-                    look.state = "equal"
-                else:
-                    look.state, look.version, look.old = "other", version_of(old), self._fed(look.content.key, old)
-                    if look.old.is_log and _is_beginning(old, look.data or b""):
-                        look.state = "beginning"
-            looks = looks[len(olds) :]
+    async def _look_at_small(self, target: Snapshot, looks: Sequence[_Look], size: int) -> None:
+        """Look what the target has where the source has what can be held; `size` is that of the first."""
+        if size > _RUN_BYTES:
+            await self._look_at_old(target, looks[0])
+            return
+        for look, old in zip(looks, await target.read_many([look.content.key for look in looks]), strict=True):
+            if old == look.data:
+                look.state = "equal"
+            elif old is not None:
+                look.state, look.version, look.old = "other", version_of(old), self._fed(look.content.key, old)
+                if look.old.is_log and _is_beginning(old, look.data or b""):
+                    look.state = "beginning"
 
     async def _look_at_old(self, target: Snapshot, look: _Look) -> bool:
         """Look what the target has at a key; return whether that ends in a whole line."""
@@ -403,10 +404,8 @@ class _Migration:
             look.state = "beginning"
 
     def _looked_at(self, keys: Sequence[str], datas: Sequence[bytes | None]) -> list[_Look]:
-        return [
-            _Look(Content(self._layout, key) if data is None else self._fed(key, data), data)
-            for key, data in zip(keys, datas, strict=True)
-        ]
+        found = zip(keys, datas, strict=True)  # None: the source has no snapshots, and it has gone meanwhile
+        return [_Look(self._fed(key, data), data) for key, data in found if data is not None]
 
     def _fed(self, key: str, data: bytes) -> Content:
         content = Content(self._layout, key)
@@ -507,20 +506,34 @@ class _Writer:
 
 
 async def _merged(
-    ones: AsyncGenerator[list[str], None], others: AsyncGenerator[list[str], None]
-) -> AsyncGenerator[tuple[list[str], set[str], list[str]], None]:
-    """Merge two sorted streams of keys, in runs: those of the first, those of both, those of the second only."""
+    ones: AsyncGenerator[list[_Sized], None], others: AsyncGenerator[list[_Sized], None]
+) -> AsyncGenerator[tuple[list[_Sized], dict[str, int]], None]:
+    """Merge two sorted streams of keys with their sizes: yield those of both up to some key, and so on."""
     async with aclosing(ones), aclosing(others):
         one, other = await anext(ones, None), await anext(others, None)
         while one is not None or other is not None:
-            last = min(run[-1] for run in (one, other) if run is not None)
-            mine = [key for key in one or () if key <= last]
-            theirs = {key for key in other or () if key <= last}
-            yield mine, theirs.intersection(mine), sorted(theirs.difference(mine))
+            last = min(run[-1][0] for run in (one, other) if run is not None)
+            mine = [each for each in one or () if each[0] <= last]
+            theirs = [each for each in other or () if each[0] <= last]
+            yield mine, dict(theirs)
             if one is not None:
                 one = one[len(mine) :] or await anext(ones, None)
             if other is not None:
                 other = other[len(theirs) :] or await anext(others, None)
+
+
+def _parts(sized: Sequence[_Sized]) -> Iterator[list[_Sized]]:
+    """Cut keys into parts that can be held at once; what cannot is a part by itself."""
+    part: list[_Sized] = []
+    left = _RUN_BYTES
+    for each in sized:
+        if part and each[1] > left:
+            yield part
+            part, left = [], _RUN_BYTES
+        part.append(each)
+        left -= each[1]
+    if part:
+        yield part
 
 
 async def _ahead(items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
