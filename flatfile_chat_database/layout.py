@@ -419,6 +419,18 @@ class Layout:
         """The folder of damaged bytes that were set aside."""
         return f"{self.system}/quarantine"
 
+    # --- a store that is being filled ----------------------------------------------------------------
+
+    @property
+    def migration(self) -> str:
+        """The folder of what a migration notes in the store it fills; gone when that is whole."""
+        return f"{self.system}/migration"
+
+    @property
+    def migration_note(self) -> str:
+        """The key that says which store is being copied here."""
+        return f"{self.migration}/note.json"
+
     # --- all of it -----------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Entry]:

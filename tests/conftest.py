@@ -23,6 +23,7 @@ from blockbuster import BlockBuster, BlockBusterFunction
 from hypothesis import HealthCheck, settings
 
 from flatfile_chat_database.backends.base import StorageBackend, open_backend
+from flatfile_chat_database.backends.flatfile import files
 from flatfile_chat_database.backends.memory import MemoryBackend
 from flatfile_chat_database.check import check
 from flatfile_chat_database.config import NAMING_FIELDS, StorageConfig
@@ -74,12 +75,18 @@ def _flush(descriptor: int) -> None:
     _look_at(descriptor)  # which must be open, as for a real flush
 
 
+def _flush_all(descriptor: int) -> bool:
+    _flush(descriptor)
+    return True
+
+
 @pytest.fixture(autouse=True)
 def nobody_waits_for_the_disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
     """Let flushes in this process return at once."""
     if request.node.get_closest_marker("disk") is None:
         monkeypatch.setattr(os, "fsync", _flush)
         monkeypatch.setattr(os, "fdatasync", _flush)
+        monkeypatch.setattr(files, "_syncfs", lambda: _flush_all)
 
 
 @pytest.fixture(autouse=True)

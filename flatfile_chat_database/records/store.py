@@ -12,7 +12,7 @@ from typing import Any, Final, TypeVar
 
 from .. import codec
 from ..backends.base import StorageBackend
-from ..backends.changes import ABSENT, Change, Outcome, Put, Require
+from ..backends.changes import ABSENT, Absent, Change, Outcome, Put, Require
 from ..backends.rules import check_version, not_found, version_of
 from ..config import NAMING_FIELDS, StorageConfig
 from ..errors import (
@@ -141,6 +141,8 @@ class Store:
         data = await self._backend.read(key)
         if data is None:
             await self._refuse_other_system_folder()
+            if await self._backend.exists(self.layout.migration_note):
+                raise _unfinished(self.layout.migration_note)
             return False
         content = codec.decode_object(data, key)
         found = content.get("format_version")
@@ -186,10 +188,12 @@ class Store:
             "names": {name: getattr(self.config, name) for name in NAMING_FIELDS},
         }
         try:
-            await self._backend.commit([Put(self.layout.key("store"), codec.encode_document(content), ABSENT)])
+            note = Absent(self.layout.migration_note)  # which may have begun since this store was found empty
+            await self._backend.commit([note, Put(self.layout.key("store"), codec.encode_document(content), ABSENT)])
             self.store_id = content["store_id"]
-        except ConflictError:  # another process was first; its names count
-            await self._examine()
+        except ConflictError as error:  # another process was first; its names count
+            if not await self._examine():
+                raise error
 
     # --- reading documents ---------------------------------------------------------------------------
 
@@ -420,6 +424,14 @@ class Store:
     async def close(self) -> None:
         """Close the backend."""
         await self._backend.close()
+
+
+def _unfinished(key: str) -> ConfigurationError:
+    return ConfigurationError(
+        "This store is the target of a migration that is not finished.",
+        key=key,
+        hint="Run `chatdb migrate` again until it says that all is there.",
+    )
 
 
 def called(entry: str, /, **names: str) -> str:

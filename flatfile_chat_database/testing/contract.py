@@ -35,13 +35,14 @@ from .commits import CommitCases
 from .documents import DocumentCases
 from .extents import ExtentCases
 from .handles import HandleCases
+from .loading import LoadCases
 from .logs import LogCases
 from .sentences import contract_sentences, quotes
 from .snapshots import SnapshotCases
 
 
 class BackendContract(
-    DocumentCases, LogCases, CommitCases, ChangeCases, ExtentCases, BlobCases, SnapshotCases, HandleCases
+    DocumentCases, LogCases, CommitCases, LoadCases, ChangeCases, ExtentCases, BlobCases, SnapshotCases, HandleCases
 ):
     """Every sentence of the contract, shown on one backend. Fill in the hooks of BackendCase."""
 

@@ -29,6 +29,7 @@ CHANGING = (
     "make_folder",
     "remove_folder",
     "sync_folder",
+    "sync_file_system",
 )
 """The calls that change the medium; a sweep fails each in turn."""
 READING = (

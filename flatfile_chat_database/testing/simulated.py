@@ -239,6 +239,17 @@ class SimulatedFiles(Files):
         if failed:
             raise _error(errno.EIO)
 
+    def sync_file_system(self, descriptor: int) -> bool:
+        self._call("sync_file_system")
+        self._opened(descriptor)
+        self.count("syncs")
+        self.syncs += 1
+        failed = self.syncs in self.failing_syncs
+        self.disk.log += [Synced(number, failed) for number in self.disk.nodes]
+        if failed:
+            raise _error(errno.EIO)
+        return True
+
     def status_of(self, descriptor: int) -> FileStatus:
         self._call("status_of")
         return self._status(self._opened(descriptor).node)

@@ -26,6 +26,7 @@ from .engine import Engine
 from .extents import read_part, read_places, stamp
 from .files import Files
 from .jobs import Extend, Hold, Mend, Place
+from .loading import FEW
 from .logs import Block, LogReader
 from .memo import Memo
 from .offsets import Offsets
@@ -175,6 +176,32 @@ class FlatfileBackend(ThreadedBackend):
     def _read(self, key: str) -> bytes | None:
         with mapped(key):
             return self._engine.read(key)
+
+    async def load(self, items: Sequence[tuple[str, bytes]]) -> None:
+        if len(items) <= FEW:
+            await super().load(items)
+            return
+        for key, _ in items:
+            check_key(key)
+        await self._commit([])  # makes the store's folder
+        loading = self._engine.loading()
+
+        def write() -> None:
+            with mapped():
+                loading.write(items)
+
+        try:
+            await self._in_thread(write)
+        except BaseException:
+            await asyncio.shield(self._later(loading.discard))
+            raise
+        try:
+            await self._commit(loading.places)
+        except DurabilityError:  # they may be needed when the store is opened again
+            raise
+        except StorageError:
+            await asyncio.shield(self._later(loading.discard))
+            raise
 
     # --- logs ----------------------------------------------------------------------------------------
 

@@ -6,6 +6,7 @@ import contextlib
 import threading
 
 from .files import Files
+from .loading import make_folders
 
 WRITE_BYTES = 1 << 20
 """Chunks are gathered to this size before they are written."""
@@ -35,7 +36,7 @@ class BlobWriter:
             try:
                 self._descriptor = self._files.create(self.path)
             except FileNotFoundError:
-                self._make_folder(self.path.rpartition("/")[0])
+                make_folders(self._files, self.path.rpartition("/")[0])
                 self._descriptor = self._files.create(self.path)
 
     def write(self, data: bytes) -> None:
@@ -65,16 +66,6 @@ class BlobWriter:
         descriptor, self._descriptor = self._descriptor, None
         if descriptor is not None:
             self._files.close(descriptor)
-
-    def _make_folder(self, path: str) -> None:
-        """Make missing folders; the engine makes their names durable when the file gets its own."""
-        try:
-            self._files.make_folder(path)
-        except FileNotFoundError:
-            self._make_folder(path.rpartition("/")[0])
-            self._make_folder(path)
-        except FileExistsError:
-            return
 
 
 class BlobReader:

@@ -31,6 +31,7 @@ from .folders import Folders
 from .jobs import EngineChange, Hold, is_structural, key_of
 from .journal import Batch, Step
 from .ledger import Ledger, is_full
+from .loading import Loading
 from .openlogs import OpenLogs
 from .oserrors import mapped, told
 from .plan import Known, Later, Mixed, Plan, exists, read
@@ -386,6 +387,10 @@ class Engine:
             self._files.close(descriptor)
 
     # --- for every thread ----------------------------------------------------------------------------
+
+    def loading(self) -> Loading:
+        """Return what writes many files at once."""
+        return Loading(self._files, self.tree, self._syncs)
 
     def exists(self, key: str) -> bool:
         """Return whether there is a file at `key`."""

@@ -18,6 +18,8 @@ class Place:
 
     temporary: str
     key: str
+    loaded: bool = False
+    """Whether the file is durable with its temporary name, and a name that is taken raises ConflictError."""
 
 
 @dataclass(frozen=True, slots=True)

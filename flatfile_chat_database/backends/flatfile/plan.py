@@ -346,6 +346,10 @@ class Plan:
             case Delete(key) | Place(_, key) | Mend(key):
                 if key in self._planned:
                     raise Later
+                if isinstance(change, Place) and change.loaded:
+                    self._refuse_kin(key)
+                    if self.exists(key):
+                        raise exists_already(key)
             case Require():
                 self._require(change)
             case Append():
@@ -425,6 +429,10 @@ class Plan:
                 if dropped:
                     self._install(key, self._beginning(key, size))
                 return list(dropped)
+            case Place(temporary, key, True):
+                self._refuse_folder(key)
+                self._plan_install(temporary, key, None, staged=True)
+                return True
             case Place(temporary, key):
                 return self._place(temporary, key)
             case Extend(key, data):

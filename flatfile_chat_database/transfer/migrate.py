@@ -1,0 +1,599 @@
+"""Copying a whole store to another place, whatever the two are made of.
+
+All keys are copied in order, their bytes as they are. While it lasts, the target holds a note of which store is being
+copied there, and no `system/config.json`: that comes last, in the commit that takes the note away, so a target that is
+not whole is never taken for a store. Beside the note stands a mark of eight bytes for everything that was put there,
+written before it is. What the target has at a key and the source has not, or has otherwise, was put there by the
+migration if its mark is known; then it is replaced or removed. Anything else was put there by somebody, and stays.
+
+Whoever runs a migration again begins anew: what is equal is passed over, so nothing has to be remembered of how far it
+came. At the end all of both stores is read once more and compared.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import os
+from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
+from contextlib import AsyncExitStack, aclosing, suppress
+from dataclasses import dataclass, field
+from typing import Final, Literal, TypeVar, cast
+
+from .. import codec
+from ..backends.base import Snapshot, StorageBackend
+from ..backends.changes import ABSENT, ANY, Absent, Put, RemoveTree
+from ..backends.rules import version_of
+from ..config import NAMING_FIELDS, StorageConfig
+from ..errors import ConfigurationError, ConflictError, IntegrityError, NotFoundError
+from ..layout import Layout
+from ..models import new_id, utc_now
+from ..records.store import Store
+from .tally import Content, Keys, Tally
+
+T = TypeVar("T")
+
+_Sized = tuple[str, int]
+"""A key, and how many bytes are there."""
+
+Progress = Callable[[int, int], None]
+"""Told how many steps are done, of how many: two for each key, to copy and to compare it."""
+
+_RUN_BYTES = 2 << 20
+"""So much is read at a time; what is larger by itself is streamed."""
+_RUN_KEYS = 256
+_BATCH_BYTES = 4 << 20
+"""So much is written at a time."""
+_BATCH_KEYS = 2048
+_PART_BYTES = 1 << 20
+_ODD_KEYS = 1000
+"""So many keys that only the target has are gathered before it is looked up whose they are."""
+_LOOK_BYTES = 1000
+"""What a key takes besides its bytes, about."""
+_MARK_BYTES: Final = 8
+
+
+@dataclass(slots=True)
+class MigrationReport:
+    """What a migration did, or with `dry_run` would do."""
+
+    store_id: str
+    dry_run: bool
+    found: Tally = field(default_factory=Tally)
+    """What the source holds: keys, bytes, how many of what, which of it is damaged (and copied as it is)."""
+    copied: int = 0
+    """Keys that were not in the target."""
+    continued: int = 0
+    """Logs of which the target had the beginning."""
+    replaced: int = 0
+    """Keys that this migration had put there and that have changed in the source since."""
+    removed: int = 0
+    """Keys that this migration had put there and that the source has no more."""
+    equal: int = 0
+    """Keys that were in the target already."""
+    foreign: Keys = field(default_factory=Keys)
+    """Keys at which the target holds what is not the migration's; they are left as they are."""
+    differing: Keys = field(default_factory=Keys)
+    """Keys that were not equal when both stores were compared at the end, for what was copied is not there."""
+    changed: int = 0
+    """Keys that changed in the source while they were copied; run the migration again."""
+    finished: bool = False
+    """Whether the target is a store now, with all that the source holds."""
+
+
+async def migrate(
+    source: StorageBackend, target: StorageBackend, *, dry_run: bool = False, progress: Progress | None = None
+) -> MigrationReport:
+    """Copy all of one store to an empty place, or go on with that; see `MigrationReport`.
+
+    Both are opened if they are not. The target cannot be used as a store before `finished`. The source may be written
+    meanwhile: what changed is counted, and copied by the next call.
+
+    Args:
+        source: The store; nothing is written to it.
+        target: Where nothing is, or what an earlier call has begun; with `dry_run` nothing is written to it.
+        progress: Called with how much is done, and of how much.
+
+    Raises:
+        NotFoundError: There is no store at the source.
+        ConfigurationError: Both are the same store, their configurations have different names for things, or the
+            source is itself the target of a migration that is not finished.
+        ConflictError: The target holds something else, or has been used since a migration to it was finished.
+    """
+    return await _Migration(source, target, dry_run=dry_run, progress=progress).run()
+
+
+@dataclass(slots=True)
+class _Look:
+    """A key of the source, and what the target has there."""
+
+    content: Content
+    data: bytes | None
+    """The bytes; None if they are too many to be held."""
+    state: str = "absent"
+    """Of the target's: "absent", "equal", "beginning" of what the source's log has, or "other"."""
+    old: Content | None = None
+    """What the target has, unless it is absent or equal."""
+    version: str | None = None
+    """Of what the target has, if it could be held."""
+
+
+class _Migration:
+    def __init__(
+        self, source: StorageBackend, target: StorageBackend, *, dry_run: bool, progress: Progress | None
+    ) -> None:
+        self._source = source
+        self._target = target
+        self._layout = Layout(source.config)
+        self._report = MigrationReport("", dry_run)
+        self._progress = progress
+        self._done = self._steps = 0
+        self._passes = 2
+        self._odd: list[_Look] = []
+        self._odd_bytes = 0
+        self._extra: list[Content] = []
+
+    async def run(self) -> MigrationReport:
+        report, key = self._report, self._layout.key("store")
+        _refuse_other_names(self._source.config, self._target.config)
+        if self._source is self._target or await asyncio.to_thread(_is_same, self._source, self._target):
+            raise _same_store()
+        await self._target.open()
+        # It says so if the source is no store, of a newer format, half copied, or has other names.
+        store = Store(self._source.config, self._source, read_only=True, clock=utc_now, new_id=new_id)
+        await store.reading()
+        own = await self._source.read(key)
+        if own is None or not store.store_id:
+            raise NotFoundError("There is no chat store to be copied.", key=key)
+        report.store_id = store.store_id
+        state = await self._examine_target()
+        if not report.dry_run and state != "finished":
+            await self._begin()
+        self._passes = 1 if report.dry_run or state == "finished" else 2
+        report.found = copied = await self._pass(writes=state != "finished", looks_at_target=state != "empty")
+        if state == "finished":
+            if report.equal != copied.keys or report.foreign:
+                raise ConflictError(
+                    "The target is a finished copy of this store, and one of the two has been used since.",
+                    key=key,
+                    hint="Use the copy, or migrate to an empty place.",
+                )
+            report.finished = True
+        if report.dry_run or report.foreign or report.finished:
+            return report
+        await self._compare(copied)
+        if not report.differing and not report.changed:
+            await self._target.commit([RemoveTree(self._layout.migration), Put(key, own, ABSENT)])
+            report.finished = True
+        return report
+
+    # --- the target ----------------------------------------------------------------------------------
+
+    async def _examine_target(self) -> Literal["empty", "begun", "finished"]:
+        """Return how far the target is a copy of the source; raise if it is something else."""
+        own, note = await self._target.read_many([self._layout.key("store"), self._layout.migration_note])
+        mine = self._report.store_id
+        if own is not None:
+            if _store_id(own) == mine:
+                return "finished"
+            raise ConflictError("The target is another store.", hint="Migrate to an empty place.")
+        if note is not None:
+            if _store_id(note) == mine:
+                return "begun"
+            raise ConflictError(
+                "Another store is being copied to the target.",
+                key=self._layout.migration_note,
+                hint="Go on with that migration, or remove what is there.",
+            )
+        async with self._target.snapshot() as snapshot:
+            async for run in snapshot.keys():
+                raise ConflictError("The target is not empty.", key=run[0], hint="Migrate to an empty place.")
+        return "empty"
+
+    async def _begin(self) -> None:
+        """Note in the target that it is being filled."""
+        note = self._layout.migration_note
+        if await self._target.exists(note):
+            return
+        content = codec.encode_document({"store_id": self._report.store_id, "migration_id": new_id()})
+        await self._target.commit([Absent(self._layout.key("store")), Put(note, content, ABSENT)])
+        if await self._source.exists(note):
+            await self._target.delete(note)
+            raise _same_store()
+
+    # --- copying -------------------------------------------------------------------------------------
+
+    async def _pass(self, *, writes: bool, looks_at_target: bool) -> Tally:
+        """Go through both stores once, and write what is missing; return what the source holds."""
+        tally = Tally()
+        async with AsyncExitStack() as stack:
+            source = await stack.enter_async_context(self._source.snapshot())
+            # One that is held while much is written is dear in a database, and an empty place needs none.
+            target = await stack.enter_async_context(self._target.snapshot()) if looks_at_target else None
+            await self._count(source)
+            writer = _Writer(self._target, self._layout, source)
+            stack.push_async_callback(writer.stop)
+            writing = writer if writes and not self._report.dry_run else None
+            runs = await stack.enter_async_context(aclosing(_ahead(self._looks(source, target))))
+            async for looks, extra in runs:
+                for look in looks:
+                    tally.add(look.content)
+                    await self._take(look, writing)
+                self._extra += extra
+                if len(self._extra) >= _ODD_KEYS or self._odd_bytes >= _BATCH_BYTES:
+                    await self._settle(writing)
+                self._step(len(looks))
+            await self._settle(writing)
+            await writer.finish()
+        return tally
+
+    async def _take(self, look: _Look, writer: _Writer | None) -> None:
+        report = self._report
+        match look.state:
+            case "absent":
+                report.copied += 1
+                if writer is not None:
+                    await writer.copy(look)
+            case "equal":
+                report.equal += 1
+            case "beginning":
+                report.continued += 1
+                if writer is not None:
+                    await writer.go_on(look)
+            case _:
+                self._odd.append(look)
+                self._odd_bytes += len(look.data or b"") + _LOOK_BYTES
+
+    async def _settle(self, writer: _Writer | None) -> None:
+        """Replace and remove what the target has otherwise, if it is the migration's own."""
+        report = self._report
+        wanted = {look.old.mark for look in self._odd if look.old is not None}
+        wanted.update(content.mark for content in self._extra)
+        marks = await self._known(wanted) if wanted else set()
+        for look in self._odd:
+            if look.old is None or look.old.mark not in marks:
+                report.foreign.add(look.content.key)
+                continue
+            report.replaced += 1
+            if writer is not None:
+                await writer.replace(look)
+        for content in self._extra:
+            if content.mark not in marks:
+                report.foreign.add(content.key)
+                continue
+            report.removed += 1
+            if writer is not None:
+                await self._target.delete(content.key)
+        self._odd, self._extra, self._odd_bytes = [], [], 0
+
+    async def _known(self, wanted: set[bytes]) -> set[bytes]:
+        """Return those marks that stand beside the note."""
+        found: set[bytes] = set()
+        for key in await self._target.list_keys(f"{self._layout.migration}/"):
+            if key != self._layout.migration_note:
+                data = await self._target.read(key) or b""
+                found |= wanted.intersection(_cut(data))
+        return found
+
+    # --- comparing -----------------------------------------------------------------------------------
+
+    async def _compare(self, copied: Tally) -> None:
+        """Read both stores once more; tell what is not in the target from what changed in the source."""
+        report, now, there, unequal = self._report, Tally(), Tally(), Keys()
+        async with (
+            self._source.snapshot() as source,
+            self._target.snapshot() as target,
+            aclosing(_ahead(self._looks(source, target))) as runs,
+        ):
+            async for looks, extra in runs:
+                for look in looks:
+                    now.add(look.content)
+                    if look.state == "equal":
+                        there.add(look.content)
+                        continue
+                    unequal.add(look.content.key)
+                    if look.old is not None:
+                        there.add(look.old)
+                for content in extra:
+                    unequal.add(content.key)
+                    there.add(content)
+                self._step(len(looks))
+        if unequal and there.digest == copied.digest:  # the target has what was read at first
+            report.changed = unequal.count
+        elif unequal:
+            report.differing = unequal
+        report.found = now
+
+    # --- reading -------------------------------------------------------------------------------------
+
+    async def _count(self, source: Snapshot) -> None:
+        if self._progress is not None:
+            async for run in source.keys():
+                self._steps += self._passes * len(run)
+            self._step(0)
+
+    def _step(self, count: int) -> None:
+        self._done += count
+        if self._progress is not None:
+            self._progress(self._done, max(self._steps, self._done))
+
+    async def _looks(
+        self, source: Snapshot, target: Snapshot | None
+    ) -> AsyncGenerator[tuple[list[_Look], list[Content]], None]:
+        """Yield the keys of the source in order with what the target has there, and what only the target has.
+
+        Memory is bounded by a few runs, however many keys there are, and however large each is.
+        """
+        async with aclosing(_merged(self._sized(source), self._sized(target))) as merged:
+            async for mine, theirs in merged:
+                for part in _parts(mine):
+                    yield await self._look_at(source, target, part, theirs), []
+                only = theirs.keys() - dict(mine)
+                if target is not None and only:
+                    yield [], [await self._content(target, key) for key in sorted(only)]
+
+    async def _sized(self, snapshot: Snapshot | None) -> AsyncGenerator[list[_Sized], None]:
+        """Yield the keys that are to be copied with their sizes, in sorted runs that are not empty."""
+        start, key_of_store = f"{self._layout.migration}/", self._layout.key("store")
+        if snapshot is not None:
+            async for run in snapshot.sized():
+                for at in range(0, len(run), _RUN_KEYS):
+                    part = run[at : at + _RUN_KEYS]
+                    if kept := [each for each in part if each[0] != key_of_store and not each[0].startswith(start)]:
+                        yield kept
+
+    async def _look_at(
+        self, source: Snapshot, target: Snapshot | None, part: Sequence[_Sized], theirs: Mapping[str, int]
+    ) -> list[_Look]:
+        """Look at keys that can be held together, or at one that cannot."""
+        if part[0][1] > _RUN_BYTES:
+            try:
+                look = _Look(await self._content(source, part[0][0]), None)
+            except NotFoundError:  # the source has no snapshots, and it has gone meanwhile
+                return []
+            if target is not None and part[0][0] in theirs:
+                await self._look_at_large(source, target, look)
+            return [look]
+        keys = [key for key, _ in part]
+        looks = await asyncio.to_thread(self._looked_at, keys, await source.read_many(keys))
+        if target is not None:
+            both = {look.content.key: look for look in looks if look.content.key in theirs}
+            for those in _parts([(key, theirs[key]) for key in both]):
+                await self._look_at_small(target, [both[key] for key, _ in those], those[0][1])
+        return looks
+
+    async def _look_at_small(self, target: Snapshot, looks: Sequence[_Look], size: int) -> None:
+        """Look what the target has where the source has what can be held; `size` is that of the first."""
+        if size > _RUN_BYTES:
+            await self._look_at_old(target, looks[0])
+            return
+        for look, old in zip(looks, await target.read_many([look.content.key for look in looks]), strict=True):
+            if old == look.data:
+                look.state = "equal"
+            elif old is not None:
+                look.state, look.version, look.old = "other", version_of(old), self._fed(look.content.key, old)
+                if look.old.is_log and _is_beginning(old, look.data or b""):
+                    look.state = "beginning"
+
+    async def _look_at_old(self, target: Snapshot, look: _Look) -> bool:
+        """Look what the target has at a key; return whether that ends in a whole line."""
+        old, ends_whole = Content(self._layout, look.content.key), True
+        try:
+            async for chunk in target.read(look.content.key):
+                old.feed(chunk)
+                ends_whole = chunk.endswith(b"\n")
+        except NotFoundError:  # the target has no snapshots
+            return False
+        is_equal = old.sha256 == look.content.sha256
+        look.state, look.old = ("equal", None) if is_equal else ("other", old)
+        return ends_whole
+
+    async def _look_at_large(self, source: Snapshot, target: Snapshot, look: _Look) -> None:
+        """Look what the target has where the source has what is too large to be held."""
+        ends_whole = await self._look_at_old(target, look)
+        old = look.old
+        if old is None or not old.is_log or not ends_whole or look.content.damage or old.size >= look.content.size:
+            return
+        left, beginning = old.size, Content(self._layout, look.content.key)
+        async with aclosing(cast("AsyncGenerator[bytes]", source.read(look.content.key))) as chunks:
+            async for chunk in chunks:
+                beginning.feed(chunk[:left])
+                left -= min(left, len(chunk))
+                if not left:
+                    break
+        if beginning.sha256 == old.sha256:
+            look.state = "beginning"
+
+    def _looked_at(self, keys: Sequence[str], datas: Sequence[bytes | None]) -> list[_Look]:
+        found = zip(keys, datas, strict=True)  # None: the source has no snapshots, and it has gone meanwhile
+        return [_Look(self._fed(key, data), data) for key, data in found if data is not None]
+
+    def _fed(self, key: str, data: bytes) -> Content:
+        content = Content(self._layout, key)
+        content.feed(data)
+        return content
+
+    async def _content(self, snapshot: Snapshot, key: str) -> Content:
+        content = Content(self._layout, key)
+        async for chunk in snapshot.read(key):
+            content.feed(chunk)
+        return content
+
+
+class _Writer:
+    """Puts bytes into the target, one batch while the next is gathered."""
+
+    def __init__(self, target: StorageBackend, layout: Layout, source: Snapshot) -> None:
+        self._target = target
+        self._layout = layout
+        self._source = source
+        self._items: list[tuple[str, bytes]] = []
+        self._marks: list[bytes] = []
+        self._size = 0
+        self._at_work: asyncio.Task[None] | None = None
+
+    async def copy(self, look: _Look) -> None:
+        """Put what the target has not."""
+        if look.data is None:
+            await self._mark(look)
+            if not await self._target.write_blob(look.content.key, self._source.read(look.content.key)):
+                raise ConflictError(f"Something is at {look.content.key} already.", key=look.content.key)
+            return
+        self._items.append((look.content.key, look.data))
+        self._marks.append(look.content.mark)
+        self._size += len(look.data)
+        if self._size >= _BATCH_BYTES or len(self._items) >= _BATCH_KEYS:
+            await self._hand_over()
+
+    async def go_on(self, look: _Look) -> None:
+        """Append what the target's log lacks."""
+        assert look.old is not None
+        await self._mark(look)
+        skip = look.old.size
+        if look.data is not None:
+            await self._target.append(look.content.key, look.data[skip:])
+            return
+        held = bytearray()
+        async for chunk in self._source.read(look.content.key):
+            held += chunk[skip:]
+            skip -= min(skip, len(chunk))
+            end = held.rfind(b"\n") + 1
+            if end >= _PART_BYTES:
+                await self._target.append(look.content.key, bytes(held[:end]))
+                del held[:end]
+        if held:
+            await self._target.append(look.content.key, bytes(held))
+
+    async def replace(self, look: _Look) -> None:
+        """Put what the source has in the place of what the migration had put there."""
+        await self._mark(look)
+        if look.data is not None:
+            expected = ANY if look.version is None else look.version
+            await self._target.commit([Put(look.content.key, look.data, expected)])
+            return
+        await self._target.delete(look.content.key)
+        await self.copy(look)
+
+    async def finish(self) -> None:
+        """Write what is left."""
+        await self._hand_over()
+        await self._wait()
+
+    async def stop(self) -> None:
+        """Wait for what is being written, whatever comes of it."""
+        if self._at_work is not None:
+            await asyncio.wait([self._at_work])
+
+    async def _mark(self, look: _Look) -> None:
+        await self._target.write(f"{self._layout.migration}/{new_id()}", look.content.mark)
+
+    async def _hand_over(self) -> None:
+        await self._wait()
+        if self._items:
+            self._at_work = asyncio.ensure_future(self._load(self._items, b"".join(self._marks)))
+        self._items, self._marks, self._size = [], [], 0
+
+    async def _wait(self) -> None:
+        task, self._at_work = self._at_work, None
+        if task is not None:
+            await task
+
+    async def _load(self, items: Sequence[tuple[str, bytes]], marks: bytes) -> None:
+        await self._target.load([(f"{self._layout.migration}/{new_id()}", marks)])
+        await self._target.load(items)
+
+
+# --- small things --------------------------------------------------------------------------------------
+
+
+async def _merged(
+    ones: AsyncGenerator[list[_Sized], None], others: AsyncGenerator[list[_Sized], None]
+) -> AsyncGenerator[tuple[list[_Sized], dict[str, int]], None]:
+    """Merge two sorted streams of keys with their sizes: yield those of both up to some key, and so on."""
+    async with aclosing(ones), aclosing(others):
+        one, other = await anext(ones, None), await anext(others, None)
+        while one is not None or other is not None:
+            last = min(run[-1][0] for run in (one, other) if run is not None)
+            mine = [each for each in one or () if each[0] <= last]
+            theirs = [each for each in other or () if each[0] <= last]
+            yield mine, dict(theirs)
+            if one is not None:
+                one = one[len(mine) :] or await anext(ones, None)
+            if other is not None:
+                other = other[len(theirs) :] or await anext(others, None)
+
+
+def _parts(sized: Sequence[_Sized]) -> Iterator[list[_Sized]]:
+    """Cut keys into parts that can be held at once; what cannot is a part by itself."""
+    part: list[_Sized] = []
+    left = _RUN_BYTES
+    for each in sized:
+        if part and each[1] > left:
+            yield part
+            part, left = [], _RUN_BYTES
+        part.append(each)
+        left -= each[1]
+    if part:
+        yield part
+
+
+async def _ahead(items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
+    """Yield what a generator yields, which goes on meanwhile."""
+    queue: asyncio.Queue[tuple[T] | BaseException | None] = asyncio.Queue(1)
+
+    async def produce() -> None:
+        try:
+            async with aclosing(items):
+                async for item in items:
+                    await queue.put((item,))
+        except Exception as error:
+            await queue.put(error)
+        else:
+            await queue.put(None)
+
+    task = asyncio.ensure_future(produce())
+    try:
+        while (found := await queue.get()) is not None:
+            if isinstance(found, BaseException):
+                raise found
+            yield found[0]
+    finally:
+        task.cancel()
+        with suppress(asyncio.CancelledError):
+            await task
+
+
+def _is_beginning(old: bytes, new: bytes) -> bool:
+    """Tell whether a log can be had from another by appending whole lines."""
+    return len(old) < len(new) and new.startswith(old) and old[-1:] in (b"", b"\n") and new.endswith(b"\n")
+
+
+def _cut(marks: bytes) -> Iterator[bytes]:
+    return (marks[at : at + _MARK_BYTES] for at in range(0, len(marks), _MARK_BYTES))
+
+
+def _store_id(document: bytes) -> str:
+    """Return the id of the store that a document speaks of; "" if it is damaged."""
+    try:
+        return str(codec.decode_object(document).get("store_id", ""))
+    except IntegrityError:
+        return ""
+
+
+def _refuse_other_names(one: StorageConfig, other: StorageConfig) -> None:
+    for name in (*NAMING_FIELDS, "system_config_directory_name"):
+        if getattr(one, name) != getattr(other, name):
+            raise ConfigurationError(
+                f"{name} is {getattr(one, name)!r} for the source, and {getattr(other, name)!r} for the target.",
+                hint="A store keeps the names it was made with.",
+            )
+
+
+def _is_same(one: StorageBackend, other: StorageBackend) -> bool:
+    """Tell whether two backends have the same folder or file; blocks."""
+    places = [getattr(each, "root", None) or getattr(each, "path", None) for each in (one, other)]
+    paths = [os.path.realpath(place) for place in places if isinstance(place, str)]
+    return len(paths) == 2 and paths[0] == paths[1]
+
+
+def _same_store() -> ConfigurationError:
+    return ConfigurationError("The source and the target are the same store.", hint="Name another place.")
