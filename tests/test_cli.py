@@ -103,7 +103,9 @@ def chats(count: int) -> list[dict[str, Any]]:
 
 def test_every_command_and_option_has_help() -> None:
     context = click.Context(cli)
-    assert sorted(cli.list_commands(context)) == ["check", "demo", "import", "ls", "reindex", "search", "show", "tail"]
+    assert sorted(cli.list_commands(context)) == [
+        "backup", "check", "demo", "export", "import", "ls", "migrate", "reindex", "restore", "search", "show", "tail",
+    ]  # fmt: skip
     for command in [cli, *cli.commands.values()]:
         assert command.help, command.name
         for parameter in command.params:

@@ -47,10 +47,17 @@ AFTER_CLOSING: dict[str, Callable[[StorageBackend, str], Awaitable[object]]] = {
     "read_log_at": lambda store, key: store.read_log_at([(key, 0, 1)]),
     "read_folders": lambda backend, key: backend.read_folders("", "d", "l"),
     "commit": lambda backend, key: backend.commit([]),
+    "load": lambda backend, key: backend.load([(key, b"x")]),
+    "snapshot": lambda backend, key: _shown(backend),
     "obstacles": lambda backend, key: backend.obstacles(),
     "verify": lambda backend, key: backend.verify(),
 }
 """Every method that can raise ClosedError, by name."""
+
+
+async def _shown(backend: StorageBackend) -> list[list[str]]:
+    async with backend.snapshot() as snapshot:
+        return [run async for run in snapshot.keys()]  # noqa: SIM118 - no dictionary
 
 
 class HandleCases(BackendCase):
