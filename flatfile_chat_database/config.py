@@ -213,6 +213,12 @@ class StorageConfig:
     """Older trash goes when `prune` is called, never by itself."""
     lock_timeout_seconds: float = 30.0
     """How long a write waits for another process before it fails."""
+    database_connect_timeout_seconds: float = 10.0
+    """How long connecting to a database server may take, for each host of the URL; 0 sets no limit."""
+    database_timeout_seconds: float = 60.0
+    """How long one statement in a database server may take; 0 sets no limit."""
+    database_pool_size: int = 16
+    """Connections to a database server for readers, at most; streams hold one each, from the first item to the last."""
     allow_network_file_system: bool = False
     """Write to a store on NFS, SMB or the like, where several hosts can damage it."""
 
@@ -528,7 +534,7 @@ def _check_values(config: StorageConfig) -> None:
                 raise ConfigurationError(f"{name} and {other} must differ, also in more than case.")
 
 
-_AT_LEAST_ONE = {"jsonl_read_buffer_size", "max_open_files", "full_text_search_min_word_length"}
+_AT_LEAST_ONE = {"database_pool_size", "jsonl_read_buffer_size", "max_open_files", "full_text_search_min_word_length"}
 
 
 def _check_segment(name: str, value: str) -> None:

@@ -533,10 +533,11 @@ def open_backend(config: StorageConfig) -> StorageBackend:
     """Make the backend that the configuration names; do no I/O.
 
     `storage_url` is empty (files under `storage_base_path`), `file:relative`, `file:/absolute`, `file:~/in-home`, the
-    same with `sqlite:` for a file of SQLite, or `memory:`; the path is percent-decoded.
+    same with `sqlite:` for a file of SQLite, or `memory:`; the path is percent-decoded. Or it is a URL of PostgreSQL as
+    its own tools take it, `postgresql://user@host/database`.
 
     Raises:
-        ConfigurationError: The URL's scheme is unknown or its form is wrong.
+        ConfigurationError: The URL's scheme is unknown or its form is wrong, or an extra is missing.
     """
     from urllib.parse import unquote  # half of what it imports is of no use to a store
 
@@ -551,9 +552,11 @@ def open_backend(config: StorageConfig) -> StorageBackend:
         return _make(module, name, config, at_home("storage_url", path))
     if colon and scheme == "memory" and not rest:
         return _make("memory", "MemoryBackend", config)
+    if scheme in ("postgresql", "postgres") and rest.startswith("//"):
+        return _make("postgres", "PostgresBackend", config)
     raise ConfigurationError(
         f"storage_url with the scheme {scheme[:20]!r} names no backend.",
-        hint="Use file:relative/path, file:/absolute/path, sqlite:path/to/file or memory:.",
+        hint="Use file:relative/path, file:/absolute/path, sqlite:path/to/file, postgresql://host/database or memory:.",
     )
 
 

@@ -493,7 +493,8 @@ def rows_of(data: bytes) -> list[bytes] | None:
         return None
     lines = [line + b"\n" for line in data.split(b"\n")[:-1]]
     ids = [codec.line_id(line[:-1]) for line in lines]
-    return None if None in ids or len(set(ids)) < len(ids) else lines
+    # PostgreSQL cannot hold U+0000, and what is a row in one database is one in all of them.
+    return None if any(each is None or "\0" in each for each in ids) or len(set(ids)) < len(ids) else lines
 
 
 def _in_no_table(key: str) -> IntegrityError:

@@ -296,17 +296,20 @@ class DatabaseBackend(ThreadedBackend):
 
     def _run(self, jobs: Sequence[Job]) -> None:
         """Do jobs in one transaction; in the writer's thread."""
-        self._counters["batches"] += 1
-        self._counters["commits"] += len(jobs)
+        self._count(jobs)
         connection = self._begin(jobs)
         if connection is None:
             return
         try:
             self._run_together(connection, jobs, gathers=True)
         except DurabilityError as error:
-            _fail(jobs, error)
+            fail(jobs, error)
         except (StorageError, Repeated):
             self._run_one_by_one(jobs)
+
+    def _count(self, jobs: Sequence[Job]) -> None:
+        self._counters["batches"] += 1
+        self._counters["commits"] += len(jobs)
 
     def _run_one_by_one(self, jobs: Sequence[Job]) -> None:
         """Do jobs that could not be done together: one of them may be what the database cannot do."""
@@ -317,9 +320,11 @@ class DatabaseBackend(ThreadedBackend):
             try:
                 self._run_together(connection, [job], gathers=False)
             except StorageError as error:
-                _fail([job], error)
+                fail([job], error)
 
-    def _begin(self, jobs: Sequence[Job]) -> Session | None:
+    def _begin(
+        self, jobs: Sequence[Job], begin: Callable[[Session], bool] = lambda connection: connection.begin_writing()
+    ) -> Session | None:
         """Begin a transaction for jobs; if none can begin, tell all of them, and return None.
 
         Not each by itself: every one of them would wait as long for a file that somebody holds.
@@ -328,11 +333,11 @@ class DatabaseBackend(ThreadedBackend):
             connection = self._writing = self._writing or self._connect(to_write=True)
             if connection is None:
                 raise UnavailableError("There is no store to write to.")
-            if connection.begin_writing():
+            if begin(connection):
                 self._known.forget()
         except StorageError as error:
             self._roll_back()
-            _fail(jobs, error)
+            fail(jobs, error)
             return None
         return connection
 
@@ -342,6 +347,8 @@ class DatabaseBackend(ThreadedBackend):
         try:
             commits = Commits(self.contents(connection), self.config)
             gathered = Gathered(commits.contents, self._known)
+            if gathers:
+                self._prepare(commits.contents, jobs)
             for job in jobs:
                 if gathers and gathered.take(job):
                     continue
@@ -355,6 +362,9 @@ class DatabaseBackend(ThreadedBackend):
             self._known.forget()
             self._roll_back()
             raise
+
+    def _prepare(self, contents: Contents, jobs: Sequence[Job]) -> None:
+        """Learn what these jobs are going to ask, where one statement is faster than one for each of them."""
 
     def _roll_back(self) -> None:
         if self._writing is not None:
@@ -409,7 +419,8 @@ def _run_one(commits: Commits, job: Job) -> None:
         ]
 
 
-def _fail(jobs: Sequence[Job], error: StorageError) -> None:
+def fail(jobs: Sequence[Job], error: StorageError) -> None:
+    """Tell the callers of all these jobs that they failed."""
     for job in jobs:  # an error of its own for each, for a traceback grows with each raise
         job.outcomes, job.error = None, copy.copy(error)
 

@@ -31,6 +31,16 @@ class Repeated(Exception):
     """One of the messages is in its log already, so each commit has to be looked at by itself."""
 
 
+def message_of(job: Job) -> tuple[Require, Append] | None:
+    """Return what a commit of one new message consists of; None if it is another kind of commit."""
+    if len(job.changes) != 2:
+        return None
+    require, append = job.changes
+    if type(require) is not Require or type(append) is not Append or len(append.ids) != 1 or "\0" in append.ids[0]:
+        return None
+    return require, append
+
+
 class Gathered:
     """The messages of one transaction that are still to be written."""
 
@@ -42,11 +52,10 @@ class Gathered:
 
     def take(self, job: Job) -> bool:
         """Take a commit of one new message, and tell so; False if it is another kind of commit."""
-        if len(job.changes) != 2:
+        message = message_of(job)
+        if message is None:
             return False
-        require, append = job.changes
-        if type(require) is not Require or type(append) is not Append or len(append.ids) != 1:
-            return False
+        require, append = message
         known = self._known
         if require.key not in known.owners:
             if not self._contents.exists(require.key):

@@ -14,20 +14,20 @@ T = TypeVar("T")
 
 
 class Turn:
-    """`async with turn:` holds it; who waits longest is next.
+    """`async with turn:` holds it, one at a time or as many as it has places; who waits longest is next.
 
     `asyncio.Lock` belongs to one event loop, and `threading.Lock` would block a loop while another one holds it.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, places: int = 1) -> None:
         self._guard = threading.Lock()  # held for a few instructions only
-        self._taken = False
+        self._free = places
         self._waiting: deque[asyncio.Future[None]] = deque()
 
     async def __aenter__(self) -> None:
         with self._guard:
-            if not self._taken:
-                self._taken = True
+            if self._free:
+                self._free -= 1
                 return
             mine = asyncio.get_running_loop().create_future()
             self._waiting.append(mine)
@@ -55,7 +55,7 @@ class Turn:
                 with contextlib.suppress(RuntimeError):
                     heir.get_loop().call_soon_threadsafe(_wake, heir)
                     return
-            self._taken = False
+            self._free += 1
 
 
 def _wake(heir: asyncio.Future[None]) -> None:

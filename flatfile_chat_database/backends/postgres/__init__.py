@@ -1,0 +1,148 @@
+"""A store in PostgreSQL, for several application nodes at once. The tables: `tables.py` and `sql/`.
+
+Every batch of writes is one transaction. New messages, by far the most of what is written, lock the logs that they go
+to; anything else locks the store, so that conditions of a commit hold between all nodes. Both locks end with the
+transaction.
+"""
+
+from __future__ import annotations
+
+import asyncio
+from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
+from contextlib import aclosing
+from functools import partial
+from typing import TypeVar, cast
+
+from ...config import StorageConfig
+from ...errors import ConfigurationError, DurabilityError, StorageError, UnavailableError
+from ..commits import Commits
+from ..contents import Contents
+from ..database import DatabaseBackend, Session, fail
+from ..gathered import Gathered, Known, Repeated, message_of
+from ..rules import check_key
+from ..turn import Turn
+from ..writer import Job
+
+try:
+    from .contents import PostgresContents
+    from .session import PostgresSession
+    from .target import Target
+except ImportError as error:
+    raise ConfigurationError(
+        f"PostgreSQL needs the extra `postgres` ({error}).", hint="pip install 'flatfile-chat-database[postgres]'"
+    ) from error
+
+T = TypeVar("T")
+
+
+class PostgresBackend(DatabaseBackend):
+    """A database, or one schema of it, that `storage_url` names."""
+
+    def __init__(self, config: StorageConfig) -> None:
+        super().__init__(config)
+        self._target = Target(config)
+        self._streams = Turn(config.database_pool_size)
+
+    def __repr__(self) -> str:
+        return f"<PostgresBackend {self._target.name!r}{' closed' if self._closed else ''}>"
+
+    def _connect(self, *, to_write: bool) -> PostgresSession:
+        return PostgresSession(self._target, to_write=to_write)
+
+    def _contents(self, connection: Session) -> PostgresContents:
+        return PostgresContents(cast("PostgresSession", connection), self._tables)
+
+    # --- reading -------------------------------------------------------------------------------------
+
+    def _look(self, work: Callable[[Contents | None], T]) -> T:
+        connection = self._take()
+        if connection is None:
+            return work(None)
+        try:
+            return connection.look(lambda: work(self._contents(connection)))
+        finally:
+            self._give_back(connection)
+
+    def _take(self) -> PostgresSession | None:
+        try:
+            connection = cast("PostgresSession", self._free.pop())
+        except IndexError:
+            connection = self._connect(to_write=False)
+        if self._target.is_store:
+            return connection
+        try:
+            if connection.sees_store():
+                return connection
+        except BaseException:
+            connection.close()
+            raise
+        self._free.append(connection)
+        return None
+
+    async def _stream(self, begin: Callable[[Contents | None], Iterator[T]]) -> AsyncGenerator[T, None]:
+        try:
+            async with asyncio.timeout(self.config.lock_timeout_seconds):
+                await self._streams.__aenter__()
+        except TimeoutError:
+            raise UnavailableError(
+                f"{self._target.name}: {self.config.database_pool_size} streams are being read already.",
+                hint="Read them to their ends or close them, or raise database_pool_size.",
+            ) from None
+        try:
+            async with aclosing(super()._stream(begin)) as items:
+                async for item in items:
+                    yield item
+        finally:
+            await self._streams.__aexit__(None, None, None)
+
+    # --- writing -------------------------------------------------------------------------------------
+
+    async def load(self, items: Sequence[tuple[str, bytes]]) -> None:
+        for key, _ in items:
+            check_key(key)
+        await self._commit([partial(_load, items)])
+
+    def _run(self, jobs: Sequence[Job]) -> None:
+        if not self._run_messages(jobs):
+            super()._run(jobs)
+
+    def _run_messages(self, jobs: Sequence[Job]) -> bool:
+        """Do jobs of one new message each, beside other nodes; return False, having done nothing, if one is not."""
+        if not all(message_of(job) for job in jobs):
+            return False
+        connection = self._begin(jobs, lambda connection: cast("PostgresSession", connection).begin_adding())
+        if connection is None:
+            return True
+        try:
+            contents = self._contents(connection)
+            known = Known()
+            _learn(contents, known, jobs, lock=True)
+            gathered = Gathered(contents, known)
+            if all(gathered.take(job) for job in jobs):
+                gathered.flush()
+                connection.commit()
+                self._count(jobs)
+                return True
+        except DurabilityError as error:
+            self._count(jobs)
+            fail(jobs, error)
+            return True
+        except (StorageError, Repeated):
+            pass  # each is going to be looked at by itself, and told what is wrong with it
+        self._roll_back()
+        return False
+
+    def _prepare(self, contents: Contents, jobs: Sequence[Job]) -> None:
+        _learn(cast("PostgresContents", contents), self._known, jobs, lock=False)
+
+
+def _learn(contents: PostgresContents, known: Known, jobs: Sequence[Job], *, lock: bool) -> None:
+    """Learn in one statement what new messages have to know of the store."""
+    found = [message for job in jobs if (message := message_of(job))]
+    if found:
+        owners = {require.key for require, _ in found}
+        contents.know(known, owners, {append.key for _, append in found}, lock=lock)
+
+
+def _load(items: Sequence[tuple[str, bytes]], commits: Commits) -> None:
+    cast("PostgresContents", commits.contents).load(items)

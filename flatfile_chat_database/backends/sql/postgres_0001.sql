@@ -1,0 +1,143 @@
+-- The tables of a chat store in PostgreSQL. See backends/tables.py for what is in them.
+
+CREATE TABLE chat_store (
+    version INTEGER NOT NULL,
+    made_by TEXT NOT NULL
+);
+
+CREATE TABLE entries (
+    key TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    place TEXT NOT NULL CHECK (place IN ('document', 'log', 'pieces')),
+    size BIGINT NOT NULL,
+    records INTEGER NOT NULL DEFAULT 0,
+    pieces TEXT COLLATE "C"
+) WITH (fillfactor = 80);
+
+CREATE TABLE pieces (
+    id TEXT COLLATE "C" NOT NULL,
+    number INTEGER NOT NULL,
+    data BYTEA NOT NULL,
+    PRIMARY KEY (id, number)
+);
+
+CREATE TABLE lines (
+    key TEXT COLLATE "C" NOT NULL,
+    position INTEGER NOT NULL,
+    id TEXT COLLATE "C" NOT NULL,
+    body TEXT NOT NULL,
+    PRIMARY KEY (key, position),
+    UNIQUE (key, id)
+);
+
+CREATE TABLE users (
+    user_id TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    created_at TEXT,
+    updated_at TEXT,
+    body TEXT NOT NULL
+);
+
+CREATE TABLE personas (
+    user_id TEXT COLLATE "C" NOT NULL,
+    persona_id TEXT COLLATE "C" NOT NULL,
+    name TEXT,
+    body TEXT NOT NULL,
+    PRIMARY KEY (user_id, persona_id)
+);
+
+CREATE TABLE sessions (
+    user_id TEXT COLLATE "C" NOT NULL,
+    session_id TEXT COLLATE "C" NOT NULL,
+    title TEXT,
+    created_at TEXT,
+    updated_at TEXT,
+    body TEXT NOT NULL,
+    PRIMARY KEY (user_id, session_id)
+);
+
+CREATE TABLE messages (
+    user_id TEXT COLLATE "C" NOT NULL,
+    session_id TEXT COLLATE "C" NOT NULL,
+    position INTEGER NOT NULL,
+    id TEXT COLLATE "C" NOT NULL,
+    role TEXT,
+    content TEXT,
+    timestamp TEXT,
+    body TEXT NOT NULL,
+    PRIMARY KEY (user_id, session_id, position),
+    UNIQUE (user_id, session_id, id)
+);
+
+CREATE TABLE contexts (
+    user_id TEXT COLLATE "C" NOT NULL,
+    session_id TEXT COLLATE "C" NOT NULL,
+    summary TEXT,
+    timestamp TEXT,
+    body TEXT NOT NULL,
+    PRIMARY KEY (user_id, session_id)
+);
+
+CREATE TABLE context_snapshots (
+    user_id TEXT COLLATE "C" NOT NULL,
+    session_id TEXT COLLATE "C" NOT NULL,
+    snapshot_id TEXT COLLATE "C" NOT NULL,
+    summary TEXT,
+    timestamp TEXT,
+    body TEXT NOT NULL,
+    PRIMARY KEY (user_id, session_id, snapshot_id)
+);
+
+CREATE TABLE documents (
+    user_id TEXT COLLATE "C" NOT NULL,
+    session_id TEXT COLLATE "C" NOT NULL,
+    body TEXT NOT NULL,
+    PRIMARY KEY (user_id, session_id)
+);
+
+CREATE TABLE analyses (
+    user_id TEXT COLLATE "C" NOT NULL,
+    session_id TEXT COLLATE "C" NOT NULL,
+    document TEXT COLLATE "C" NOT NULL,
+    body TEXT NOT NULL,
+    PRIMARY KEY (user_id, session_id, document)
+);
+
+CREATE TABLE panels (
+    panel_id TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    type TEXT,
+    created_at TEXT,
+    body TEXT NOT NULL
+);
+
+CREATE TABLE panel_messages (
+    panel_id TEXT COLLATE "C" NOT NULL,
+    position INTEGER NOT NULL,
+    id TEXT COLLATE "C" NOT NULL,
+    role TEXT,
+    content TEXT,
+    timestamp TEXT,
+    body TEXT NOT NULL,
+    PRIMARY KEY (panel_id, position),
+    UNIQUE (panel_id, id)
+);
+
+CREATE TABLE panel_personas (
+    panel_id TEXT COLLATE "C" NOT NULL,
+    persona_id TEXT COLLATE "C" NOT NULL,
+    name TEXT,
+    body TEXT NOT NULL,
+    PRIMARY KEY (panel_id, persona_id)
+);
+
+CREATE TABLE insights (
+    panel_id TEXT COLLATE "C" NOT NULL,
+    insight_id TEXT COLLATE "C" NOT NULL,
+    created_at TEXT,
+    body TEXT NOT NULL,
+    PRIMARY KEY (panel_id, insight_id)
+);
+
+CREATE TABLE global_personas (
+    persona_id TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    name TEXT,
+    body TEXT NOT NULL
+);
