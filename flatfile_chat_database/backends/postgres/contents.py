@@ -216,4 +216,4 @@ def _position(number: int) -> str:
 
 
 def _can_be_id(text: str) -> bool:
-    return ("\0" not in text and text.isascii()) or not any("\ud800" <= character <= "\udfff" for character in text)
+    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)

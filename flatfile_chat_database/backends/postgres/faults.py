@@ -11,7 +11,7 @@ from ...errors import ConfigurationError, IntegrityError, StorageError, Unavaila
 
 _ENDED = (errors.AdminShutdown, errors.CrashShutdown, errors.CannotConnectNow, errors.IdleInTransactionSessionTimeout)
 _DAMAGE = (errors.UndefinedTable, errors.UndefinedColumn, errors.DatatypeMismatch, errors.IntegrityError)
-_TABLE = re.compile(r"\b(?:FROM|INTO|UPDATE|COPY) (\w+)")
+_TABLE = re.compile(r"\b(?:FROM|JOIN|INTO|UPDATE|COPY) (\w+)")
 
 
 def is_lost(error: psycopg.Error) -> bool:
@@ -71,7 +71,7 @@ def not_connected(error: psycopg.Error, place: str, password: str | None) -> Sto
         return ConfigurationError(text, hint="Have the server let this host and user in.")
     if "too many clients" in str(error) or "connection slots" in str(error):
         return UnavailableError(text, hint="Lower database_pool_size, or raise max_connections of the server.")
-    if "target_session_attrs" in str(error) or "is read-only" in str(error) or "is not read-only" in str(error):
+    if "server is not in" in str(error) or "server is in" in str(error) or "session is" in str(error):
         return UnavailableError(text, hint="None of the hosts is of the kind that the URL asks for.")
     return UnavailableError(text, hint="Check the host and the port, and whether the server runs.")
 
