@@ -54,7 +54,7 @@ def sql(url: str, *statements: str) -> list[tuple[Any, ...]]:
     """Run statements; return the rows of the last one."""
     rows: list[tuple[Any, ...]] = []
     for statement in statements:
-        cursor = connection(url).execute(statement)  # type: ignore[call-overload]
+        cursor = connection(url).execute(statement)
         rows = cursor.fetchall() if cursor.description else []
     return rows
 

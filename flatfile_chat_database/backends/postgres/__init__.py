@@ -8,13 +8,14 @@ transaction.
 from __future__ import annotations
 
 import asyncio
-from collections.abc import AsyncGenerator, Callable, Iterator, Sequence
-from contextlib import aclosing
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, asynccontextmanager
 from functools import partial
 from typing import TypeVar, cast
 
 from ...config import StorageConfig
 from ...errors import ConfigurationError, DurabilityError, StorageError, UnavailableError
+from ..base import Snapshot
 from ..commits import Commits
 from ..contents import Contents
 from ..database import DatabaseBackend, Session, fail
@@ -80,6 +81,18 @@ class PostgresBackend(DatabaseBackend):
         return None
 
     async def _stream(self, begin: Callable[[Contents | None], Iterator[T]]) -> AsyncGenerator[T, None]:
+        async with self._held_connection(), aclosing(super()._stream(begin)) as items:
+            async for item in items:
+                yield item
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Snapshot]:
+        async with self._held_connection(), super().snapshot() as snapshot:
+            yield snapshot
+
+    @asynccontextmanager
+    async def _held_connection(self) -> AsyncIterator[None]:
+        """Be one of those who hold a connection for long; wait until they are not too many."""
         try:
             async with asyncio.timeout(self.config.lock_timeout_seconds):
                 await self._streams.__aenter__()
@@ -89,9 +102,7 @@ class PostgresBackend(DatabaseBackend):
                 hint="Read them to their ends or close them, or raise database_pool_size.",
             ) from None
         try:
-            async with aclosing(super()._stream(begin)) as items:
-                async for item in items:
-                    yield item
+            yield
         finally:
             await self._streams.__aexit__(None, None, None)
 

@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+import select
+import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
 from typing import Any, TypeVar
 
 import psycopg
 from psycopg import errors, pq
+from psycopg.errors import error_from_result
 
 from ...errors import DurabilityError, StorageError, UnavailableError
 from .faults import is_lost, not_connected, told
@@ -206,20 +209,57 @@ class PostgresSession:
             raise self._error or UnavailableError(f"{self._target.name}: The connection to the server is lost.")
         self._connection.add_notice_handler(note)
         try:
-            done = self._connection.execute("COMMIT", prepare=False)
+            result = self._send_commit()
         except psycopg.Error as error:
-            if error.sqlstate is not None and not is_lost(error):  # the server says that it did not
-                raise self._told(error, "") from error
             self._connection.close()
-            raise DurabilityError(
-                f"{DurabilityError.__doc__} ({self._target.name}: {error.sqlstate or 'lost'})"
-            ) from error
+            raise self._unknown("the connection is lost") from error
         finally:
             self._connection.remove_notice_handler(note)
-        if done.statusmessage != "COMMIT":  # an error had ended the transaction already
+        if result is None:
+            self._connection.close()
+            raise self._unknown("the server did not answer in time; see database_timeout_seconds")
+        if result.status == pq.ExecStatus.COMMAND_OK and result.command_status == b"COMMIT":
+            if warnings:  # it is on this server, but a standby that was to have it may not have it
+                raise self._unknown("; ".join(warnings))
+            return
+        if result.status == pq.ExecStatus.COMMAND_OK:  # ROLLBACK: an error had ended the transaction already
             raise self._error or UnavailableError(f"{self._target.name}: The transaction was rolled back.")
-        if warnings:  # it is on this server, but a standby that was to have it may not have it
-            raise DurabilityError(f"{DurabilityError.__doc__} ({self._target.name}: {'; '.join(warnings)})")
+        refused = error_from_result(result)
+        if is_lost(refused):
+            self._connection.close()
+            raise self._unknown(f"the server ended: {refused.sqlstate}")
+        raise self._told(refused, "")  # the server says that it did not
+
+    def _send_commit(self) -> pq.abc.PGresult | None:
+        """Say COMMIT; return what the server answers, or None if it does not, even when it is told to give up.
+
+        It may wait for a standby, and PostgreSQL's own limits do not apply to that.
+        """
+        connection = self._connection.pgconn
+        connection.send_query(b"COMMIT")
+        connection.flush()  # a few bytes to a connection that has nothing else to say
+        poll = select.poll()  # no limit on the number of a descriptor, as `select` has
+        poll.register(connection.socket, select.POLLIN)
+        seconds = self._target.commit_seconds
+        for is_last in (False, True):
+            end = None if seconds is None else time.monotonic() + seconds
+            while True:
+                left = None if end is None else 1000 * (end - time.monotonic())
+                if connection.is_busy() and (left is None or left > 0) and poll.poll(left):
+                    connection.consume_input()
+                if not connection.is_busy():
+                    result = connection.get_result()
+                    while connection.get_result() is not None:
+                        pass
+                    return result
+                if left is not None and left <= 0:
+                    break
+            if not is_last:
+                self._connection.cancel_safe(timeout=5)
+        return None
+
+    def _unknown(self, why: str) -> DurabilityError:
+        return DurabilityError(f"{DurabilityError.__doc__} ({self._target.name}: {why})")
 
     def roll_back(self) -> None:
         connection = self._connection

@@ -49,6 +49,8 @@ class Target:
         """What to call it in messages."""
         self.parameters = _parameters(config, self.name)
         self.password: str | None = self.parameters.get("password")
+        self.commit_seconds = config.database_timeout_seconds or None
+        """How long a COMMIT may take; the server has no limit for that itself. None: as long as it likes."""
         self.is_store = False
         """Whether there is a store, as far as is known; it never goes away again."""
 
@@ -60,8 +62,8 @@ class Target:
             IntegrityError: A table is not as it was made.
         """
         config = self._config
-        reads = "off" if to_write else "on"
-        patience = config.database_timeout_seconds if to_write else _STREAM_SECONDS
+        # A writer whose node is gone must not keep the others waiting for longer than they wait.
+        patience = config.lock_timeout_seconds / 2 if to_write else _STREAM_SECONDS
         [(schema, number, encoding, flushes, synchronous, *_)] = connection.execute(
             """
             SELECT current_schema(), (SELECT oid FROM pg_namespace WHERE nspname = current_schema()),
@@ -72,9 +74,9 @@ class Target:
             """,
             (
                 _milliseconds(config.database_timeout_seconds),
-                _milliseconds(config.lock_timeout_seconds),
-                _milliseconds(patience),
-                reads,
+                _milliseconds(config.lock_timeout_seconds or 0.001),
+                _milliseconds(max(1, patience)),
+                "off" if to_write else "on",
             ),
         )
         if schema is None:
