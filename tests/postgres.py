@@ -86,7 +86,7 @@ def fresh_schema() -> str:
 
 def peek(url: str, key: str) -> bytes | None:
     """Return the bytes at a key."""
-    found = connection(url).execute("SELECT place, pieces FROM entries WHERE key = %s", (key,)).fetchone()
+    found = connection(url).execute("SELECT place, id FROM entries WHERE key = %s", (key,)).fetchone()
     if found is None:
         return None
     if found[0] == "pieces":
@@ -109,7 +109,7 @@ def poke(url: str, key: str, data: bytes) -> None:
     if records is None:
         cut = ((f"poked {key}", at, data[at : at + 100_000]) for at in range(0, len(data), 100_000))
         cursor.executemany("INSERT INTO pieces VALUES (%s, %s, %s)", cut)
-        row = (key, "pieces", len(data), 0, f"poked {key}")
+        row = (key, "pieces", len(data), f"poked {key}")
     else:
         lines = data.decode().split("\n")
         spot = TABLES.log(key)
@@ -117,8 +117,8 @@ def poke(url: str, key: str, data: bytes) -> None:
         marks = ", ".join(["%s"] * (len(spot.ids) + 3))
         statement: Any = f"INSERT INTO {spot.table.name} ({columns}) VALUES ({marks})"
         cursor.executemany(statement, [(*spot.ids, n, record["id"], lines[n]) for n, record in enumerate(records)])
-        row = (key, "log", len(data), len(records), None)
-    cursor.execute("INSERT INTO entries (key, place, size, records, pieces) VALUES (%s, %s, %s, %s, %s)", row)
+        row = (key, "log", None, f"poked {key}")
+    cursor.execute("INSERT INTO entries (key, place, size, id) VALUES (%s, %s, %s, %s)", row)
 
 
 def peek_keys(url: str) -> list[str]:

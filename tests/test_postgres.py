@@ -8,6 +8,7 @@ from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
 
+import psycopg
 import pytest
 
 from flatfile_chat_database import Message, StorageManager
@@ -43,6 +44,7 @@ class TestPostgres(BackendContract):
             Capability.ATOMIC_APPEND,
             Capability.STREAMED_BLOBS,
             Capability.SNAPSHOTS,
+            Capability.EXTENTS,
         }
     )
 
@@ -155,7 +157,6 @@ async def test_new_messages_are_gathered_and_repeated_ones_are_not(url: str, how
         results = await asyncio.gather(absent, full, return_exceptions=True)
         assert [type(result) for result in results] == [NotFoundError, StorageLimitExceeded]
         assert await store.read_log(LOG) == bare([line("m0"), line("m1"), line("m2")])
-        assert postgres.sql(url, "SELECT records, size FROM entries WHERE place = 'log'") == [(3, 3 * len(line("m0")))]
 
 
 async def test_loading_is_putting_where_nothing_is(url: str) -> None:
@@ -257,6 +258,33 @@ async def test_a_statement_that_takes_too_long_ends() -> None:
         assert await store.exists(KEY)
 
 
+async def test_what_a_transaction_changed_that_ends_late_is_told(url: str) -> None:
+    note = "INSERT INTO changes VALUES (pg_current_xact_id(), gen_random_uuid()::text, '{}')"
+    other = psycopg.connect(url)
+    async with opened(url) as store:
+        await store.write("first", b"x")
+        other.execute(note.format("late"))  # its number is smaller than that of the next one
+        await store.write("second", b"x")
+        changes = await store.changes((await store.changes(None)).cursor)
+        assert changes.keys is not None and "late" not in changes.keys
+        other.commit()
+        changes = await store.changes(changes.cursor)
+        assert changes.keys is not None and "late" in changes.keys
+        assert (await store.changes(changes.cursor)).keys == frozenset()
+    other.close()
+
+
+async def test_a_cursor_of_a_store_that_was_put_back_is_none(url: str) -> None:
+    async with opened(url) as store:
+        await store.write("first", b"x")
+        await store.write("second", b"x")
+        cursor = (await store.changes(None)).cursor
+        postgres.sql(url, "DELETE FROM changes WHERE keys = 'second'")
+        assert (await store.changes(cursor)).keys is None
+        for odd in ("", "x", "1 2 3", cursor.replace(" ", " x"), cursor.replace(" ", " 9999999999999999999999")):
+            assert (await store.changes(odd)).keys is None
+
+
 # --- what is wrong with a database -----------------------------------------------------------------------
 
 
@@ -334,9 +362,12 @@ async def test_a_row_that_is_gone_is_damage_and_not_absence(url: str) -> None:
         with pytest.raises(IntegrityError, match=r"profile\.json is in the table `entries`"):
             await store.read(KEY)
         assert await store.write(KEY, b"{}\n"), "writing it anew mends it"
-        postgres.sql(url, "INSERT INTO messages VALUES ('ann', 'chat', 0, 'x', 'user', '', '', '{}')")
-        with pytest.raises(IntegrityError, match="rows that the table `entries` does not count"):
-            await store.commit([Append(LOG, (line("m1"),))])
+        await store.commit([Append(LOG, tuple(line(f"m{number}") for number in range(5)))])
+        postgres.sql(url, "DELETE FROM messages WHERE position = 2")
+        assert len(await store.read_log(LOG, 3)) == 2, "what is there can be read"
+        for read in (store.read_log(LOG), store.read(LOG), store.read_log(LOG, -3), store.read_log(LOG, 0, 3)):
+            with pytest.raises(IntegrityError, match="position 2 is missing"):
+                await read
 
 
 async def test_a_database_of_another_encoding_is_refused() -> None:

@@ -190,7 +190,7 @@ async def test_a_connection_that_is_lost_in_commit_leaves_the_outcome_open_and_a
             assert found == ["first", *(message.content for message in messages)]
 
 
-@pytest.mark.parametrize("word", [b"BEGIN", b"pg_advisory_xact_lock", b"COPY", b"UPDATE entries"])
+@pytest.mark.parametrize("word", [b"BEGIN", b"pg_advisory_xact_lock", b"COPY", b"INTO changes"])
 async def test_a_connection_that_is_lost_before_commit_is_made_anew_and_nobody_notices(word: bytes) -> None:
     with proxied() as (proxy, url):
         async with StorageManager(StorageConfig(storage_url=url)) as storage:

@@ -18,9 +18,10 @@ from ...errors import ConfigurationError, DurabilityError, StorageError, Unavail
 from ..base import Snapshot
 from ..commits import Commits
 from ..contents import Contents
-from ..database import DatabaseBackend, Session, fail
+from ..database import DatabaseBackend, fail
 from ..gathered import Gathered, Known, Repeated, message_of
 from ..rules import check_key
+from ..states import Session
 from ..turn import Turn
 from ..writer import Job
 
@@ -50,21 +51,21 @@ class PostgresBackend(DatabaseBackend):
     def _connect(self, *, to_write: bool) -> PostgresSession:
         return PostgresSession(self._target, to_write=to_write)
 
-    def _contents(self, connection: Session) -> PostgresContents:
+    def contents(self, connection: Session) -> PostgresContents:
         return PostgresContents(cast("PostgresSession", connection), self._tables)
 
     # --- reading -------------------------------------------------------------------------------------
 
     def _look(self, work: Callable[[Contents | None], T]) -> T:
-        connection = self._take()
+        connection = self.take()
         if connection is None:
             return work(None)
         try:
-            return connection.look(lambda: work(self._contents(connection)))
+            return connection.look(lambda: work(self.contents(connection)))
         finally:
-            self._give_back(connection)
+            self.give_back(connection)
 
-    def _take(self) -> PostgresSession | None:
+    def take(self) -> PostgresSession | None:
         try:
             connection = cast("PostgresSession", self._free.pop())
         except IndexError:
@@ -125,12 +126,13 @@ class PostgresBackend(DatabaseBackend):
         if connection is None:
             return True
         try:
-            contents = self._contents(connection)
+            contents = self.contents(connection)
             known = Known()
             _learn(contents, known, jobs, lock=True)
             gathered = Gathered(contents, known)
             if all(gathered.take(job) for job in jobs):
                 gathered.flush()
+                contents.note_changes()
                 connection.commit()
                 self._count(jobs)
                 return True

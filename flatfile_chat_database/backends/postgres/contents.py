@@ -2,15 +2,17 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterator, Sequence
+from collections.abc import Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from ... import codec
 from ...errors import IntegrityError
 from ...models import new_id
+from ..base import Changes
 from ..changes import ABSENT
-from ..contents import PIECE_BYTES, Contents, Fresh, Place, rows_of
+from ..contents import PIECE_BYTES, Contents, Place, rows_of
 from ..gathered import Known
+from ..rows import Fresh, LogRows, missing, of
 from ..rules import check_version
 from ..tables import Spot, Table, Tables, body_of, shown
 from .session import PostgresSession
@@ -19,15 +21,66 @@ _FEW = 128
 """Rows that are asked for without a cursor."""
 _MOST = 2**31 - 1
 """No position is larger."""
-_KEYS = "ANY(string_to_array(?, chr(10)))"
-"""Keys and ids as one text, which psycopg hands over much faster than an array; no control character is in them."""
+_SWEEP = 256
+"""Of so many transactions one looks for changes that are to be forgotten."""
+_REMEMBERED_CHANGES = 20_000
+"""Transactions whose changes are kept."""
+_LISTED = "string_to_array(?, chr(10))"
+"""Keys or ids as one text, which psycopg hands over much faster than an array; no control character is in them."""
+
+
+class PostgresRows(LogRows):
+    """The rows of a store's logs."""
+
+    def __init__(self, connection: PostgresSession, tables: Tables) -> None:
+        super().__init__(connection, tables)
+        self._session = connection
+
+    def lines(self, key: str, first: int, end: int) -> Iterator[bytes]:
+        if end - first > _FEW:
+            yield from super().lines(key, first, end)
+            return
+        spot = self._tables.log(key)
+        rows = self._db.execute(
+            f"SELECT position, body FROM {of(spot)} AND position >= ? AND position < ? ORDER BY position",
+            (*spot.ids, first, end),
+        )
+        yield from whole(key, rows, first, end)
+
+    def counts(self, keys: Collection[str]) -> dict[str, int]:
+        """Return how many rows logs have; a statement for each table."""
+        found: dict[str, int] = {}
+        for table, spots in self._by_table(keys).items():
+            wanted = ", ".join([_LISTED] * len(table.ids))
+            same = " AND ".join(f"n.{name} = wanted.{name}" for name in table.ids)
+            rows = self._db.execute(
+                f"SELECT (SELECT n.position + 1 FROM {table.name} AS n WHERE {same} ORDER BY n.position DESC LIMIT 1) "
+                f"FROM unnest({wanted}) WITH ORDINALITY AS wanted ({', '.join(table.ids)}, number) ORDER BY number",
+                ["\n".join(ids) for ids in zip(*(spot.ids for spot in spots.values()), strict=True)],
+            )
+            found.update((key, count or 0) for key, (count,) in zip(spots, rows, strict=True))
+        return found
+
+    def add(self, messages: Sequence[Fresh]) -> bool:
+        if len(messages) == 1:  # for which COPY takes longer
+            return super().add(messages)
+        rows: dict[Table, list[tuple[object, ...]]] = {}
+        for key, position, record_id, line in messages:
+            spot = self._tables.log(key)
+            rows.setdefault(spot.table, []).append(row_of(spot, position, record_id, line))
+        return self.copy(rows)
+
+    def copy(self, rows: dict[Table, list[tuple[object, ...]]]) -> bool:
+        """Add rows to tables; return False, and let the transaction fail, if one is there already."""
+        return all(self._session.copy(table.name, _columns(table), of_table) for table, of_table in rows.items())
 
 
 class PostgresContents(Contents):
     """What is in a store, for one transaction, or for one statement outside of any."""
 
     def __init__(self, connection: PostgresSession, tables: Tables) -> None:
-        super().__init__(connection, tables)
+        self._log_rows = PostgresRows(connection, tables)
+        super().__init__(connection, tables, self._log_rows)
         self._session = connection
 
     # --- reading in one statement ----------------------------------------------------------------------
@@ -38,20 +91,22 @@ class PostgresContents(Contents):
     def read(self, key: str) -> bytes | None:
         spot = self._tables.document(key)
         if spot is not None:
-            rows = self._beside(
-                key, "beside.body", spot.table.name, f"entry.place = 'document' AND {_is(spot)}", spot.ids
-            )
+            body = f"entry.place = 'document' AND {_is(spot)}"
+            rows = self._beside(key, "beside.body", f"{spot.table.name} AS beside ON {body}", spot.ids)
         elif self.is_log(key):
             return super().read(key)
         else:
-            rows = self._beside(key, "beside.data", "pieces", "beside.id = entry.pieces", (), "beside.number")
+            data = "pieces AS beside ON entry.place = 'pieces' AND beside.id = entry.id"
+            rows = self._beside(key, "beside.data", data, (), "beside.number")
         if not rows:
             return None
-        place = Place(*rows[0][:4])
-        if place.kind == "document" and spot is not None and rows[0][4] is not None:
-            return str(rows[0][4]).encode()
+        place = Place(*rows[0][:3])
+        if place.kind == "document" and spot is not None and rows[0][3] is not None:
+            return str(rows[0][3]).encode()
         if place.kind == "pieces" and spot is None:
-            return b"".join(row[4] or b"" for row in rows)
+            found = b"".join(row[3] or b"" for row in rows)
+            if len(found) == place.size:
+                return found
         return self.bytes_of(key, place)
 
     def records(self, key: str, start: int, stop: int | None, *, strict: bool) -> list[bytes]:
@@ -59,51 +114,92 @@ class PostgresContents(Contents):
         first, end = max(-_MOST, min(start, _MOST)), max(-_MOST, min(_MOST if stop is None else stop, _MOST))
         rows = self._beside(
             key,
-            "beside.body",
-            spot.table.name,
-            f"entry.place = 'log' AND {_is(spot)} AND beside.position >= {_position(first)}"
-            f" AND beside.position < {_position(end)}",
-            (*spot.ids, first, end),
+            "newest.count, beside.position, beside.body",
+            f"LATERAL ({_count(spot)}) AS newest ON entry.place = 'log' LEFT JOIN {spot.table.name} AS beside "
+            f"ON entry.place = 'log' AND {_is(spot)} AND beside.position >= {_from_end(first)} "
+            f"AND beside.position < {_from_end(end)}",
+            (*spot.ids, *spot.ids, first, end),
             "beside.position",
         )
         if rows and rows[0][0] != "log":
             return super().records(key, start, stop, strict=strict)
-        return [row[4].encode() for row in rows if row[4] is not None]
+        begin, behind, _ = slice(start, stop).indices(rows[0][3] or 0 if rows else 0)
+        return list(whole(key, (row[4:] for row in rows if row[4] is not None), begin, behind))
+
+    def count(self, key: str) -> int:
+        spot = self._tables.log(key)
+        rows = self._beside(key, "newest.count", f"LATERAL ({_count(spot)}) AS newest ON entry.place = 'log'", spot.ids)
+        if rows and rows[0][0] != "log":
+            return super().count(key)
+        return int(rows[0][3] or 0) if rows else 0
 
     def find(self, key: str, record_id: str) -> tuple[int, bytes] | None:
         spot = self._tables.log(key)
         rows = self._beside(
             key,
-            "beside.body, beside.position",
-            spot.table.name,
-            f"entry.place = 'log' AND {_is(spot)} AND beside.id = ?",
+            "beside.position, beside.body",
+            f"{spot.table.name} AS beside ON entry.place = 'log' AND {_is(spot)} AND beside.id = ?",
             (*spot.ids, record_id if _can_be_id(record_id) else ""),
         )
         if rows and rows[0][0] != "log":
             return super().find(key, record_id)
-        return (rows[0][5], rows[0][4].encode()) if rows and rows[0][5] is not None else None
+        return (rows[0][3], rows[0][4].encode()) if rows and rows[0][3] is not None else None
 
     def _beside(
-        self, key: str, what: str, table: str, condition: str, values: Sequence[object], order: str = ""
+        self, key: str, what: str, joined: str, values: Sequence[object], order: str = ""
     ) -> list[tuple[Any, ...]]:
         """Return the place of a key with what is in the table that holds it; no row if nothing is at the key."""
         return self._db.execute(
-            f"SELECT entry.place, entry.size, entry.records, entry.pieces, {what} FROM entries AS entry "
-            f"LEFT JOIN {table} AS beside ON {condition} WHERE entry.key = ? {order and f'ORDER BY {order}'}",
+            f"SELECT entry.place, entry.size, entry.id, {what} FROM entries AS entry LEFT JOIN {joined} "
+            f"WHERE entry.key = ? {order and f'ORDER BY {order}'}",
             (*values, key),
         )
 
-    def lines(self, key: str, first: int, end: int) -> Iterator[bytes]:
-        if end - first > _FEW:
-            yield from super().lines(key, first, end)
+    # --- what changed ----------------------------------------------------------------------------------
+
+    def note_changes(self) -> None:
+        if not self.changed:
             return
-        spot = self._tables.log(key)
-        for (body,) in self._db.execute(
-            f"SELECT body FROM {spot.table.name} AS beside WHERE {_is(spot)} AND position >= ? AND position < ? "
-            "ORDER BY position",
-            (*spot.ids, first, end),
-        ):
-            yield body.encode()
+        names = "\n".join(sorted(self.changed))
+        self.changed.clear()
+        [(number,)] = self._db.execute(
+            "INSERT INTO changes (transaction, id, keys) VALUES (pg_current_xact_id(), ?, ?) "
+            "RETURNING transaction::text",
+            (new_id(), names),
+        )
+        if int(number) % _SWEEP == 0:
+            self._db.execute(
+                "DELETE FROM changes WHERE transaction < "
+                f"(SELECT transaction FROM changes ORDER BY transaction DESC OFFSET {_REMEMBERED_CHANGES} LIMIT 1)"
+            )
+
+    def changes(self, cursor: str | None) -> Changes:
+        """Return what changed since a cursor, as the contract has it.
+
+        A cursor is the number of the oldest transaction that was not over when it was made, so what was changed by one
+        that ends late is told, and some things twice. It names a change that was seen as well, which is not there in a
+        database that was put back from a copy, and the server, for its numbers are its own.
+        """
+        [(now, server, newest)] = self._db.execute(
+            """
+            SELECT pg_snapshot_xmin(pg_current_snapshot())::text,
+                (SELECT system_identifier FROM pg_control_system())::text || '.' || 'changes'::regclass::oid::text,
+                (SELECT id FROM changes ORDER BY transaction DESC, id DESC LIMIT 1)
+            """
+        )
+        if newest is None:
+            return Changes("", None)
+        found = Changes(f"{server} {now} {newest}", None)
+        if not cursor or cursor.count(" ") != 2 or not cursor.startswith(f"{server} ") or "\0" in cursor:
+            return found
+        _, number, seen = cursor.split(" ")
+        if not number.isascii() or not number.isdecimal() or len(number) > len(now):
+            return found
+        rows = self._db.execute("SELECT id, keys FROM changes WHERE id = ? OR transaction >= ?::xid8", (seen, number))
+        if all(found_id != seen for found_id, _ in rows):
+            return found
+        told = (keys for found_id, keys in rows if found_id != seen)
+        return Changes(found.cursor, frozenset(key for keys in told for key in keys.split("\n")))
 
     # --- adding in bulk --------------------------------------------------------------------------------
 
@@ -115,47 +211,16 @@ class PostgresContents(Contents):
         rows = self._db.execute(
             f"""
             WITH logs AS (
-                SELECT key, records FROM entries WHERE key = {_KEYS} AND place = 'log'
-                {"ORDER BY key FOR UPDATE" if lock else ""}
+                SELECT key FROM entries WHERE key = ANY({_LISTED}) AND place = 'log'
+                {"ORDER BY key FOR NO KEY UPDATE" if lock else ""}
             )
-            SELECT key, records FROM logs UNION ALL SELECT key, NULL FROM entries WHERE key = {_KEYS}
+            SELECT key, true FROM logs UNION ALL SELECT key, false FROM entries WHERE key = ANY({_LISTED})
             """,
             ("\n".join(logs), "\n".join(owners)),
         )
-        for key, records in rows:
-            if records is None:
-                known.owners.add(key)
-            else:
-                known.records[key] = records
-
-    def add_fresh(self, messages: Sequence[Fresh]) -> bool:
-        if len(messages) == 1:
-            return super().add_fresh(messages)
-        rows: dict[Table, list[tuple[object, ...]]] = {}
-        grown: dict[str, list[int]] = {}
-        for key, position, record_id, line in messages:
-            spot = self._tables.log(key)
-            rows.setdefault(spot.table, []).append(_row(spot, position, record_id, line))
-            sizes = grown.setdefault(key, [0, 0])
-            sizes[0] += 1
-            sizes[1] += len(line)
-        for table, of_table in rows.items():
-            if not self._session.copy(table.name, _columns(table), of_table):
-                return False
-        self._db.execute(
-            """
-            UPDATE entries SET records = entries.records + grown.records, size = entries.size + grown.size
-            FROM unnest(string_to_array(?, chr(10)), string_to_array(?, ',')::integer[],
-                string_to_array(?, ',')::bigint[]) AS grown(key, records, size)
-            WHERE entries.key = grown.key
-            """,
-            (
-                "\n".join(grown),
-                ",".join(str(records) for records, _ in grown.values()),
-                ",".join(str(size) for _, size in grown.values()),
-            ),
-        )
-        return True
+        known.owners.update(key for key, is_log in rows if not is_log)
+        # Not in the same statement: that would see the rows as they were before it waited for a lock.
+        known.records.update(self._log_rows.counts([key for key, is_log in rows if is_log]))
 
     def load(self, items: Sequence[tuple[str, bytes]]) -> None:
         """Put bytes at keys where nothing is.
@@ -164,7 +229,9 @@ class PostgresContents(Contents):
             ConflictError: There is something at one of them.
             IntegrityError: There are rows where nothing should be.
         """
-        found = self._db.execute(f"SELECT key FROM entries WHERE key = {_KEYS}", ("\n".join(key for key, _ in items),))
+        found = self._db.execute(
+            f"SELECT key FROM entries WHERE key = ANY({_LISTED})", ("\n".join(key for key, _ in items),)
+        )
         taken = {key for (key,) in found}
         entries: list[tuple[object, ...]] = []
         rows: dict[Table, list[tuple[object, ...]]] = {}
@@ -178,27 +245,43 @@ class PostgresContents(Contents):
             text = None if spot is None else body_of(data)
             if lines is not None:
                 log = self._tables.log(key)
-                entries.append((key, "log", len(data), len(lines), None))
+                entries.append((key, "log", None, new_id()))
                 rows.setdefault(log.table, []).extend(
-                    _row(log, position, codec.written_id(line), line) for position, line in enumerate(lines)
+                    row_of(log, position, codec.written_id(line), line) for position, line in enumerate(lines)
                 )
             elif spot is not None and text is not None:
-                entries.append((key, "document", len(data), 0, None))
+                entries.append((key, "document", len(data), new_id()))
                 rows.setdefault(spot.table, []).append((*spot.ids, *shown(spot.table, data), text))
             else:
                 kept = new_id()
-                entries.append((key, "pieces", len(data), 0, kept))
+                entries.append((key, "pieces", len(data), kept))
                 cut = range(0, len(data), PIECE_BYTES)
                 pieces.extend((kept, number, data[at : at + PIECE_BYTES]) for number, at in enumerate(cut))
-        whole = self._session.copy("entries", ("key", "place", "size", "records", "pieces"), entries)
-        whole = whole and self._session.copy("pieces", ("id", "number", "data"), pieces)
-        for table, of_table in rows.items():
-            whole = whole and self._session.copy(table.name, _columns(table), of_table)
-        if not whole:
-            raise IntegrityError("There are rows that the table `entries` does not count.")
+        self.changed |= taken
+        fits = self._session.copy("entries", ("key", "place", "size", "id"), entries)
+        fits = fits and self._session.copy("pieces", ("id", "number", "data"), pieces)
+        if not (fits and self._log_rows.copy(rows)):
+            raise IntegrityError("There are rows that the table `entries` does not name.")
 
 
-def _row(spot: Spot, position: int, record_id: str, line: bytes) -> tuple[object, ...]:
+def whole(key: str, rows: Iterable[Sequence[Any]], first: int, end: int) -> Iterator[bytes]:
+    """Yield the lines of rows of position and line, which are to be all from one position up to another."""
+    wanted = first
+    for position, body in rows:
+        if position != wanted:
+            break
+        yield body.encode()
+        wanted += 1
+    if wanted < end:
+        raise missing(key, wanted)
+
+
+def _count(spot: Spot) -> str:
+    return f"SELECT position + 1 AS count FROM {of(spot)} ORDER BY position DESC LIMIT 1"
+
+
+def row_of(spot: Spot, position: int, record_id: str, line: bytes) -> tuple[object, ...]:
+    """Return the row of a message."""
     return (*spot.ids, position, record_id, *shown(spot.table, line), line[:-1].decode())
 
 
@@ -211,8 +294,8 @@ def _is(spot: Spot) -> str:
     return " AND ".join(f"beside.{name} = ?" for name in spot.table.ids)
 
 
-def _position(number: int) -> str:
-    return "?" if number >= 0 else "entry.records + ?"
+def _from_end(number: int) -> str:
+    return "?" if number >= 0 else "newest.count + ?"
 
 
 def _can_be_id(text: str) -> bool:

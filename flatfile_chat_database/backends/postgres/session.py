@@ -33,6 +33,7 @@ class PostgresSession:
     """A connection; used by one thread at a time."""
 
     position_of = "strpos"
+    size_of_body = "octet_length(body)"
 
     def __init__(self, target: Target, *, to_write: bool) -> None:
         """Connect.

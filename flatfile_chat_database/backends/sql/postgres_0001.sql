@@ -8,10 +8,18 @@ CREATE TABLE chat_store (
 CREATE TABLE entries (
     key TEXT COLLATE "C" NOT NULL PRIMARY KEY,
     place TEXT NOT NULL CHECK (place IN ('document', 'log', 'pieces')),
-    size BIGINT NOT NULL,
-    records INTEGER NOT NULL DEFAULT 0,
-    pieces TEXT COLLATE "C"
-) WITH (fillfactor = 80);
+    size BIGINT,
+    id TEXT COLLATE "C" NOT NULL
+);
+
+-- By the number of the transaction, for transactions become visible in another order than they began in.
+CREATE TABLE changes (
+    transaction XID8 NOT NULL,
+    id TEXT COLLATE "C" NOT NULL PRIMARY KEY,
+    keys TEXT NOT NULL
+);
+
+CREATE INDEX changes_by_transaction ON changes (transaction);
 
 CREATE TABLE pieces (
     id TEXT COLLATE "C" NOT NULL,
