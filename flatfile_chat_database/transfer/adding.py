@@ -11,7 +11,6 @@ from typing import BinaryIO, cast
 from .. import codec
 from ..backends.base import StorageBackend
 from ..backends.changes import ABSENT, Append, Change, Put
-from ..config import StorageConfig
 from ..errors import ConflictError, NotFoundError
 from ..layout import Shape
 from ..models import new_id, utc_now
@@ -60,11 +59,9 @@ async def import_archive(
     store = Store(backend.config, backend, read_only=dry_run, clock=utc_now, new_id=new_id)
     await store.reading()
     async with one_thread() as thread:
-        await _verify(path, backend.config, limits, progress, thread)
+        await _verify(path, backend, limits, progress, thread)
         reader = await thread.finish(Reader, path, backend.config, limits)
         try:
-            if (root := getattr(backend, "root", None)) is not None:
-                await thread.run(reader.require_room, str(root))
             adding = _Adding(backend, thread, ImportReport(dry_run))
             if not dry_run:
                 await store.writing()
@@ -83,11 +80,14 @@ async def import_archive(
 
 
 async def _verify(
-    path: str | os.PathLike[str], config: StorageConfig, limits: Limits, progress: Progress | None, thread: Thread
+    path: str | os.PathLike[str], backend: StorageBackend, limits: Limits, progress: Progress | None, thread: Thread
 ) -> None:
-    reader = await thread.finish(Reader, path, config, limits)
+    reader = await thread.finish(Reader, path, backend.config, limits)
     items = reader.items()
     try:
+        place = getattr(backend, "root", None) or os.path.dirname(getattr(backend, "path", ""))
+        if place:  # not in memory, and not on another machine
+            await thread.run(reader.require_room, str(place))
         while await thread.run(_pass_over, items):
             if progress is not None:
                 progress(reader.done, 2 * reader.header.bytes, 0)

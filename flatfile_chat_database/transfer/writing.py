@@ -30,18 +30,14 @@ from .archive import (
     look_at,
     names_of,
 )
+from .formats import FOLDER, GZIP, ZSTD, format_of
 from .listing import Listing
-from .packing import GZIP, ZSTD, Packer, best
+from .packing import Packer, best
 from .reading import verify
 from .report import ArchiveReport, Progress
 from .staging import NewFile, NewFolder
 from .thread import Thread, one_thread
 
-FOLDER: Final = "folder"
-FORMATS: Final = (FOLDER, ZSTD, GZIP)
-"""In which an archive can be written."""
-
-_ENDINGS: Final = {".tar.zst": ZSTD, ".tzst": ZSTD, ".tar.gz": GZIP, ".tgz": GZIP}
 _AT_ONCE_BYTES: Final = 1 << 20
 _AT_ONCE: Final = 256
 """Small files that are read and written together."""
@@ -114,18 +110,6 @@ async def export_store(
         Layout(storage.config).key("user", user_id=user_id)
     chosen = format_of(target, format, otherwise=FOLDER)
     return await _write(storage, os.fspath(target), chosen, "export", user_id, progress)
-
-
-def format_of(target: str | os.PathLike[str], wanted: str | None, *, otherwise: str) -> str:
-    """Return the format that is wanted, or that the ending of a name says.
-
-    Raises:
-        ConfigurationError: There is no such format.
-    """
-    if wanted is not None and wanted not in FORMATS:
-        raise ConfigurationError(f"There is no format {wanted!a}.", hint=f"Use one of {', '.join(FORMATS)}.")
-    name = os.fspath(target)
-    return wanted or next((kind for ending, kind in _ENDINGS.items() if name.endswith(ending)), otherwise)
 
 
 # --- where it is written to --------------------------------------------------------------------------------
