@@ -439,7 +439,10 @@ async def test_a_bomb_is_stopped_while_it_goes_off(
 async def test_a_window_of_gigabytes_is_not_given(kept: tuple[str, Path], tmp_path: Path) -> None:
     from backports import zstd
 
-    options = {zstd.CompressionParameter.window_log: 27, zstd.CompressionParameter.content_size_flag: 0}
+    options: dict[int, int] = {
+        zstd.CompressionParameter.window_log: 27,
+        zstd.CompressionParameter.content_size_flag: 0,
+    }
     compressor = zstd.ZstdCompressor(options=options)
     path = tmp_path / "archive"
     path.write_bytes(compressor.compress(TAR) + compressor.flush())
