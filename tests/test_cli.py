@@ -26,6 +26,7 @@ from flatfile_chat_database.cli import cli
 from flatfile_chat_database.layout import Layout
 from flatfile_chat_database.terminal import block, cut, duration, json_line, one_line, table, utc, visible, width
 
+COMMANDS = ["backup", "check", "demo", "export", "import", "ls", "reindex", "restore", "search", "show", "tail"]
 CHATDB = [sys.executable, "-m", "flatfile_chat_database"]
 OPENAI = ["--format", "openai-jsonl"]
 

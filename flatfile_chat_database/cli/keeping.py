@@ -24,7 +24,6 @@ from ..errors import ConfigurationError
 from ..importers import FORMATS, Report, import_file
 from ..storage import StorageManager
 from ..terminal import duration, one_line, visible
-from ..transfer import is_archive
 from .frame import Options, cli, closing, dim, no_store, place, runs
 from .moving import import_own, max_ratio
 from .progress import Show, progress
@@ -104,6 +103,8 @@ async def import_(
     Times are "created_at", "timestamp" or "create_time" of messages, or else of the line; without any, 1970. Whatever
     has no field of its own stays in the metadata.
     """
+    from ..transfer import is_archive
+
     is_folder, is_own = await asyncio.to_thread(lambda: (os.path.isdir(file), is_archive(file)))
     if format_name == OWN_FORMAT or (format_name is None and is_own):
         if user_id is not None:

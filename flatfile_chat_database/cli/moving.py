@@ -5,32 +5,23 @@ from __future__ import annotations
 import os
 import time
 from dataclasses import asdict
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 import click
 
 from ..storage import StorageManager
 from ..terminal import duration, visible
-from ..transfer import (
-    FORMATS,
-    GZIP,
-    ZSTD,
-    ArchiveReport,
-    ImportReport,
-    Keys,
-    Limits,
-    backup,
-    export_store,
-    import_archive,
-    restore,
-)
+from ..transfer.formats import FORMATS, GZIP, MOST_RATIO, ZSTD
 from .frame import Options, cli, dim, place, runs, warn
 from .progress import counted, progress
+
+if TYPE_CHECKING:
+    from ..transfer import ArchiveReport, ImportReport, Keys
 
 max_ratio = click.option(
     "--max-ratio",
     type=click.IntRange(1),
-    default=Limits().ratio,
+    default=MOST_RATIO,
     show_default=True,
     help="Refuse a file of which more bytes come out than this for each one in it, beyond the first 64 MiB.",
 )
@@ -66,6 +57,8 @@ async def export(options: Options, target: str, user_id: str | None, format_name
     What is in the trash or the quarantine is left out. They are as they were in one moment, also while others go on
     writing. TARGET must not exist; nothing is there before all of it is. `chatdb import` adds an export to a store.
     """
+    from ..transfer import export_store
+
     began = time.monotonic()
     async with options.reading() as storage:
         with progress(f"export to {os.path.basename(target)}", "bytes", options) as show:
@@ -96,6 +89,8 @@ async def backup_(options: Options, file: str, format_name: str | None) -> int:
     Trash and quarantine are in it, search indexes are not: they are made anew. The store is as it was in one moment.
     FILE must not exist; it is written beside its place, read again and verified, and only then gets its name.
     """
+    from ..transfer import backup
+
     began = time.monotonic()
     async with options.reading() as storage:
         with progress(f"backup to {os.path.basename(file)}", "bytes", options) as show:
@@ -147,6 +142,8 @@ async def restore_(options: Options, file: str, max_ratio: int) -> int:
     round. There is no store before all of it is there and every hash is right. Then it is checked; the exit code is 1
     if something is wrong in it, as it was in the store that the backup was made of.
     """
+    from ..transfer import Limits, restore
+
     config = options.config()
     began = time.monotonic()
     with progress(f"restore {os.path.basename(file)}", "bytes", options) as show:
@@ -175,6 +172,8 @@ async def restore_(options: Options, file: str, max_ratio: int) -> int:
 
 async def import_own(options: Options, file: str, dry_run: bool, max_ratio: int) -> int:
     """Add an archive of chatdb to a store, and print what came of it; return the exit code."""
+    from ..transfer import Limits, import_archive
+
     config = options.config()
     began = time.monotonic()
     async with StorageManager(config, read_only=dry_run) as storage:

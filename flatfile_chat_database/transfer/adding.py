@@ -11,7 +11,6 @@ from typing import BinaryIO, cast
 from .. import codec
 from ..backends.base import StorageBackend
 from ..backends.changes import ABSENT, Append, Change, Put
-from ..config import StorageConfig
 from ..errors import ConflictError, NotFoundError
 from ..layout import Shape
 from ..models import new_id, utc_now
@@ -60,40 +59,31 @@ async def import_archive(
     store = Store(backend.config, backend, read_only=dry_run, clock=utc_now, new_id=new_id)
     await store.reading()
     async with one_thread() as thread:
-        await _verify(path, backend.config, limits, progress, thread)
-        reader = await thread.finish(Reader, path, backend.config, limits)
-        try:
-            if (root := getattr(backend, "root", None)) is not None:
-                await thread.run(reader.require_room, str(root))
-            adding = _Adding(backend, thread, ImportReport(dry_run))
-            if not dry_run:
-                await store.writing()
-            runs = batches(reader.items())
-            try:
-                while batch := await thread.run(next, runs, None):
-                    await adding.take(batch)
-                    if progress is not None:
-                        progress(reader.header.bytes + reader.done, 2 * reader.header.bytes, reader.files)
-                await adding.finish()
-            finally:
-                await thread.finish(runs.close)
-            return adding.report
-        finally:
-            await thread.finish(reader.close)
+        await _verify(path, backend, limits, progress, thread)
+        reader = await thread.opened(Reader, path, backend.config, limits)
+        adding = _Adding(backend, thread, ImportReport(dry_run))
+        if not dry_run:
+            await store.writing()
+        runs = await thread.opened(batches, reader.items())
+        while batch := await thread.run(next, runs, None):
+            await adding.take(batch)
+            if progress is not None:
+                progress(reader.header.bytes + reader.done, 2 * reader.header.bytes, reader.files)
+        await adding.finish()
+    return adding.report
 
 
 async def _verify(
-    path: str | os.PathLike[str], config: StorageConfig, limits: Limits, progress: Progress | None, thread: Thread
+    path: str | os.PathLike[str], backend: StorageBackend, limits: Limits, progress: Progress | None, thread: Thread
 ) -> None:
-    reader = await thread.finish(Reader, path, config, limits)
-    items = reader.items()
-    try:
-        while await thread.run(_pass_over, items):
-            if progress is not None:
-                progress(reader.done, 2 * reader.header.bytes, 0)
-    finally:
-        await thread.finish(items.close)
-        await thread.finish(reader.close)
+    reader = await thread.opened(Reader, path, backend.config, limits)
+    place = getattr(backend, "root", None) or os.path.dirname(getattr(backend, "path", ""))
+    if place:  # not in memory, and not on another machine
+        await thread.run(reader.require_room, str(place))
+    items = await thread.opened(reader.items)
+    while await thread.run(_pass_over, items):
+        if progress is not None:
+            progress(reader.done, 2 * reader.header.bytes, 0)
 
 
 def _pass_over(items: Iterator[Item]) -> bool:

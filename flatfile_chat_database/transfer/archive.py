@@ -23,7 +23,7 @@ from typing import Annotated, Final, Literal, TypeVar
 import msgspec
 
 from ..config import NAMING_FIELDS, StorageConfig
-from ..errors import ConfigurationError, IntegrityError
+from ..errors import ConfigurationError, IntegrityError, ValidationError
 from ..layout import Layout, Shape
 
 HEADER: Final = "chatdb.json"
@@ -230,6 +230,11 @@ def look_at(layout: Layout, key: str) -> Sight | None:
     if place is None or (in_trash is not None and place.entry.name in ("store", "quarantine")):
         return None
     name = place.entry.name
+    try:
+        if layout.key(name, **place.names) != inner:
+            return None
+    except ValidationError:  # longer than any id
+        return None
     folder = key.rpartition("/")[0]
     rank = key
     if in_trash is None and name == "store":
@@ -241,13 +246,3 @@ def look_at(layout: Layout, key: str) -> Sight | None:
     return Sight(
         TRASH if in_trash is not None else name, place.entry.shape, place.names, rank, name in _NAMED_BY_OTHERS
     )
-
-
-def check_user(layout: Layout, user: str) -> str:
-    """Return the id of a user.
-
-    Raises:
-        ValidationError: It cannot be one.
-    """
-    layout.key("user", user_id=user)
-    return user

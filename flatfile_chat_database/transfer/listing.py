@@ -24,6 +24,8 @@ class Listing:
             "CREATE TABLE listed (rank TEXT PRIMARY KEY, key TEXT NOT NULL, size INTEGER NOT NULL) WITHOUT ROWID"
         )
         self.files = 0
+        self.records = 0
+        """Files but the store's own."""
         self.bytes = 0
         self.left_out = Keys()
         """Keys that the map has no place for."""
@@ -46,6 +48,7 @@ class Listing:
                 continue
             rows.append((sight.rank, key, size))
             self.files += 1
+            self.records += sight.entry != "store"
             self.bytes += size
         try:
             self._table.execute("BEGIN")

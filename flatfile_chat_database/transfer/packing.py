@@ -7,9 +7,8 @@ import zlib
 from typing import Any, Final, Protocol
 
 from ..errors import ConfigurationError, IntegrityError
+from .formats import GZIP, ZSTD
 
-ZSTD: Final = "tar.zst"
-GZIP: Final = "tar.gz"
 _MAGIC: Final = {b"\x28\xb5\x2f\xfd": ZSTD, b"\x1f\x8b\x08": GZIP}
 _WINDOW_LOG: Final = 23
 """8 MiB: no archive may ask for more memory."""

@@ -41,6 +41,7 @@ from .archive import (
     is_checksums,
     look_at,
 )
+from .formats import GZIP, MOST_RATIO
 from .packing import Unpacker, packing_of
 
 SMALL_BYTES: Final = 4 << 20
@@ -55,7 +56,7 @@ class Limits(msgspec.Struct, frozen=True):
     bytes_per_file: int = 1 << 40
     bytes: int = 1 << 44
     """Of all files. Room on the disk is looked at as well, before anything is written."""
-    ratio: int = 1000
+    ratio: int = MOST_RATIO
     """Bytes that may come out of a compressed one, beyond the first 64 MiB."""
 
 
@@ -111,7 +112,7 @@ def is_archive(path: str) -> bool:
         with open(path, "rb") as file:
             beginning = file.read(4)
             file.seek(0)
-            if packing_of(beginning) == "tar.gz":
+            if packing_of(beginning) == GZIP:
                 return Unpacker(file, most_ratio=None).read(512).startswith(HEADER.encode() + b"\0")
             return packing_of(beginning) is not None
     except (OSError, IntegrityError):
@@ -481,7 +482,7 @@ class Reader:
             return
         for line, wanted in zip(data.split(b"\n"), expected.split(b"\n"), strict=False):
             if line != wanted:
-                member = wanted[66:].decode() or "the next member"
+                member = wanted[66:].decode() or ascii(line[66:].decode(errors="replace"))[1:-1]
                 raise IntegrityError(f"{member}: its bytes or its name are not those that {name} lists: damaged.")
         raise IntegrityError(f"{name}: it lists other files than those before it.")
 

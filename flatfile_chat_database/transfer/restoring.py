@@ -8,6 +8,7 @@ from dataclasses import replace
 from .. import codec
 from ..backends.base import StorageBackend, open_backend
 from ..backends.changes import ABSENT, Delete, Put, RemoveTree
+from ..backends.turn import to_the_end
 from ..check import check
 from ..config import StorageConfig
 from ..errors import ConfigurationError, ConflictError
@@ -49,19 +50,19 @@ async def restore(
         OSError: The archive cannot be read, or the target cannot be written.
         UnavailableError: There is too little room, or the target cannot be written.
     """
-    config = target if isinstance(target, StorageConfig) else target.config
-    backend = open_backend(target) if isinstance(target, StorageConfig) else target
     async with one_thread() as thread:
-        # The places of those that are made beside: nobody else can see them before they have their name.
-        if isinstance(target, StorageConfig) and (root := getattr(backend, "root", None)) is not None:
-            return await _restore_files(path, config, str(root), limits, progress, thread)
-        if isinstance(target, StorageConfig) and (file := getattr(backend, "path", None)) is not None:
-            return await _restore_database_file(path, config, str(file), limits, progress, thread)
+        if not isinstance(target, StorageConfig):
+            return await _restore_in_place(path, target, limits, progress, thread)
+        backend = await thread.run(open_backend, target)
+        # Where nobody else can see it before it has its name.
+        if (root := getattr(backend, "root", None)) is not None:
+            return await _restore_files(path, target, str(root), limits, progress, thread)
+        if (file := getattr(backend, "path", None)) is not None:
+            return await _restore_database_file(path, target, str(file), limits, progress, thread)
         try:
             return await _restore_in_place(path, backend, limits, progress, thread)
         finally:
-            if isinstance(target, StorageConfig):
-                await backend.close()
+            await backend.close()
 
 
 async def _restore_files(
@@ -72,21 +73,15 @@ async def _restore_files(
     progress: Progress | None,
     thread: Thread,
 ) -> RestoreReport:
-    reader = await thread.finish(_open, path, config, limits)
-    folder: NewFolder | None = None
-    try:
-        await thread.run(reader.require_room, root)
-        folder = await thread.finish(NewFolder, root)
-        # What is not durable yet is nobody's store yet; all of it is made durable at the end.
-        made = replace(config, storage_url="", storage_base_path=folder.path, durability="os")
-        await _fill_new(open_backend(made), reader, thread, progress)
-        await thread.run(folder.finish)
-        await thread.finish(folder.publish)
-        return await _checked(open_backend(config), reader)
-    finally:
-        if folder is not None:
-            await thread.finish(folder.close)
-        await thread.finish(reader.close)
+    reader = await thread.opened(_open, path, config, limits)
+    await thread.run(reader.require_room, root)
+    folder = await thread.opened(NewFolder, root)
+    # What is not durable yet is nobody's store yet; all of it is made durable at the end.
+    made = replace(config, storage_url="", storage_base_path=folder.path, durability="os")
+    await _fill_new(await thread.run(open_backend, made), reader, thread, progress)
+    await thread.run(folder.finish)
+    await thread.run(folder.publish)
+    return await _checked(await thread.run(open_backend, config), reader)
 
 
 async def _restore_database_file(
@@ -97,22 +92,16 @@ async def _restore_database_file(
     progress: Progress | None,
     thread: Thread,
 ) -> RestoreReport:
-    reader = await thread.finish(_open, path, config, limits)
-    folder: NewFolder | None = None
-    try:
-        for ending in ("", "-wal", "-shm"):
-            await thread.run(refuse_taken, file + ending)
-        await thread.run(reader.require_room, os.path.dirname(file))
-        folder = await thread.finish(NewFolder, file)
-        made = replace(config, storage_url=f"sqlite:{_quoted(folder.path)}/new")
-        await _fill_new(open_backend(made), reader, thread, progress)
-        await thread.run(folder.finish)
-        await thread.finish(folder.publish_file, "new")
-        return await _checked(open_backend(config), reader)
-    finally:
-        if folder is not None:
-            await thread.finish(folder.close)
-        await thread.finish(reader.close)
+    reader = await thread.opened(_open, path, config, limits)
+    for ending in ("", "-wal", "-shm"):
+        await thread.run(refuse_taken, file + ending)
+    await thread.run(reader.require_room, os.path.dirname(file))
+    folder = await thread.opened(NewFolder, file)
+    made = replace(config, storage_url=f"sqlite:{_quoted(folder.path)}/new")
+    await _fill_new(await thread.run(open_backend, made), reader, thread, progress)
+    await thread.run(folder.finish)
+    await thread.run(folder.publish_file, "new")
+    return await _checked(await thread.run(open_backend, config), reader)
 
 
 def _quoted(path: str) -> str:
@@ -129,27 +118,24 @@ async def _restore_in_place(
     thread: Thread,
 ) -> RestoreReport:
     """Fill a store that others may see, with a mark in it that says that it is none yet."""
-    reader = await thread.finish(_open, path, backend.config, limits)
+    reader = await thread.opened(_open, path, backend.config, limits)
+    await backend.open()
+    layout = Layout(backend.config)
+    await _clear_unfinished(backend, layout)
+    if children := await backend.list_children(""):
+        raise ConflictError(
+            f"The store is not empty: there is {children[0]!a} in it. Nothing was changed.",
+            hint="Restore into an empty one; `import` adds a backup to a store.",
+        )
+    mark = codec.encode_document({"began_at": format_timestamp(utc_now())})
+    await backend.commit([Put(layout.restoring, mark, ABSENT)])
     try:
-        await backend.open()
-        layout = Layout(backend.config)
-        await _clear_unfinished(backend, layout)
-        if children := await backend.list_children(""):
-            raise ConflictError(
-                f"The store is not empty: there is {children[0]!a} in it. Nothing was changed.",
-                hint="Restore into an empty one; `import` adds a backup to a store.",
-            )
-        mark = codec.encode_document({"began_at": format_timestamp(utc_now())})
-        await backend.commit([Put(layout.restoring, mark, ABSENT)])
-        try:
-            own = await _fill(backend, reader, thread, progress, keeps_back=layout.key("store"))
-            await backend.commit([*(Put(item.key, item.data or b"", ABSENT) for item in own), Delete(layout.restoring)])
-        except BaseException:
-            await _clear_unfinished(backend, layout)
-            raise
-        return await _checked(backend, reader, closes=False)
-    finally:
-        await thread.finish(reader.close)
+        own = await _fill(backend, reader, thread, progress, keeps_back=layout.key("store"))
+        await backend.commit([*(Put(item.key, item.data or b"", ABSENT) for item in own), Delete(layout.restoring)])
+    except BaseException:
+        await to_the_end(_clear_unfinished(backend, layout))
+        raise
+    return await _checked(backend, reader, closes=False)
 
 
 async def _clear_unfinished(backend: StorageBackend, layout: Layout) -> None:
@@ -188,19 +174,16 @@ async def _fill(
 ) -> list[Item]:
     """Put all files of an archive into an empty store; return those that are kept back."""
     kept: list[Item] = []
-    runs = batches(reader.items())
-    try:
-        while batch := await thread.run(next, runs, None):
-            kept += [item for item in batch if item.key == keeps_back]
-            batch = [item for item in batch if item.key != keeps_back]
-            if len(batch) == 1 and batch[0].file is not None:
-                await put_large(backend, batch[0], batch[0].file, thread)
-            elif batch:
-                await backend.load([(item.key, item.data or b"") for item in batch])
-            if progress is not None:
-                progress(reader.done, reader.header.bytes, reader.files)
-    finally:
-        await thread.finish(runs.close)
+    runs = await thread.opened(batches, reader.items())
+    while batch := await thread.run(next, runs, None):
+        kept += [item for item in batch if item.key == keeps_back]
+        batch = [item for item in batch if item.key != keeps_back]
+        if len(batch) == 1 and batch[0].file is not None:
+            await put_large(backend, batch[0], batch[0].file, thread)
+        elif batch:
+            await backend.load([(item.key, item.data or b"") for item in batch])
+        if progress is not None:
+            progress(reader.done, reader.header.bytes, reader.files)
     return kept
 
 

@@ -34,7 +34,7 @@ class _Staging:
 
     def _take(self) -> None:
         """Make the unfinished place, or take over that of somebody who died."""
-        os.makedirs(self._folder, mode=0o700, exist_ok=True)
+        make_private_folders(self._folder)
         while True:
             with contextlib.suppress(FileExistsError):
                 self._make()
@@ -170,6 +170,14 @@ def _give_name(path: str, target: str) -> None:
     except OSError:  # a file system without links
         refuse_taken(target)
         os.rename(path, target)
+
+
+def make_private_folders(path: str) -> None:
+    """Make a folder, and those around it that are missing, for nobody else to look into."""
+    if not os.path.isdir(path):
+        make_private_folders(os.path.dirname(path))
+        with contextlib.suppress(FileExistsError):
+            os.mkdir(path, 0o700)
 
 
 def is_free_for_a_folder(path: str) -> bool:

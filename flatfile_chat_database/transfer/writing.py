@@ -30,18 +30,14 @@ from .archive import (
     look_at,
     names_of,
 )
+from .formats import FOLDER, GZIP, ZSTD, format_of
 from .listing import Listing
-from .packing import GZIP, ZSTD, Packer, best
+from .packing import Packer, best
 from .reading import verify
 from .report import ArchiveReport, Progress
-from .staging import NewFile, NewFolder
+from .staging import NewFile, NewFolder, make_private_folders
 from .thread import Thread, one_thread
 
-FOLDER: Final = "folder"
-FORMATS: Final = (FOLDER, ZSTD, GZIP)
-"""In which an archive can be written."""
-
-_ENDINGS: Final = {".tar.zst": ZSTD, ".tzst": ZSTD, ".tar.gz": GZIP, ".tgz": GZIP}
 _AT_ONCE_BYTES: Final = 1 << 20
 _AT_ONCE: Final = 256
 """Small files that are read and written together."""
@@ -114,18 +110,6 @@ async def export_store(
         Layout(storage.config).key("user", user_id=user_id)
     chosen = format_of(target, format, otherwise=FOLDER)
     return await _write(storage, os.fspath(target), chosen, "export", user_id, progress)
-
-
-def format_of(target: str | os.PathLike[str], wanted: str | None, *, otherwise: str) -> str:
-    """Return the format that is wanted, or that the ending of a name says.
-
-    Raises:
-        ConfigurationError: There is no such format.
-    """
-    if wanted is not None and wanted not in FORMATS:
-        raise ConfigurationError(f"There is no format {wanted!a}.", hint=f"Use one of {', '.join(FORMATS)}.")
-    name = os.fspath(target)
-    return wanted or next((kind for ending, kind in _ENDINGS.items() if name.endswith(ending)), otherwise)
 
 
 # --- where it is written to --------------------------------------------------------------------------------
@@ -207,7 +191,7 @@ class FolderSink:
         path = os.path.join(self.path, name)
         folder = os.path.dirname(path)
         if folder != self._folder:
-            os.makedirs(folder, mode=0o700, exist_ok=True)
+            make_private_folders(folder)
             self._folder = folder
         flags = os.O_WRONLY | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC | os.O_NOFOLLOW
         self._file = os.fdopen(os.open(path, flags, 0o600), "wb")
@@ -336,42 +320,40 @@ async def _write(
     await store.reading()
     layout = store.layout
     moment = utc_now()
-    async with one_thread() as thread, backend.snapshot() as shown:
-        listing = await thread.run(Listing, layout, kind, user)
-        sink: Sink | None = None
-        try:
-            await _list(shown, listing, thread)
-            _require_something(listing, layout, user)
-            header = Header(
-                format=FORMAT,
-                format_version=VERSION,
-                kind=kind,
-                made_by=f"flatfile-chat-database {metadata.version('flatfile-chat-database')}",
-                created_at=format_timestamp(moment),
-                store_format=FORMAT_VERSION,
-                store_id=store.store_id,
-                user=user,
-                names=names_of(backend.config),
-                files=listing.files,
-                bytes=listing.bytes,
-            )
-            if chosen == FOLDER:
-                sink = await thread.finish(FolderSink, target)
-            else:
-                sink = await thread.finish(TarSink, target, chosen, int(moment.timestamp()))
-            writer = await thread.run(Writer, sink, layout, header)
-            total = listing.bytes * (2 if kind == "backup" else 1)
-            await _copy(shown, listing, writer, thread, progress, total)
-            size = await thread.run(writer.finish)
-            if kind == "backup":
-                await thread.run(verify, sink.path, backend.config)
-            await thread.finish(sink.publish)
-            if progress is not None:
-                progress(total, total, listing.files)
-        finally:
-            if sink is not None:
-                await thread.finish(sink.close)
-            await thread.finish(listing.close)
+    async with backend.snapshot() as shown, one_thread() as thread:
+        listing = await thread.opened(Listing, layout, kind, user)
+        await _list(shown, listing, thread)
+        if not listing.records and user is not None:
+            raise NotFoundError(f"There is no user {user!a}.", hint="`chatdb ls` lists them.")
+        if not listing.files:
+            raise NotFoundError("There is no chat store to write to an archive.")
+        header = Header(
+            format=FORMAT,
+            format_version=VERSION,
+            kind=kind,
+            made_by=f"flatfile-chat-database {await thread.run(metadata.version, 'flatfile-chat-database')}",
+            created_at=format_timestamp(moment),
+            store_format=FORMAT_VERSION,
+            store_id=store.store_id,
+            user=user,
+            names=names_of(backend.config),
+            files=listing.files,
+            bytes=listing.bytes,
+        )
+        sink: Sink
+        if chosen == FOLDER:
+            sink = await thread.opened(FolderSink, target)
+        else:
+            sink = await thread.opened(TarSink, target, chosen, int(moment.timestamp()))
+        writer = await thread.run(Writer, sink, layout, header)
+        total = listing.bytes * (2 if kind == "backup" else 1)
+        await _copy(shown, listing, writer, thread, progress, total)
+        size = await thread.run(writer.finish)
+        if kind == "backup":
+            await thread.run(verify, sink.path, backend.config)
+        await thread.run(sink.publish)
+        if progress is not None:
+            progress(total, total, listing.files)
     return ArchiveReport(
         path=target,
         kind=kind,
@@ -382,15 +364,6 @@ async def _write(
         counts=writer.counts,
         left_out=listing.left_out,
     )
-
-
-def _require_something(listing: Listing, layout: Layout, user: str | None) -> None:
-    least = 0 if user is None else len(listing.after(None, 1)) and listing.after(None, 1)[0][0] == ""
-    if listing.files > least:
-        return
-    if user is not None:
-        raise NotFoundError(f"There is no user {user!a}.", hint="`chatdb ls` lists them.")
-    raise NotFoundError("There is no chat store to write to an archive.")
 
 
 async def _list(shown: Snapshot, listing: Listing, thread: Thread) -> None:
