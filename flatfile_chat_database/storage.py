@@ -63,6 +63,7 @@ if TYPE_CHECKING:
     from .records.finding import Finding
     from .records.indexing import Indexing
     from .records.listing import Listing
+    from .records.wording import Wording
 
 
 class StorageManager:
@@ -143,7 +144,13 @@ class StorageManager:
     def _finding(self) -> Finding:
         from .records.finding import Finding  # its tables of characters would slow down every start
 
-        return Finding(self._store, self._documents, self._indexing)
+        return Finding(self._store, self._documents, self._indexing, self._wording)
+
+    @cached_property
+    def _wording(self) -> Wording:
+        from .records.wording import Wording  # the same
+
+        return Wording(self._store)
 
     @cached_property
     def _listing(self) -> Listing:
@@ -434,16 +441,18 @@ class StorageManager:
             UnavailableError: The store was opened read-only, has no place for indexes, or cannot be written.
         """
         await self._store.writing()
-        if user_id is not None:
-            if not await self._users.exists(user_id):
-                raise NotFoundError(f"The user {user_id!r} does not exist.")
-            await self._indexing.rebuild(user_id, progress)
-            return 1
+        if user_id is not None and not await self._users.exists(user_id):
+            raise NotFoundError(f"The user {user_id!r} does not exist.")
+        by_words = await self._wording.is_possible()
         count = 0
-        for each in await self._store.ids("user"):
-            if await self._indexing.exists(each):
+        for each in [user_id] if user_id is not None else await self._store.ids("user"):
+            if by_words:
+                await self._wording.rebuild(each)
+            elif user_id is not None or await self._indexing.exists(each):
                 await self._indexing.rebuild(each, progress)
-                count += 1
+            else:
+                continue
+            count += 1
         return count
 
     # === Document Management ===

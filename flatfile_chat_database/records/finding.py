@@ -6,17 +6,13 @@ What matches is decided by `search/query.py`; here is what gets searched, and in
 from __future__ import annotations
 
 import asyncio
-import heapq
 from collections.abc import AsyncGenerator, Callable, Collection, Sequence
 from contextlib import aclosing
-from dataclasses import dataclass
-from datetime import datetime
 from functools import partial
 from typing import TYPE_CHECKING, cast, get_args
 
-import msgspec
-
 from .. import codec
+from ..backends.wording import Behind, Candidate
 from ..errors import IntegrityError, ValidationError
 from ..models import HitKind, SearchHit, microseconds, parse_timestamp
 from ..search import Query, Relevance
@@ -24,15 +20,17 @@ from ..search.texts import Filters, Found, is_same, message_text
 from . import searched
 from .documents import Documents
 from .indexing import SMALL_TEXTS, Indexing
+from .looking import Counting, Holding, LogLines, Scope, Selecting, Sought
+from .noted import Noted
 from .searched import Text
-from .store import Store, logger
+from .store import Store
+from .wording import Times, Wording
 
 if TYPE_CHECKING:
     from ..search.database import IndexFile
 
 _KINDS: tuple[HitKind, ...] = get_args(HitKind)
 _ORDERS = ("time", "relevance")
-_RANKS: dict[HitKind, int] = {"analysis": 0, "context": 1, "message": 2}
 
 # What goes to a thread at once: enough to make the way worth while, little enough to let others have their turn.
 _BATCH_TEXTS = 2000
@@ -77,8 +75,10 @@ class Finding:
     A record that is damaged, a time that cannot be read included, is passed over with a warning.
     """
 
-    def __init__(self, store: Store, documents: Documents, indexing: Indexing) -> None:
+    def __init__(self, store: Store, documents: Documents, indexing: Indexing, wording: Wording) -> None:
         self._store = store
+        self._wording = wording
+        self._noted = Noted(store, documents)
         self._config = store.config
         self._layout = store.layout
         self._documents = documents
@@ -127,11 +127,13 @@ class Finding:
         if not parsed or not limit or not scope.kinds:
             return []
 
-        wanted = _Wanted(user_id, session_id, parsed, scope, order == "relevance", limit, offset)
+        wanted = Sought(user_id, session_id, parsed, scope, order == "relevance", limit, offset)
         return await self._answer(wanted)
 
-    async def _answer(self, wanted: _Wanted) -> list[SearchHit]:
+    async def _answer(self, wanted: Sought) -> list[SearchHit]:
         """Answer by the index where there is one, or is much to read; otherwise by reading."""
+        if await self._wording.is_possible():
+            return await self._by_words(wanted)
         indexing = self._indexing
         exists = await indexing.exists(wanted.user_id)
         # A session on its own is small, as a rule; whether it is, reading it tells.
@@ -145,7 +147,7 @@ class Finding:
         hits = await self._by_index(wanted)
         return await self._scan(wanted) if hits is None else hits
 
-    async def _scan(self, wanted: _Wanted, most: int | None = None) -> list[SearchHit]:
+    async def _scan(self, wanted: Sought, most: int | None = None) -> list[SearchHit]:
         """Answer by reading everything, or raise _TooMuch when it is more than `most` texts."""
         user_id, scope = wanted.user_id, wanted.scope
         if wanted.session_id is None:
@@ -156,15 +158,15 @@ class Finding:
         if wanted.relevance:
             # Twice, for no text can be ranked before all are known, and remembering all hits takes memory for each.
             relevance = Relevance(wanted.query)
-            counting = _Counting(wanted.query, scope, relevance)
+            counting = Counting(wanted.query, scope, relevance)
             await self._go_through(user_id, session_ids, scope, counting, most)
-        selecting = _Selecting(wanted.query, scope, relevance, wanted.limit + wanted.offset)
+        selecting = Selecting(wanted.query, scope, relevance, wanted.limit + wanted.offset)
         await self._go_through(user_id, session_ids, scope, selecting, most)
         return await asyncio.to_thread(selecting.hits, user_id, wanted.offset)
 
     # --- by the index --------------------------------------------------------------------------------
 
-    async def _by_index(self, wanted: _Wanted) -> list[SearchHit] | None:
+    async def _by_index(self, wanted: Sought) -> list[SearchHit] | None:
         """Answer by the index; None if it cannot be used."""
         from ..search.database import IndexAbsent, IndexDamaged, IndexUnusable
 
@@ -202,7 +204,7 @@ class Finding:
                 return None
         return None
 
-    async def _hits(self, wanted: _Wanted, found: Sequence[Found]) -> list[SearchHit | None]:
+    async def _hits(self, wanted: Sought, found: Sequence[Found]) -> list[SearchHit | None]:
         """Return what the files say of what was found; None for what is not there as it was taken in."""
         user_id = wanted.user_id
         backend = await self._store.reading()
@@ -240,20 +242,88 @@ class Finding:
             texts += [text async for text in read]
         return {(text.kind, text.session_id, text.filename or ""): text for text in texts}
 
+    # --- by words that the backend keeps -------------------------------------------------------------
+
+    async def _by_words(self, wanted: Sought) -> list[SearchHit]:
+        """Answer from those messages that have the words, and from all contexts and analyses."""
+        user_id, session_id, scope = wanted.user_id, wanted.session_id, wanted.scope
+        behind = await self._wording.catch_up(user_id, session_id) if "message" in scope.kinds else []
+        relevance = await self._relevance_by_words(wanted, behind) if wanted.relevance else None
+        selecting = Selecting(wanted.query, scope, relevance, wanted.limit + wanted.offset)
+        await self._look_beside(wanted, behind, selecting)
+        if "message" in scope.kinds:
+            times = Times(
+                None if scope.since is None else microseconds(scope.since),
+                None if scope.until is None else microseconds(scope.until),
+            )
+            async with aclosing(self._wording.find(user_id, session_id, wanted.query.terms, times)) as runs:
+                async for run in runs:
+                    await asyncio.to_thread(selecting, self._pieces(run))
+                    if selecting.is_full_before(run[-1].moment):
+                        break
+        return await asyncio.to_thread(selecting.hits, user_id, wanted.offset)
+
+    async def _look_beside(
+        self, wanted: Sought, behind: Sequence[Behind], look: Callable[[list[LogLines | Text]], None]
+    ) -> None:
+        """Have `look` see the contexts and analyses, and the messages whose words are not kept."""
+        others = wanted.scope.kinds - {"message"}
+        if others:
+            await asyncio.to_thread(look, [*await self._noted.texts(wanted.user_id, wanted.session_id, others)])
+        for log in behind:
+            place = self._layout.parse(log.key)
+            if place is None:
+                continue
+            position = log.kept
+            async with aclosing(self._wording.rest(log)) as runs:
+                async for lines in runs:
+                    await asyncio.to_thread(look, [LogLines(place.names["session_id"], log.key, position, lines)])
+                    position += len(lines)
+
+    async def _relevance_by_words(self, wanted: Sought, behind: Sequence[Behind]) -> Relevance:
+        """Return what ranking has to know of all texts."""
+        query, scope, whose = wanted.query, wanted.scope, (wanted.user_id, wanted.session_id)
+        relevance = Relevance(query)
+        if "message" in scope.kinds:
+            from ..search.lexemes import is_exact
+
+            sums = await self._wording.sums(*whose)
+            holding = []
+            for term in query.terms:
+                if is_exact(term):
+                    holding.append((await self._wording.sums(*whose, [term])).records)
+                    continue
+                counting = Holding(Query([term]), scope)
+                async with aclosing(self._wording.find(*whose, [term], Times())) as runs:
+                    async for run in runs:
+                        await asyncio.to_thread(counting, self._pieces(run))
+                holding.append(counting.count)
+            relevance = Relevance.of(query, sums.records, sums.tokens, holding)
+        await self._look_beside(wanted, behind, Counting(query, scope, relevance))
+        return relevance
+
+    def _pieces(self, run: Sequence[Candidate]) -> list[LogLines | Text]:
+        places = {key: self._layout.parse(key) for key in {candidate.key for candidate in run}}
+        return [
+            LogLines(place.names["session_id"], found.key, found.position, [found.line])
+            for found in run
+            if (place := places[found.key]) is not None
+        ]
+
     # --- reading -------------------------------------------------------------------------------------
 
     async def _go_through(
         self,
         user_id: str,
         session_ids: Sequence[str],
-        scope: _Scope,
-        look: Callable[[list[_Lines | Text]], None],
+        scope: Scope,
+        look: Callable[[list[LogLines | Text]], None],
         most: int | None,
     ) -> None:
         """Have `look` see everything in scope, many records at a time, in a thread."""
         if most is not None and len(session_ids) > most:
             raise _TooMuch
-        batch: list[_Lines | Text] = []
+        batch: list[LogLines | Text] = []
         texts = size = total = 0
         async with aclosing(self._everything(user_id, session_ids, scope)) as pieces:
             async for piece in pieces:
@@ -270,8 +340,8 @@ class Finding:
         await asyncio.to_thread(look, batch)
 
     async def _everything(
-        self, user_id: str, session_ids: Sequence[str], scope: _Scope
-    ) -> AsyncGenerator[_Lines | Text, None]:
+        self, user_id: str, session_ids: Sequence[str], scope: Scope
+    ) -> AsyncGenerator[LogLines | Text, None]:
         for start in range(0, len(session_ids), _SESSIONS_AT_A_TIME):
             some = session_ids[start : start + _SESSIONS_AT_A_TIME]
             if "context" in scope.kinds:
@@ -286,7 +356,7 @@ class Finding:
                     async for lines in runs:
                         yield lines
 
-    async def _messages(self, user_id: str, session_ids: Sequence[str]) -> AsyncGenerator[_Lines, None]:
+    async def _messages(self, user_id: str, session_ids: Sequence[str]) -> AsyncGenerator[LogLines, None]:
         backend = await self._store.reading()
         for start in range(0, len(session_ids), _LOGS_AT_A_TIME):
             logs = {
@@ -296,13 +366,13 @@ class Finding:
             beginnings = await asyncio.gather(*(backend.read_log(key, 0, _SHORT_LOG) for key in logs.values()))
             for (session_id, key), beginning in zip(logs.items(), beginnings, strict=True):
                 if len(beginning) < _SHORT_LOG:
-                    yield _Lines(session_id, key, 0, beginning)
+                    yield LogLines(session_id, key, 0, beginning)
                     continue
                 # From the start again, for the log may have changed since.
                 position = 0
                 async with aclosing(cast("AsyncGenerator[list[bytes]]", backend.stream_log(key))) as runs:
                     async for lines in runs:
-                        yield _Lines(session_id, key, position, lines)
+                        yield LogLines(session_id, key, position, lines)
                         position += len(lines)
 
 
@@ -313,59 +383,13 @@ class _TooMuch(Exception):
 # --- what is looked at -------------------------------------------------------------------------------
 
 
-@dataclass(slots=True)
-class _Scope:
-    """Which records may be hits."""
-
-    kinds: set[HitKind]
-    content: bool
-    """Whether the content of messages is searched."""
-    metadata: bool
-    roles: frozenset[str] | None
-    since: datetime | None
-    until: datetime | None
-
-    def admits(self, moment: datetime) -> bool:
-        return (self.since is None or self.since <= moment) and (self.until is None or moment < self.until)
-
-
-class _Wanted(msgspec.Struct, frozen=True):
-    """A search whose arguments were checked."""
-
-    user_id: str
-    session_id: str | None
-    query: Query
-    scope: _Scope
-    relevance: bool
-    limit: int
-    offset: int
-
-
-class _Lines(msgspec.Struct, frozen=True):
-    """Neighbouring lines of a session's log."""
-
-    session_id: str
-    key: str
-    position: int
-    """Of the first line."""
-    lines: list[bytes]
-
-    @property
-    def count(self) -> int:
-        return len(self.lines)
-
-    @property
-    def size(self) -> int:
-        return sum(map(len, self.lines))
-
-
-def _scope(content: bool, metadata: bool, kinds: object, roles: object, since: object, until: object) -> _Scope:
+def _scope(content: bool, metadata: bool, kinds: object, roles: object, since: object, until: object) -> Scope:
     """Check the filters of a search."""
     wanted = _texts(kinds, "kinds", "message")
     unknown = sorted((wanted or frozenset()) - set(_KINDS))
     if unknown:
         raise ValidationError(f"kinds holds {unknown[0]!r:.80}.", hint=f"Possible are {', '.join(_KINDS)}.")
-    scope = _Scope(
+    scope = Scope(
         kinds={kind for kind in _KINDS if wanted is None or kind in wanted},
         content=content,
         metadata=metadata,
@@ -395,7 +419,7 @@ def _texts(value: object, name: str, example: str) -> frozenset[str] | None:
 # --- finding, in a thread ----------------------------------------------------------------------------
 
 
-def _find(file: IndexFile, generation: int, wanted: _Wanted, filters: Filters) -> list[Found]:
+def _find(file: IndexFile, generation: int, wanted: Sought, filters: Filters) -> list[Found]:
     from ..search.database import IndexAbsent
     from ..search.matches import find
 
@@ -406,7 +430,7 @@ def _find(file: IndexFile, generation: int, wanted: _Wanted, filters: Filters) -
         return find(file, connection, wanted.query, filters, relevance=wanted.relevance, count=count)[wanted.offset :]
 
 
-def _message_hit(wanted: _Wanted, found: Found, line: bytes | None) -> SearchHit | None:
+def _message_hit(wanted: Sought, found: Found, line: bytes | None) -> SearchHit | None:
     if line is None:
         return None
     try:
@@ -428,7 +452,7 @@ def _message_hit(wanted: _Wanted, found: Found, line: bytes | None) -> SearchHit
     )
 
 
-def _note_hit(wanted: _Wanted, found: Found, text: Text | None) -> SearchHit | None:
+def _note_hit(wanted: Sought, found: Found, text: Text | None) -> SearchHit | None:
     if text is None or not is_same(found, text.text, text.timestamp):
         return None
     return SearchHit(
@@ -441,100 +465,3 @@ def _note_hit(wanted: _Wanted, found: Found, text: Text | None) -> SearchHit | N
         message=None,
         filename=text.filename,
     )
-
-
-# --- looking, in a thread ----------------------------------------------------------------------------
-
-
-class _Looking:
-    """Goes through batches of records."""
-
-    def __init__(self, query: Query, scope: _Scope) -> None:
-        self.query = query
-        self.scope = scope
-
-    def decode(self, lines: _Lines, position: int, line: bytes) -> Text:
-        """Return what is searched of the message in a line."""
-        message = codec.decode_message(line)
-        text = message_text(message, content=self.scope.content, metadata=self.scope.metadata)
-        return Text("message", lines.session_id, lines.key, message.timestamp, text, position, message)
-
-
-class _Counting(_Looking):
-    """Gathers what ranking has to know of all texts."""
-
-    def __init__(self, query: Query, scope: _Scope, relevance: Relevance) -> None:
-        super().__init__(query, scope)
-        self.relevance = relevance
-
-    def __call__(self, batch: list[_Lines | Text]) -> None:
-        for piece in batch:
-            if isinstance(piece, Text):
-                self.relevance.add(self.query.measure_any(piece.text))
-                continue
-            for place, line in enumerate(piece.lines, piece.position):
-                self.relevance.add(self.query.measure_any(self.decode(piece, place, line).text))
-
-
-_Key = tuple[float, datetime, str, int, int, str]
-
-
-class _Selecting(_Looking):
-    """Keeps the first `count` hits of those seen so far."""
-
-    def __init__(self, query: Query, scope: _Scope, relevance: Relevance | None, count: int) -> None:
-        super().__init__(query, scope)
-        self.relevance = relevance
-        self.count = count
-        self.heap: list[tuple[_Key, Text]] = []  # the last of them at the top; no two keys are the same
-
-    def __call__(self, batch: list[_Lines | Text]) -> None:
-        for piece in batch:
-            if isinstance(piece, Text):
-                self.consider(piece)
-                continue
-            for place, line in enumerate(piece.lines, piece.position):
-                if self.query.may_be_in(line):
-                    self.consider(self.decode(piece, place, line))
-
-    def consider(self, text: Text) -> None:
-        roles = self.scope.roles
-        if roles is not None and (text.message is None or text.message.role not in roles):
-            return
-        score = 0.0
-        if self.relevance is not None:
-            measure = self.query.measure(text.text)
-            if measure is None:
-                return
-            score = self.relevance.score(measure)
-        elif not self.query.matches(text.text):
-            return
-        try:
-            moment = parse_timestamp(text.timestamp)
-        except ValidationError as error:
-            logger.warning("%s is damaged: %s It is passed over.", text, error.message)
-            return
-        if not self.scope.admits(moment):
-            return
-        key = (score, moment, text.session_id, _RANKS[text.kind], text.position, text.filename or "")
-        if len(self.heap) < self.count:
-            heapq.heappush(self.heap, (key, text))
-        elif key > self.heap[0][0]:
-            heapq.heapreplace(self.heap, (key, text))
-
-    def hits(self, user_id: str, offset: int) -> list[SearchHit]:
-        """Return the hits that were kept, without the first `offset`."""
-        best = sorted(self.heap, key=lambda entry: entry[0], reverse=True)
-        return [
-            SearchHit(
-                kind=text.kind,
-                user_id=user_id,
-                session_id=text.session_id,
-                timestamp=text.timestamp,
-                snippet=self.query.snippet(text.text),
-                score=key[0],
-                message=text.message,
-                filename=text.filename,
-            )
-            for key, text in best[offset:]
-        ]

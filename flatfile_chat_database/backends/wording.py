@@ -1,0 +1,76 @@
+"""What a backend with a text search of its own keeps of the records of logs, and is asked by (Capability.WORDS).
+
+Words are lexemes, texts that only have to be equal or to begin alike; what they are made of is for whoever keeps them
+to decide, and to name: words of one `edition` are of one making. What is found holds all that is asked for, but maybe
+in no order that matters, so whoever asks looks at the records themselves.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+
+class Behind(msgspec.Struct, frozen=True):
+    """A log that has records whose words are not kept."""
+
+    key: str
+    identity: str
+    """Of the log: one that only grows keeps it."""
+    kept: int
+    """From the first one on, so many have theirs."""
+    can_be_kept: bool
+    """False where the log is damaged: then its records have to be read."""
+
+
+class RecordWords(msgspec.Struct, frozen=True):
+    """The words of one record."""
+
+    moment: int | None
+    """Its time in microseconds since 1970, UTC; None if it has none that can be read."""
+    tokens: int
+    """How many words there are, repeated ones too."""
+    lexemes: frozenset[str]
+
+
+class LogWords(msgspec.Struct, frozen=True):
+    """The words of neighbouring records of a log."""
+
+    key: str
+    identity: str
+    first: int
+    """Position of the first."""
+    records: Sequence[RecordWords]
+
+
+class Wanted(msgspec.Struct, frozen=True):
+    """Which records are looked for."""
+
+    edition: str
+    folder: str
+    """Their logs are below it."""
+    key: str | None = None
+    """Or only this log."""
+    lexemes: tuple[tuple[str, bool], ...] = ()
+    """Each has all of these; True: one that begins so will do."""
+    since: int | None = None
+    """Not earlier, in microseconds."""
+    until: int | None = None
+    """Earlier."""
+
+
+class Candidate(msgspec.Struct, frozen=True):
+    """A record that has what is wanted."""
+
+    key: str
+    position: int
+    line: bytes
+    moment: int | None
+
+
+class Sums(msgspec.Struct, frozen=True):
+    """Of the records that are wanted."""
+
+    records: int
+    tokens: int
