@@ -68,7 +68,7 @@ from .rules import (
     version_of,
 )
 from .turn import Turn, to_the_end
-from .wording import Behind, Candidate, LogWords, Sums, Wanted
+from .wording import Words
 
 logger = logging.getLogger("flatfile_chat_database")
 
@@ -94,8 +94,6 @@ class Capability(StrEnum):
     """Logs can be read by offsets, and what changed since a moment can be told: what a derived index needs."""
     SNAPSHOTS = "snapshots"
     """`snapshot` shows one state of the store, whatever is written meanwhile by whichever process."""
-    WORDS = "words"
-    """Words of records can be kept, and records found by them: what a search of the backend's own needs."""
 
 
 class Changes(msgspec.Struct, frozen=True):
@@ -211,7 +209,7 @@ class StorageBackend(ABC):
     async def close(self) -> None:  # noqa: B027 - the same
         """Finish what was begun and let go of every resource. Calling it again does nothing.
 
-        Where the backend overrides this, all methods but `statistics` and `index_folder` then raise ClosedError.
+        Where the backend overrides this, all methods but `statistics`, `index_folder` and `words` then raise ClosedError.
         """
 
     def statistics(self) -> dict[str, int]:
@@ -477,38 +475,11 @@ class StorageBackend(ABC):
             found.append(piece if len(piece) == length else None)
         return found
 
-    # --- what a search of the backend's own needs (Capability.WORDS) ---------------------------------
+    # --- searching -----------------------------------------------------------------------------------
 
-    async def words_behind(self, edition: str, folder: str, key: str | None = None) -> list[Behind]:
-        """Return the logs below `folder`, or only the log `key`, that have records whose words are not kept.
-
-        A record that was changed or removed has lost its words, and so may have all others of its log. Only logs that
-        the map calls messages have words.
-        """
-        raise _no_words()
-
-    async def keep_words(self, edition: str, logs: Sequence[LogWords]) -> bool:
-        """Keep words of records; return False if some were left out.
-
-        Those are left out whose log is another by now, and those that do not follow on what is kept.
-        """
-        raise _no_words()
-
-    async def drop_words(self, edition: str | None, folder: str) -> None:
-        """Forget the words of all records below `folder`; of all editions, if `edition` is None."""
-        raise _no_words()
-
-    async def find_words(self, wanted: Wanted) -> AsyncIterator[list[Candidate]]:
-        """Yield the records that have the words which are wanted, of one state of the store, in runs.
-
-        Those without a time come first, then the newest ones.
-        """
-        raise _no_words()
-        yield []  # type: ignore[unreachable]  # makes it a generator
-
-    async def sum_words(self, wanted: Wanted) -> Sums:
-        """Return how many records have the words which are wanted, and how many words these have in all."""
-        raise _no_words()
+    def words(self) -> Words | None:
+        """Return what keeps words of records, for a search of the backend's own; None if nothing does."""
+        return None
 
     # --- blobs ---------------------------------------------------------------------------------------
 
@@ -556,10 +527,6 @@ class StorageBackend(ABC):
         Looks at the medium, not at the meaning of keys; `check.check` does that.
         """
         return []
-
-
-def _no_words() -> NotImplementedError:
-    return NotImplementedError("This backend does not declare Capability.WORDS.")
 
 
 def _decoded(lines: Iterable[bytes], decode: Callable[[bytes], T | None]) -> list[T]:

@@ -1,4 +1,4 @@
-"""What a backend with a text search of its own keeps of the records of logs, and is asked by (Capability.WORDS).
+"""What a backend with a text search of its own keeps of the messages in logs, and is asked by.
 
 Words are lexemes, texts that only have to be equal or to begin alike; what they are made of is for whoever keeps them
 to decide, and to name: words of one `edition` are of one making. What is found holds all that is asked for, but maybe
@@ -7,7 +7,8 @@ in no order that matters, so whoever asks looks at the records themselves.
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
+from typing import Protocol
 
 import msgspec
 
@@ -74,3 +75,37 @@ class Sums(msgspec.Struct, frozen=True):
 
     records: int
     tokens: int
+
+
+class Words(Protocol):
+    """Keeps words of messages and finds messages by them. Only logs that the map calls messages have words.
+
+    Its errors are those of the backend.
+    """
+
+    async def behind(self, edition: str, folder: str, key: str | None = None) -> list[Behind]:
+        """Return the logs below `folder`, or only the log `key`, that have records whose words are not kept.
+
+        A record that was changed or removed has lost its words, and so may have all others of its log.
+        """
+        ...
+
+    async def keep(self, edition: str, logs: Sequence[LogWords]) -> None:
+        """Keep words of records.
+
+        Those are left out whose log is another by now, and those that do not follow on what is kept.
+        """
+
+    async def drop(self, folder: str) -> None:
+        """Forget the words, of every edition, of all records below `folder`."""
+
+    def find(self, wanted: Wanted) -> AsyncIterator[list[Candidate]]:
+        """Yield the records that have the words which are wanted, of one state of the store, in runs.
+
+        Those without a time come first, then the newest ones.
+        """
+        ...
+
+    async def sums(self, wanted: Wanted) -> Sums:
+        """Return how many records have the words which are wanted, and how many words these have in all."""
+        ...

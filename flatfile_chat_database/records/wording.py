@@ -16,8 +16,7 @@ from typing import Final, cast
 import msgspec
 
 from .. import codec
-from ..backends.base import Capability
-from ..backends.wording import Behind, Candidate, LogWords, RecordWords, Sums, Wanted
+from ..backends.wording import Behind, Candidate, LogWords, RecordWords, Sums, Wanted, Words
 from ..errors import StorageError, ValidationError
 from ..models import microseconds, parse_timestamp
 from ..search import Term
@@ -43,7 +42,12 @@ class Wording:
 
     async def is_possible(self) -> bool:
         """Return whether the backend keeps words."""
-        return Capability.WORDS in (await self._store.reading()).capabilities
+        return (await self._store.reading()).words() is not None
+
+    async def _words(self) -> Words:
+        words = (await self._store.reading()).words()
+        assert words is not None, "asked without `is_possible`"
+        return words
 
     async def rebuild(self, user_id: str) -> None:
         """Drop the words of a user's messages and keep them anew.
@@ -51,10 +55,11 @@ class Wording:
         Raises:
             UnavailableError: They cannot be written.
         """
-        backend = await self._store.writing()
+        await self._store.writing()
+        words = await self._words()
         self._fresh.pop(user_id, None)
-        await backend.drop_words(None, self._folder(user_id))
-        behind = await backend.words_behind(self._edition(), self._folder(user_id))
+        await words.drop(self._folder(user_id))
+        behind = await words.behind(self._edition(), self._folder(user_id))
         await self._keep([log for log in behind if log.can_be_kept])
 
     # --- bringing up to date -------------------------------------------------------------------------
@@ -68,8 +73,9 @@ class Wording:
             if changes.cursor:
                 self._fresh[user_id] = changes.cursor
             return []
+        words = await self._words()
         for _ in range(_ATTEMPTS):
-            behind = await backend.words_behind(self._edition(), folder, key)
+            behind = await words.behind(self._edition(), folder, key)
             keepable = [log for log in behind if log.can_be_kept]
             if self._store.read_only or not keepable:
                 break
@@ -85,7 +91,7 @@ class Wording:
         return behind
 
     async def _keep(self, logs: Sequence[Behind]) -> None:
-        backend = await self._store.reading()
+        words = await self._words()
         self.counters["word_updates"] += 1
         batch: list[LogWords] = []
         size = 0
@@ -98,10 +104,10 @@ class Wording:
                     position += len(lines)
                     size += sum(map(len, lines))
                     if size >= _BATCH_BYTES:
-                        await backend.keep_words(self._edition(), batch)
+                        await words.keep(self._edition(), batch)
                         batch, size = [], 0
         if batch:
-            await backend.keep_words(self._edition(), batch)
+            await words.keep(self._edition(), batch)
 
     async def rest(self, log: Behind) -> AsyncGenerator[list[bytes], None]:
         """Yield the records of a log whose words are not kept."""
@@ -147,14 +153,14 @@ class Wording:
         return self._find(self._wanted(user_id, session_id, terms, asked))
 
     async def _find(self, wanted: Wanted) -> AsyncGenerator[list[Candidate], None]:
-        backend = await self._store.reading()
-        async with aclosing(cast("AsyncGenerator[list[Candidate]]", backend.find_words(wanted))) as runs:
+        words = await self._words()
+        async with aclosing(cast("AsyncGenerator[list[Candidate]]", words.find(wanted))) as runs:
             async for run in runs:
                 yield run
 
     async def sums(self, user_id: str, session_id: str | None, terms: Sequence[Term] = ()) -> Sums:
         """Return how many messages may hold terms, and how many words there are in them."""
-        return await (await self._store.reading()).sum_words(self._wanted(user_id, session_id, terms, Times()))
+        return await (await self._words()).sums(self._wanted(user_id, session_id, terms, Times()))
 
     def _wanted(self, user_id: str, session_id: str | None, terms: Sequence[Term], asked: Times) -> Wanted:
         from ..search.lexemes import asked_for

@@ -65,6 +65,18 @@ class ExtentCases(BackendCase):
         assert (await store.changes("")).keys is None
 
     @says(
+        "StorageBackend.words",
+        "Return what keeps words of records, for a search of the backend's own; None if nothing does.",
+    )
+    async def test_words_are_kept_of_records_that_are_there(self) -> None:
+        store = await self.open()
+        await store.commit([Append(LOG, lines(3))])
+        words = store.words()
+        if words is not None:
+            [behind] = await words.behind("1", "users/ann")
+            assert (behind.key, behind.kept, behind.can_be_kept) == (LOG, 0, True)
+
+    @says(
         "StorageBackend.index_folder",
         "Return the folder for derived indexes of this store, there or not; None if it has no place for them.",
     )

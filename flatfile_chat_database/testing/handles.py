@@ -141,7 +141,7 @@ class HandleCases(BackendCase):
 
     @says(
         "StorageBackend.close",
-        "Where the backend overrides this, all methods but `statistics` and `index_folder` then raise ClosedError.",
+        "Where the backend overrides this, all methods but `statistics`, `index_folder` and `words` then raise ClosedError.",
     )
     @pytest.mark.parametrize("call", AFTER_CLOSING.values(), ids=AFTER_CLOSING)
     async def test_nothing_is_answered_after_closing(
@@ -158,7 +158,7 @@ class HandleCases(BackendCase):
 
     async def test_the_cases_above_call_every_method(self) -> None:
         public = {name for name in vars(StorageBackend) if not name.startswith("_")}
-        assert public - AFTER_CLOSING.keys() == {"close", "statistics", "capabilities", "index_folder"}
+        assert public - AFTER_CLOSING.keys() == {"close", "statistics", "capabilities", "index_folder", "words"}
 
     @says(
         "StorageBackend.statistics", "Return counters since `open`, by name; which there are is the backend's choice."
