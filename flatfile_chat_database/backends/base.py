@@ -209,7 +209,8 @@ class StorageBackend(ABC):
     async def close(self) -> None:  # noqa: B027 - the same
         """Finish what was begun and let go of every resource. Calling it again does nothing.
 
-        Where the backend overrides this, all methods but `statistics`, `index_folder` and `words` then raise ClosedError.
+        Where the backend overrides this, all methods but `statistics`, `index_folder` and `words` then raise
+        ClosedError.
         """
 
     def statistics(self) -> dict[str, int]:

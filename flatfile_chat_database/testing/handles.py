@@ -141,7 +141,8 @@ class HandleCases(BackendCase):
 
     @says(
         "StorageBackend.close",
-        "Where the backend overrides this, all methods but `statistics`, `index_folder` and `words` then raise ClosedError.",
+        "Where the backend overrides this, all methods but `statistics`, `index_folder` and `words` then raise "
+        "ClosedError.",
     )
     @pytest.mark.parametrize("call", AFTER_CLOSING.values(), ids=AFTER_CLOSING)
     async def test_nothing_is_answered_after_closing(
