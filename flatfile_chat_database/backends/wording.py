@@ -75,6 +75,8 @@ class Sums(msgspec.Struct, frozen=True):
 
     records: int
     tokens: int
+    is_exact: bool
+    """Whether all of them have the words for certain."""
 
 
 class Words(Protocol):

@@ -290,8 +290,8 @@ class Finding:
             sums = await self._wording.sums(*whose)
             holding = []
             for term in query.terms:
-                if is_exact(term):
-                    holding.append((await self._wording.sums(*whose, [term])).records)
+                if is_exact(term) and (found := await self._wording.sums(*whose, [term])).is_exact:
+                    holding.append(found.records)
                     continue
                 counting = Holding(Query([term]), scope)
                 async with aclosing(self._wording.find(*whose, [term], Times())) as runs:
