@@ -15,6 +15,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +31,7 @@ from flatfile_chat_database.config import NAMING_FIELDS, StorageConfig
 from flatfile_chat_database.layout import Layout
 from flatfile_chat_database.models import Problem
 from flatfile_chat_database.storage import StorageManager
+from tests import postgres
 
 PACKAGE = "flatfile_chat_database"
 pytest.register_assert_rewrite(f"{PACKAGE}.testing")
@@ -115,7 +117,11 @@ def pytest_runtest_makereport(
 # --- the matrix ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["memory", "flatfile", pytest.param("sqlite", marks=pytest.mark.slow)])
+SLOW = ("sqlite", "postgres")
+"""Backends of the matrix that are tested on the main Python only."""
+
+
+@pytest.fixture(params=["memory", "flatfile", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
 def backend_name(request: pytest.FixtureRequest) -> str:
     """Each backend in turn."""
     return str(request.param)
@@ -144,9 +150,14 @@ class _Stores:
         self.managers: list[StorageManager] = []
         self.memory: MemoryBackend | None = None
 
-    @property
-    def sqlite_url(self) -> str:
-        return f"sqlite:{self.store_path}/chats.sqlite3"
+    @cached_property
+    def url(self) -> str:
+        """The `storage_url` of a store in a database; empty for the other backends."""
+        if self.backend_name == "sqlite":
+            return f"sqlite:{self.store_path}/chats.sqlite3"
+        if self.backend_name == "postgres":
+            return postgres.empty_store()
+        return ""
 
     def config(self, **overrides: Any) -> StorageConfig:
         return StorageConfig(**{"storage_base_path": str(self.store_path)} | overrides)
@@ -160,8 +171,8 @@ class _Stores:
             if self.memory is None:
                 self.memory = MemoryBackend(config)
             arguments.setdefault("backend", self.memory)
-        if self.backend_name == "sqlite" and not config.storage_url:
-            config.storage_url = self.sqlite_url
+        if not config.storage_url:
+            config.storage_url = self.url
         manager = StorageManager(config, **arguments)
         self.managers.append(manager)
         return manager
@@ -187,15 +198,15 @@ class _Stores:
             contents = {key: await self.memory.read(key) for key in await self.memory.list_keys("")}
             self.memory.config = _config_of_store(configs, contents.get)
             return self.memory
-        if not self.store_path.exists():
+        if self.backend_name != "postgres" and not self.store_path.exists():
             return None
-        if self.backend_name == "sqlite":
-            backend = open_backend(dataclasses.replace(configs[0], storage_url=self.sqlite_url))
+        if self.url:
+            backend = open_backend(dataclasses.replace(configs[0], storage_url=self.url))
             await backend.open()
             contents = {key: await backend.read(key) for config in configs if (key := Layout(config).key("store"))}
             await backend.close()
             config = _config_of_store(configs, contents.get)
-            return open_backend(dataclasses.replace(config, storage_url=self.sqlite_url))
+            return open_backend(dataclasses.replace(config, storage_url=self.url))
 
         def read(key: str) -> bytes | None:
             path = self.store_path / key

@@ -7,7 +7,7 @@ in no order that matters, so whoever asks looks at the records themselves.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Sequence
+from collections.abc import AsyncIterator, Collection, Sequence
 from typing import Protocol
 
 import msgspec
@@ -85,8 +85,8 @@ class Words(Protocol):
     Its errors are those of the backend.
     """
 
-    async def behind(self, edition: str, folder: str, key: str | None = None) -> list[Behind]:
-        """Return the logs below `folder`, or only the log `key`, that have records whose words are not kept.
+    async def behind(self, edition: str, folder: str, keys: Collection[str] | None = None) -> list[Behind]:
+        """Return the logs below `folder`, or only those at `keys`, that have records whose words are not kept.
 
         A record that was changed or removed has lost its words, and so may have all others of its log.
         """

@@ -16,6 +16,7 @@ from typing import Final, cast
 import msgspec
 
 from .. import codec
+from ..backends.base import Changes
 from ..backends.wording import Behind, Candidate, LogWords, RecordWords, Sums, Wanted, Words
 from ..errors import StorageError, ValidationError
 from ..models import microseconds, parse_timestamp
@@ -67,21 +68,21 @@ class Wording:
     async def catch_up(self, user_id: str, session_id: str | None = None) -> list[Behind]:
         """Keep the words of all messages of a user, or of one session; return the logs that have to be read."""
         backend = await self._store.reading()
+        words = await self._words()
         changes = await backend.changes(self._fresh.get(user_id))
         folder, key = self._folder(user_id), self._key(user_id, session_id)
-        if changes.keys is not None and not any(self._concerns(folder, changed) for changed in changes.keys):
-            if changes.cursor:
-                self._fresh[user_id] = changes.cursor
-            return []
-        words = await self._words()
-        for _ in range(_ATTEMPTS):
-            behind = await words.behind(self._edition(), folder, key)
+        logs = self._changed(folder, changes)
+        if key is not None:
+            logs = {key} if logs is None else logs & {key}
+        behind: list[Behind] = []
+        for _ in range(_ATTEMPTS if logs is None or logs else 0):
+            behind = await words.behind(self._edition(), folder, logs)
             keepable = [log for log in behind if log.can_be_kept]
             if self._store.read_only or not keepable:
                 break
             try:
                 await self._keep(keepable)
-            except StorageError as error:  # a replica, or a user who may not write: a search needs no more than reading
+            except StorageError as error:  # a replica, or somebody who may not write: reading will do
                 logger.warning("The words of messages cannot be kept, so messages are read: %s", error.message)
                 break
         if not behind and key is None and changes.cursor:
@@ -189,15 +190,20 @@ class Wording:
             return None
         return self._store.layout.key("messages", user_id=user_id, session_id=session_id)
 
-    def _concerns(self, folder: str, key: str) -> bool:
-        """Tell whether messages below a folder may have changed with a key."""
-        if not key.startswith(f"{folder}/"):
-            return f"{folder}/".startswith(f"{key}/")
-        child, _, rest = key[len(folder) + 1 :].partition("/")
-        return self._store.layout.parse_child("session", child) is not None and rest in (
-            "",
-            self._store.layout.leaf("messages"),
-        )
+    def _changed(self, folder: str, changes: Changes) -> set[str] | None:
+        """Return the logs of sessions below a folder that may have changed; None: any may have."""
+        if changes.keys is None:
+            return None
+        start, end = f"{folder}/", f"/{self._store.layout.leaf('messages')}"
+        logs = set()
+        for key in changes.keys:
+            if start.startswith(f"{key}/"):
+                return None
+            if key.startswith(start) and "/" not in key[len(start) :]:  # a session's folder
+                logs.add(key + end)
+            elif key.startswith(start) and key.endswith(end):
+                logs.add(key)
+        return logs
 
 
 class Times(msgspec.Struct, frozen=True):

@@ -29,6 +29,7 @@ try:
     from .contents import PostgresContents
     from .session import PostgresSession
     from .target import Target
+    from .words import PostgresWords
 except ImportError as error:
     raise ConfigurationError(
         f"PostgreSQL needs the extra `postgres` ({error}).", hint="pip install 'flatfile-chat-database[postgres]'"
@@ -106,6 +107,34 @@ class PostgresBackend(DatabaseBackend):
             yield
         finally:
             await self._streams.__aexit__(None, None, None)
+
+    # --- words ---------------------------------------------------------------------------------------
+
+    def words(self) -> PostgresWords:
+        return PostgresWords(self)
+
+    async def read_by(self, work: Callable[[PostgresContents | None], T]) -> T:
+        """Do work on one state of the store; None stands for a store that is not there."""
+        return await self._in_thread(lambda contents: work(cast("PostgresContents | None", contents)))
+
+    def stream_by(self, begin: Callable[[PostgresContents | None], Iterator[T]]) -> AsyncGenerator[T, None]:
+        """Yield what an iterator yields, all of it from one state of the store."""
+        return self._stream(lambda contents: begin(cast("PostgresContents | None", contents)))
+
+    async def write_beside(self, work: Callable[[PostgresSession], T]) -> T:
+        """Write, in one transaction beside those of messages, what is derived from them."""
+
+        def write() -> T:
+            connection = self._connect(to_write=True)
+            try:
+                connection.begin_adding()
+                done = work(connection)
+                connection.commit()
+                return done
+            finally:
+                connection.close()  # which ends a transaction that was not committed
+
+        return await self._threads().run(write)
 
     # --- writing -------------------------------------------------------------------------------------
 

@@ -70,6 +70,27 @@ class PostgresRows(LogRows):
             rows.setdefault(spot.table, []).append(row_of(spot, position, record_id, line))
         return self.copy(rows)
 
+    # Whoever changes or removes a message takes the words of its log away: they are kept anew when they are wanted.
+
+    def replace(self, key: str, position: int, line: bytes) -> None:
+        super().replace(key, position, line)
+        self._drop_words(key)
+
+    def remove(self, key: str, position: int) -> None:
+        super().remove(key, position)
+        self._drop_words(key)
+
+    def cut(self, key: str, first: int) -> None:
+        super().cut(key, first)
+        self._drop_words(key)
+
+    def drop(self, key: str) -> None:
+        super().drop(key)
+        self._drop_words(key)
+
+    def _drop_words(self, key: str) -> None:
+        self._db.execute("DELETE FROM word_logs WHERE key = ?", (key,))
+
     def copy(self, rows: dict[Table, list[tuple[object, ...]]]) -> bool:
         """Add rows to tables; return False, and let the transaction fail, if one is there already."""
         return all(self._session.copy(table.name, _columns(table), of_table) for table, of_table in rows.items())
@@ -81,7 +102,7 @@ class PostgresContents(Contents):
     def __init__(self, connection: PostgresSession, tables: Tables) -> None:
         self._log_rows = PostgresRows(connection, tables)
         super().__init__(connection, tables, self._log_rows)
-        self._session = connection
+        self.session = connection
 
     # --- reading in one statement ----------------------------------------------------------------------
 
@@ -154,6 +175,14 @@ class PostgresContents(Contents):
             f"WHERE entry.key = ? {order and f'ORDER BY {order}'}",
             (*values, key),
         )
+
+    def counts(self, keys: Collection[str]) -> dict[str, int]:
+        """Return how many records logs in rows have."""
+        return self._log_rows.counts(keys) if keys else {}
+
+    def lines_at(self, places: Sequence[tuple[str, int]]) -> list[bytes | None]:
+        """Return the lines at some positions of logs in rows, in order; None where there is none."""
+        return self._log_rows.at(places)
 
     # --- what changed ----------------------------------------------------------------------------------
 
@@ -258,8 +287,8 @@ class PostgresContents(Contents):
                 cut = range(0, len(data), PIECE_BYTES)
                 pieces.extend((kept, number, data[at : at + PIECE_BYTES]) for number, at in enumerate(cut))
         self.changed |= taken
-        fits = self._session.copy("entries", ("key", "place", "size", "id"), entries)
-        fits = fits and self._session.copy("pieces", ("id", "number", "data"), pieces)
+        fits = self.session.copy("entries", ("key", "place", "size", "id"), entries)
+        fits = fits and self.session.copy("pieces", ("id", "number", "data"), pieces)
         if not (fits and self._log_rows.copy(rows)):
             raise IntegrityError("There are rows that the table `entries` does not name.")
 

@@ -149,3 +149,25 @@ CREATE TABLE global_personas (
     name TEXT,
     body TEXT NOT NULL
 );
+
+-- Words of messages, for searching; they are made of the messages and may be emptied at any moment.
+
+CREATE TABLE word_logs (
+    number BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
+    key TEXT COLLATE "C" NOT NULL,
+    edition TEXT COLLATE "C" NOT NULL,
+    records INTEGER NOT NULL,
+    tokens BIGINT NOT NULL,
+    UNIQUE (key, edition)
+);
+
+CREATE TABLE words (
+    log BIGINT NOT NULL REFERENCES word_logs (number) ON DELETE CASCADE,
+    position INTEGER NOT NULL,
+    moment BIGINT,
+    tokens INTEGER NOT NULL,
+    lexemes TSVECTOR NOT NULL,
+    PRIMARY KEY (log, position)
+);
+
+CREATE INDEX words_lexemes ON words USING gin (lexemes);
