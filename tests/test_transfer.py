@@ -577,7 +577,7 @@ async def test_whoever_is_killed_leaves_nothing_harmful_and_doing_it_again_works
             else:
                 await export_store(storage, tmp_path / name)
 
-    assert die("import", tmp_path / "e", f"{kind}:{tmp_path}/other", 3 + steps)
+    assert die("import", tmp_path / "e", f"{kind}:{tmp_path}/other", 1 + steps)
     async with StorageManager(config(f"{kind}:other")) as storage:
         assert await problems(storage.backend) == []
         await import_archive(storage, tmp_path / "e")

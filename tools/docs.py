@@ -18,7 +18,7 @@ from pathlib import Path
 
 import click
 
-from flatfile_chat_database import StorageConfig, StorageManager, errors, models
+from flatfile_chat_database import StorageConfig, StorageManager, errors, models, transfer
 from flatfile_chat_database.cli import cli
 from flatfile_chat_database.config import DevelopmentConfig, ProductionConfig
 from flatfile_chat_database.layout import Layout
@@ -33,6 +33,9 @@ is made. Ids in `{braces}` are percent-encoded where a file name could not hold 
 
 MODELS = """\
 Dataclasses, imported from `flatfile_chat_database`. `version` is not stored: it is what `expected_version` takes."""
+
+MOVING = """\
+Imported from `flatfile_chat_database.transfer`; the page [on moving stores](moving.md) says which is for what."""
 
 LAYOUT_AFTER = """\
 Documents are indented JSON, replaced whole. Logs are JSONL, one message a line with the fields `id`, `role`, `content`,
@@ -143,6 +146,7 @@ def api_page() -> str:
         parts.append(f"## {heading}")
         for name, method in methods:
             parts += [f"### `{name}`", _fenced(_signature(name, method), "python"), _paragraphs(_text(method))]
+    parts += _moving()
     parts += ["## What it takes and returns", MODELS]
     for model in vars(models).values():
         if dataclasses.is_dataclass(model) and isinstance(model, type) and model.__module__ == models.__name__:
@@ -155,6 +159,21 @@ def api_page() -> str:
     rules = _text(sys.modules[StorageManager.__module__]).partition("\n\n")[2]
     contents = "\n".join(f"- [{part[3:]}](#{_anchor(part[3:])})" for part in parts if part.startswith("## "))
     return _lines("# StorageManager", NOTE, _text(StorageManager), rules, contents, *parts)
+
+
+def _moving() -> list[str]:
+    """Return what moves whole stores, with its reports."""
+    parts = ["## Moving whole stores", MOVING]
+    for function in (transfer.backup, transfer.restore, transfer.export_store, transfer.import_archive):
+        name = function.__name__
+        parts += [f"### `{name}`", _fenced(_signature(name, function), "python"), _paragraphs(_text(function))]
+    reports = (transfer.ArchiveReport, transfer.RestoreReport, transfer.ImportReport, transfer.Keys, transfer.Limits)
+    for kind in reports:
+        fields = [f"{name}: {text}" for name, text in kind.__annotations__.items()]
+        parts += [f"### `{kind.__name__}`", _text(kind), _fenced("\n".join(fields), "python")]
+        texts = _field_texts(kind)
+        parts += ["\n".join(f"- `{name}`: {text}" for name, text in texts.items())] if texts else []
+    return parts
 
 
 def _sections() -> dict[str, list[tuple[str, Callable[..., object]]]]:

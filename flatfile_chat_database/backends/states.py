@@ -131,22 +131,14 @@ class State:
             return work(self._contents())
 
     def read_on(self, key: str | None) -> bytes:
-        """Return the next bytes of the key that was named last, and begin with a key that is named; empty at the end.
-
-        As many at a time as make a hop to the thread worth while: a log comes line by line.
-        """
+        """Return the next bytes of the key that was named last; begin with a key that is named. Empty at the end."""
         with self._lock:
             if self._has_ended:
                 raise ClosedError("The snapshot has ended.")
             if key is not None:
                 self._stop_reading()
                 self._pieces = blob(key, self._contents())
-            gathered = bytearray()
-            for piece in self._pieces or ():
-                gathered += piece
-                if len(gathered) >= PIECE_BYTES:
-                    break
-            return bytes(gathered)
+            return b"" if self._pieces is None else next(self._pieces, b"")
 
     def _contents(self) -> Contents | None:
         return None if self._connection is None else self._backend.contents(self._connection)
@@ -197,4 +189,16 @@ def blob(key: str, contents: Contents | None) -> Iterator[bytes]:
     place = None if contents is None else contents.place(key)
     if contents is None or place is None:
         raise not_found(f"The file {key}", key)
-    return contents.pieces_of(key, place)
+    return _together(contents.pieces_of(key, place))
+
+
+def _together(pieces: Iterator[bytes]) -> Iterator[bytes]:
+    """Yield as many pieces at a time as make a hop to a thread worth while: a log comes line by line."""
+    gathered = bytearray()
+    for piece in pieces:
+        gathered += piece
+        if len(gathered) >= PIECE_BYTES:
+            yield bytes(gathered)
+            gathered.clear()
+    if gathered:
+        yield bytes(gathered)

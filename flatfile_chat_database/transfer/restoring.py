@@ -93,7 +93,7 @@ async def _restore_database_file(
     thread: Thread,
 ) -> RestoreReport:
     reader = await thread.opened(_open, path, config, limits)
-    for ending in ("", "-wal", "-shm"):
+    for ending in ("", "-wal", "-shm", "-index"):  # an index beside it would be of another store
         await thread.run(refuse_taken, file + ending)
     await thread.run(reader.require_room, os.path.dirname(file))
     folder = await thread.opened(NewFolder, file)

@@ -144,7 +144,7 @@ class Frozen:
         self._looks += 1
         for key in self._tree.keys_below(""):
             self._check()
-            rows = self._execute("SELECT size, inode FROM held WHERE key = ?", (key,))
+            rows = self._looks > 1 and self._execute("SELECT size, inode FROM held WHERE key = ?", (key,))
             if rows:
                 with contextlib.suppress(FileNotFoundError, NotADirectoryError):
                     _, inode, size = self._files.measure(self._tree.path(key))
