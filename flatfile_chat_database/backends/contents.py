@@ -15,7 +15,7 @@ from .. import codec
 from ..errors import IntegrityError
 from ..models import new_id
 from .base import Changes, LogPart
-from .rows import Connection, Fresh, LogRows, asking, marks, of, runs_of, same_ids
+from .rows import Connection, Fresh, LogRows, asking, marks, of, runs_of, same_ids, twice
 from .rules import good_lines
 from .tables import LINES, Table, Tables, body_of, shown
 
@@ -232,13 +232,19 @@ class Contents:
         self.changed.add(key)
         return True
 
-    def move_bytes(self, source: str, target: str) -> bool:
-        """Give bytes another key, if they may stay bytes there; return whether they did."""
-        if self.is_log(target) or self._tables.document(target) is not None:
-            return False
-        moved = self._db.run_for("UPDATE entries SET key = ? WHERE key = ? AND place = 'pieces'", [(target, source)])
+    def move(self, source: str, target: str) -> None:
+        """Give what is at a key another one, at which nothing is."""
+        place = self.place(source)
+        if place is None:
+            return
+        if place.kind == "log":
+            self._rows.move(source, target)
+        elif place.kind == "document" or self.is_log(target) or self._tables.document(target) is not None:
+            self.put(target, self.bytes_of(source, place))
+            self.delete(source)
+            return
+        self._db.execute("UPDATE entries SET key = ? WHERE key = ?", (target, source))
         self.changed |= {source, target}
-        return bool(moved)
 
     def _enter(self, key: str, place: Place) -> None:
         self._db.execute(
@@ -328,6 +334,7 @@ class Contents:
             self._put_bytes(key, data)
             return
         self._enter(key, Place("log", None, new_id()))
+        self._rows.open(key)
         self.append(key, lines)
 
     def append(self, key: str, lines: Sequence[bytes]) -> None:
@@ -339,7 +346,7 @@ class Contents:
         first = self._rows.count(key)
         fresh = [Fresh(key, at, codec.written_id(line), line) for at, line in enumerate(lines, first)]
         if not self.add_fresh(fresh):
-            raise IntegrityError(f"{key} has two rows of one message, or of one position.", key=key)
+            raise twice(key)
 
     def add_fresh(self, messages: Sequence[Fresh]) -> bool:
         """Add messages at the ends of their logs; return False if one of them is there already.

@@ -7,8 +7,10 @@ that a new message changes nothing but the tables of messages.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from .. import codec
 from ..errors import IntegrityError
 from .tables import Spot, Table, Tables, shown
 
@@ -28,6 +30,9 @@ class Connection(Protocol):
 
     def execute(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Run a statement; return all its rows."""
+
+    def change(self, statement: str, parameters: Sequence[object]) -> int:
+        """Run a statement; return how many rows it changed."""
 
     def run_for(self, statement: str, rows: Iterable[Sequence[object]]) -> int:
         """Run a statement for each of several rows of parameters; return how many rows it changed in all."""
@@ -137,6 +142,9 @@ class LogRows:
 
     # --- writing -------------------------------------------------------------------------------------
 
+    def open(self, key: str) -> None:
+        """Make a log that is absent."""
+
     def add(self, messages: Sequence[Fresh]) -> bool:
         """Add messages at the ends of their logs; return False if one of them is there already.
 
@@ -182,14 +190,31 @@ class LogRows:
         self._db.execute(f"DELETE FROM {of(spot)} AND position >= ?", (*spot.ids, first))
 
     def drop(self, key: str) -> None:
-        """Remove all lines."""
+        """Remove all lines, and the log."""
         spot = self._tables.log(key)
         self._db.execute(f"DELETE FROM {of(spot)}", spot.ids)
+
+    def move(self, source: str, target: str) -> None:
+        """Give a log another key, at which nothing is."""
+        self.open(target)
+        fresh = (
+            Fresh(target, at, codec.written_id(line), line + b"\n")
+            for at, line in enumerate(self.lines(source, 0, self.count(source)))
+        )
+        while some := list(islice(fresh, AT_ONCE)):
+            if not self.add(some):
+                raise twice(target)
+        self.drop(source)
 
 
 def missing(key: str, position: int) -> IntegrityError:
     """Return the error for a row that should be there."""
     return IntegrityError(f"{key}: the message at position {position} is missing from its table.", key=key)
+
+
+def twice(key: str) -> IntegrityError:
+    """Return the error for rows that contradict each other."""
+    return IntegrityError(f"{key} has two rows of one message, or of one position.", key=key)
 
 
 class Asked(NamedTuple):

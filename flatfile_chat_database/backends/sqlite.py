@@ -11,13 +11,21 @@ from typing import Any
 
 from ..config import StorageConfig, absolute
 from ..errors import ConfigurationError, DurabilityError, IntegrityError, StorageError, UnavailableError
+from .contents import Contents
 from .database import DatabaseBackend
+from .staged import StagedRows
+from .states import Session
 
 MIGRATIONS = ("sqlite_0001.sql",)
 """In the order in which they are run; the number of those that were is the file's `user_version`."""
 
 APPLICATION_ID = 0x63686174
 """Of the file format (https://www.sqlite.org/fileformat.html), so that a foreign database is not taken for a store."""
+
+_CHECKPOINT_PAGES = 4000
+"""Of the WAL, which are then put in their places: 16 MB, four times SQLite's own choice, for pages come again in it."""
+_CACHE_KIB = 16_000
+"""Of the connection that writes: messages that arrived, with their indexes, and the leaves that they are moved to."""
 
 
 class SqliteBackend(DatabaseBackend):
@@ -42,6 +50,9 @@ class SqliteBackend(DatabaseBackend):
             return session
         session.close()
         return None  # somebody makes it at this moment
+
+    def contents(self, connection: Session) -> Contents:
+        return Contents(connection, self._tables, StagedRows(connection, self._tables))
 
 
 class SqliteSession:
@@ -85,6 +96,8 @@ class SqliteSession:
         connection = self._connection
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         connection.execute("BEGIN IMMEDIATE")
         try:
             self.version = len(MIGRATIONS)
@@ -127,6 +140,12 @@ class SqliteSession:
     def execute(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         try:
             return self._connection.execute(statement, parameters).fetchall()
+        except sqlite3.Error as error:
+            raise self._told(error) from error
+
+    def change(self, statement: str, parameters: Sequence[object]) -> int:
+        try:
+            return self._connection.execute(statement, parameters).rowcount
         except sqlite3.Error as error:
             raise self._told(error) from error
 

@@ -6,7 +6,7 @@ or a panel. The JSON stands in `body` as it was given; what people ask for is in
 Four tables know no map. `entries` names every key, and where its bytes are; `pieces` holds bytes that are no row
 anywhere else: uploaded files, the trash, what is no JSON; `lines` holds the messages of logs that are not in their
 place, as those in the trash; `changes` names the keys that each of the last transactions changed, for whoever derives
-something from them.
+something from them. In SQLite the tables of messages are views; see `staged.py`.
 """
 
 from __future__ import annotations
