@@ -7,7 +7,7 @@ would be.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -15,7 +15,7 @@ from .. import codec
 from ..errors import IntegrityError
 from ..models import new_id
 from .base import Changes, LogPart
-from .rows import Connection, Fresh, LogRows, asking, marks, of, runs_of, same_ids, twice
+from .rows import Connection, Fresh, LogRows, asking, good_rows, marks, of, runs_of, same_ids, twice
 from .rules import good_lines
 from .tables import LINES, Table, Tables, body_of, shown
 
@@ -254,15 +254,27 @@ class Contents:
 
     # --- logs ----------------------------------------------------------------------------------------
 
-    def records(self, key: str, start: int, stop: int | None, *, strict: bool) -> list[bytes]:
-        """Return the records of a log from one position up to another, as `read_log` does."""
+    def records(
+        self,
+        key: str,
+        start: int,
+        stop: int | None,
+        *,
+        strict: bool,
+        judged: Callable[[list[bytes]], bool] | None = None,
+    ) -> list[bytes]:
+        """Return the records of a log from one position up to another, as `read_log` does.
+
+        Where `judged` says that all of some lines are messages, they are not looked at again.
+        """
         place = self.place(key)
         if place is None:
             return []
         if place.kind != "log":
             return good_lines(key, self.bytes_of(key, place), strict=strict, newline=False)[start:stop]
         first, end, _ = slice(start, stop).indices(self._rows.count(key))
-        return list(self._rows.lines(key, first, end)) if first < end else []
+        lines = list(self._rows.lines(key, first, end)) if first < end else []
+        return lines if judged is not None and judged(lines) else good_rows(key, lines, first, strict=strict)
 
     def runs(self, key: str, *, strict: bool) -> Iterator[list[bytes]]:
         """Yield the records of a log in runs, as `stream_log` does."""
@@ -273,15 +285,15 @@ class Contents:
             yield from self._runs_of_bytes(key, place, strict=strict)
             return
         run: list[bytes] = []
-        size = 0
-        for line in self._rows.lines(key, 0, self._rows.count(key)):
+        first = size = 0
+        for position, line in enumerate(self._rows.lines(key, 0, self._rows.count(key)), 1):
             run.append(line)
             size += len(line)
             if size >= _RUN_BYTES:
-                yield run
-                run, size = [], 0
+                yield good_rows(key, run, first, strict=strict)
+                run, first, size = [], position, 0
         if run:
-            yield run
+            yield good_rows(key, run, first, strict=strict)
 
     def _runs_of_bytes(self, key: str, place: Place, *, strict: bool) -> Iterator[list[bytes]]:
         begun: list[bytes] = []  # of a line that is longer than a piece
@@ -466,6 +478,33 @@ class Contents:
         return found
 
     # --- what does not fit -----------------------------------------------------------------------------
+
+    def contradictions(self) -> list[tuple[str, str]]:
+        """Return keys whose rows are not there, and what nothing has a key for, each with what is wrong."""
+        found: list[tuple[str, str]] = []
+        for key, kind, size, name in self._db.execute("SELECT key, place, size, id FROM entries ORDER BY key"):
+            try:
+                if kind == "log":
+                    self._rows.check(key)
+                elif kind == "document":
+                    self.bytes_of(key, Place(kind, size, name))
+                else:
+                    held = f"SELECT coalesce(sum({self._db.size_of_data}), 0) FROM pieces WHERE id = ?"
+                    [(bytes_held,)] = self._db.execute(held, (name,))
+                    if bytes_held != size:
+                        found.append((key, f"It has {size} bytes; {bytes_held} are in the table `pieces`."))
+            except IntegrityError as error:
+                found.append((key, error.message))
+        for entry, table in self._tables.by_entry.items():
+            if not table.is_log:
+                found += self._without_key(entry, table)
+        return found
+
+    def _without_key(self, entry: str, table: Table) -> list[tuple[str, str]]:
+        rows = self._db.execute(f"SELECT {', '.join(table.ids)} FROM {table.name}")
+        keys = [self._tables.key_of(entry, ids) for ids in rows]
+        known = self.places(keys)
+        return [(key, f"A row of `{table.name}` has no key.") for key in keys if key not in known]
 
     def torn_logs(self) -> list[str]:
         """Return the logs of the map that end in half a line."""

@@ -12,6 +12,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 
 from .. import codec
 from ..errors import IntegrityError
+from .rules import logger
 from .tables import Spot, Table, Tables, shown
 
 T = TypeVar("T")
@@ -27,6 +28,8 @@ class Connection(Protocol):
     """The function that tells where in a text another one begins."""
     size_of_body: str
     """The number of bytes of the column `body`, as an expression."""
+    size_of_data: str
+    """The same of the column `data`."""
 
     def execute(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Run a statement; return all its rows."""
@@ -70,6 +73,18 @@ class LogRows:
         spot = self._tables.log(key)
         [(size,)] = self._db.execute(f"SELECT sum({self._db.size_of_body} + 1) FROM {of(spot)}", spot.ids)
         return int(size or 0)
+
+    def check(self, key: str) -> None:
+        """Look whether every position of a log has a row.
+
+        Raises:
+            IntegrityError: One has none.
+        """
+        spot = self._tables.log(key)
+        [(rows,)] = self._db.execute(f"SELECT count(*) FROM {of(spot)}", spot.ids)
+        if rows != self.count(key):
+            for _ in self.lines(key, 0, self.count(key)):
+                pass  # says which
 
     def lines(self, key: str, first: int, end: int) -> Iterator[bytes]:
         """Yield lines by position, without their newlines.
@@ -210,6 +225,20 @@ class LogRows:
 def missing(key: str, position: int) -> IntegrityError:
     """Return the error for a row that should be there."""
     return IntegrityError(f"{key}: the message at position {position} is missing from its table.", key=key)
+
+
+def good_rows(key: str, lines: Iterable[bytes], first: int, *, strict: bool) -> list[bytes]:
+    """Return the lines of rows that are messages; the others, which somebody changed by hand, as `read_log` does."""
+    good = []
+    for position, line in enumerate(lines, first):
+        if codec.line_id(line) is not None:
+            good.append(line)
+            continue
+        text = f"{key}: the row at position {position} is no message"
+        if strict:
+            raise IntegrityError(f"{text}.", key=key, hint="Run `chatdb check` to see all damage.")
+        logger.warning("%s; it is passed over", text)
+    return good
 
 
 def twice(key: str) -> IntegrityError:

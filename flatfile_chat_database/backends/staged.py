@@ -15,6 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
+from ..errors import IntegrityError
 from .rows import Fresh, LogRows, asking, missing, runs_of
 
 _BITS: Final = 32
@@ -77,6 +78,18 @@ class StagedRows(LogRows):
         base, count = self._look(key) or (0, 0)
         [(size,)] = self._db.execute(_SIZE, (base, base + count - 1))
         return int(size or 0)
+
+    def check(self, key: str) -> None:
+        found = self._look(key)
+        if found is None:
+            raise IntegrityError(f"{key} is in the table `entries`, but not in `logs`.", key=key)
+        base, count = found
+        span = (base, base + _LAST) * 2
+        inside = "SELECT count(*) AS rows FROM {} WHERE place BETWEEN ? AND ?"
+        both = f"SELECT sum(rows) FROM ({inside.format('records')} UNION ALL {inside.format('arrivals')})"
+        if self._db.execute(both, span) != [(count,)]:
+            for _ in self.lines(key, 0, count):
+                pass  # says which
 
     def lines(self, key: str, first: int, end: int) -> Iterator[bytes]:
         base, _ = self._look(key) or (0, 0)

@@ -5,28 +5,28 @@ CREATE TABLE entries (
     place TEXT NOT NULL CHECK (place IN ('document', 'log', 'pieces')),
     size INTEGER,
     id TEXT NOT NULL
-) WITHOUT ROWID;
+) WITHOUT ROWID, STRICT;
 
 CREATE TABLE changes (
     number INTEGER NOT NULL PRIMARY KEY,
     id TEXT NOT NULL,
     bytes INTEGER NOT NULL,
     keys TEXT NOT NULL
-);
+) STRICT;
 
 CREATE TABLE pieces (
     id TEXT NOT NULL,
     number INTEGER NOT NULL,
     data BLOB NOT NULL,
     UNIQUE (id, number)
-);
+) STRICT;
 
 CREATE TABLE users (
     user_id TEXT NOT NULL PRIMARY KEY,
     created_at TEXT,
     updated_at TEXT,
     body TEXT NOT NULL
-);
+) STRICT;
 
 CREATE TABLE personas (
     user_id TEXT NOT NULL,
@@ -34,7 +34,7 @@ CREATE TABLE personas (
     name TEXT,
     body TEXT NOT NULL,
     PRIMARY KEY (user_id, persona_id)
-);
+) STRICT;
 
 CREATE TABLE sessions (
     user_id TEXT NOT NULL,
@@ -44,7 +44,7 @@ CREATE TABLE sessions (
     updated_at TEXT,
     body TEXT NOT NULL,
     PRIMARY KEY (user_id, session_id)
-);
+) STRICT;
 
 CREATE TABLE contexts (
     user_id TEXT NOT NULL,
@@ -53,7 +53,7 @@ CREATE TABLE contexts (
     timestamp TEXT,
     body TEXT NOT NULL,
     PRIMARY KEY (user_id, session_id)
-);
+) STRICT;
 
 CREATE TABLE context_snapshots (
     user_id TEXT NOT NULL,
@@ -63,14 +63,14 @@ CREATE TABLE context_snapshots (
     timestamp TEXT,
     body TEXT NOT NULL,
     PRIMARY KEY (user_id, session_id, snapshot_id)
-);
+) STRICT;
 
 CREATE TABLE documents (
     user_id TEXT NOT NULL,
     session_id TEXT NOT NULL,
     body TEXT NOT NULL,
     PRIMARY KEY (user_id, session_id)
-);
+) STRICT;
 
 CREATE TABLE analyses (
     user_id TEXT NOT NULL,
@@ -78,14 +78,14 @@ CREATE TABLE analyses (
     document TEXT NOT NULL,
     body TEXT NOT NULL,
     PRIMARY KEY (user_id, session_id, document)
-);
+) STRICT;
 
 CREATE TABLE panels (
     panel_id TEXT NOT NULL PRIMARY KEY,
     type TEXT,
     created_at TEXT,
     body TEXT NOT NULL
-);
+) STRICT;
 
 CREATE TABLE panel_personas (
     panel_id TEXT NOT NULL,
@@ -93,7 +93,7 @@ CREATE TABLE panel_personas (
     name TEXT,
     body TEXT NOT NULL,
     PRIMARY KEY (panel_id, persona_id)
-);
+) STRICT;
 
 CREATE TABLE insights (
     panel_id TEXT NOT NULL,
@@ -101,13 +101,13 @@ CREATE TABLE insights (
     created_at TEXT,
     body TEXT NOT NULL,
     PRIMARY KEY (panel_id, insight_id)
-);
+) STRICT;
 
 CREATE TABLE global_personas (
     persona_id TEXT NOT NULL PRIMARY KEY,
     name TEXT,
     body TEXT NOT NULL
-);
+) STRICT;
 
 CREATE TABLE logs (
     log INTEGER NOT NULL PRIMARY KEY,
@@ -115,7 +115,7 @@ CREATE TABLE logs (
     user_id TEXT,
     session_id TEXT,
     panel_id TEXT
-);
+) STRICT;
 
 CREATE INDEX logs_of_sessions ON logs (user_id, session_id) WHERE session_id IS NOT NULL;
 
@@ -125,7 +125,7 @@ CREATE TABLE records (
     place INTEGER NOT NULL PRIMARY KEY,
     id TEXT NOT NULL,
     body TEXT NOT NULL
-);
+) STRICT;
 
 CREATE UNIQUE INDEX records_by_id ON records (id, place >> 32);
 
@@ -134,7 +134,7 @@ CREATE TABLE arrivals (
     place INTEGER NOT NULL UNIQUE,
     id TEXT NOT NULL,
     body TEXT NOT NULL
-);
+) STRICT;
 
 CREATE UNIQUE INDEX arrivals_by_id ON arrivals (id, place >> 32);
 
