@@ -480,31 +480,34 @@ class Contents:
     # --- what does not fit -----------------------------------------------------------------------------
 
     def contradictions(self) -> list[tuple[str, str]]:
-        """Return keys whose rows are not there, and what nothing has a key for, each with what is wrong."""
-        found: list[tuple[str, str]] = []
-        for key, kind, size, name in self._db.execute("SELECT key, place, size, id FROM entries ORDER BY key"):
-            try:
-                if kind == "log":
-                    self._rows.check(key)
-                elif kind == "document":
-                    self.bytes_of(key, Place(kind, size, name))
-                else:
-                    held = f"SELECT coalesce(sum({self._db.size_of_data}), 0) FROM pieces WHERE id = ?"
-                    [(bytes_held,)] = self._db.execute(held, (name,))
-                    if bytes_held != size:
-                        found.append((key, f"It has {size} bytes; {bytes_held} are in the table `pieces`."))
-            except IntegrityError as error:
-                found.append((key, error.message))
+        """Return keys whose rows are not there, and rows that have no key, each with what is wrong."""
+        kept: dict[str, set[str]] = {"document": set(), "log": set(), "pieces": set()}
+        for key, kind in self._db.execute("SELECT key, place FROM entries"):
+            kept[kind].add(key)
+        documents: dict[str, str] = {}
         for entry, table in self._tables.by_entry.items():
             if not table.is_log:
-                found += self._without_key(entry, table)
-        return found
-
-    def _without_key(self, entry: str, table: Table) -> list[tuple[str, str]]:
-        rows = self._db.execute(f"SELECT {', '.join(table.ids)} FROM {table.name}")
-        keys = [self._tables.key_of(entry, ids) for ids in rows]
-        known = self.places(keys)
-        return [(key, f"A row of `{table.name}` has no key.") for key in keys if key not in known]
+                rows = self._db.execute(f"SELECT {', '.join(table.ids)} FROM {table.name}")
+                documents.update((self._tables.key_of(entry, ids), table.name) for ids in rows)
+        found = [(key, _in_no_table(key).message) for key in kept["document"] - documents.keys()]
+        found += [(key, f"A row of `{documents[key]}` has no key.") for key in documents.keys() - kept["document"]]
+        found += [(key, f"There are messages of {key}, which is no log.") for key in self._rows.keys() - kept["log"]]
+        for key in self._rows.gaps():
+            try:
+                for _ in self._rows.lines(key, 0, self._rows.count(key)):
+                    pass
+            except IntegrityError as error:
+                found.append((key, error.message))
+        sizes = self._db.execute(
+            f"SELECT key, size, (SELECT sum({self._db.size_of_data}) FROM pieces WHERE pieces.id = entries.id) "
+            "FROM entries WHERE place = 'pieces'"
+        )
+        found += [
+            (key, f"It has {size} bytes; {held or 0} are in the table `pieces`.")
+            for key, size, held in sizes
+            if size != (held or 0)
+        ]
+        return sorted(found)
 
     def torn_logs(self) -> list[str]:
         """Return the logs of the map that end in half a line."""

@@ -13,7 +13,7 @@ from typing import Any, NamedTuple, Protocol, TypeVar
 from .. import codec
 from ..errors import IntegrityError
 from .rules import logger
-from .tables import Spot, Table, Tables, shown
+from .tables import LINES, Spot, Table, Tables, shown
 
 T = TypeVar("T")
 
@@ -33,9 +33,6 @@ class Connection(Protocol):
 
     def execute(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Run a statement; return all its rows."""
-
-    def change(self, statement: str, parameters: Sequence[object]) -> int:
-        """Run a statement; return how many rows it changed."""
 
     def run_for(self, statement: str, rows: Iterable[Sequence[object]]) -> int:
         """Run a statement for each of several rows of parameters; return how many rows it changed in all."""
@@ -74,17 +71,22 @@ class LogRows:
         [(size,)] = self._db.execute(f"SELECT sum({self._db.size_of_body} + 1) FROM {of(spot)}", spot.ids)
         return int(size or 0)
 
-    def check(self, key: str) -> None:
-        """Look whether every position of a log has a row.
+    def keys(self) -> set[str]:
+        """Return the keys of all logs that have rows."""
+        return {key for key, _, _ in self._counted()}
 
-        Raises:
-            IntegrityError: One has none.
-        """
-        spot = self._tables.log(key)
-        [(rows,)] = self._db.execute(f"SELECT count(*) FROM {of(spot)}", spot.ids)
-        if rows != self.count(key):
-            for _ in self.lines(key, 0, self.count(key)):
-                pass  # says which
+    def gaps(self) -> list[str]:
+        """Return the keys of the logs in which a position has no row."""
+        return sorted(key for key, rows, behind in self._counted() if rows != behind)
+
+    def _counted(self) -> Iterator[tuple[str, int, int]]:
+        """Yield for each log its key, how many rows it has, and the position behind the last one."""
+        for entry, table in (*self._tables.by_entry.items(), ("", LINES)):
+            if table.is_log:
+                names = ", ".join(table.ids)
+                counted = f"SELECT count(*), max(position) + 1, {names} FROM {table.name} GROUP BY {names}"
+                for rows, behind, *ids in self._db.execute(counted):
+                    yield self._tables.key_of(entry, ids) if entry else ids[0], rows, behind
 
     def lines(self, key: str, first: int, end: int) -> Iterator[bytes]:
         """Yield lines by position, without their newlines.

@@ -212,12 +212,6 @@ class SqliteSession:
         except sqlite3.Error as error:
             raise self._told(error) from error
 
-    def change(self, statement: str, parameters: Sequence[object]) -> int:
-        try:
-            return self._connection.execute(statement, parameters).rowcount
-        except sqlite3.Error as error:
-            raise self._told(error) from error
-
     def run_for(self, statement: str, rows: Iterable[Sequence[object]]) -> int:
         try:
             return max(0, self._connection.executemany(statement, rows).rowcount)

@@ -15,7 +15,6 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from ..errors import IntegrityError
 from .rows import Fresh, LogRows, asking, missing, runs_of
 
 _BITS: Final = 32
@@ -79,17 +78,12 @@ class StagedRows(LogRows):
         [(size,)] = self._db.execute(_SIZE, (base, base + count - 1))
         return int(size or 0)
 
-    def check(self, key: str) -> None:
-        found = self._look(key)
-        if found is None:
-            raise IntegrityError(f"{key} is in the table `entries`, but not in `logs`.", key=key)
-        base, count = found
-        span = (base, base + _LAST) * 2
-        inside = "SELECT count(*) AS rows FROM {} WHERE place BETWEEN ? AND ?"
-        both = f"SELECT sum(rows) FROM ({inside.format('records')} UNION ALL {inside.format('arrivals')})"
-        if self._db.execute(both, span) != [(count,)]:
-            for _ in self.lines(key, 0, count):
-                pass  # says which
+    def _counted(self) -> Iterator[tuple[str, int, int]]:
+        rows = self._db.execute(
+            "SELECT key, count(*), max(place) - (log << 32) + 1 FROM logs JOIN "
+            "(SELECT place FROM records UNION ALL SELECT place FROM arrivals) ON log = place >> 32 GROUP BY log"
+        )
+        yield from rows
 
     def lines(self, key: str, first: int, end: int) -> Iterator[bytes]:
         base, _ = self._look(key) or (0, 0)
@@ -152,7 +146,7 @@ class StagedRows(LogRows):
             values: list[object] = []
             for key, position, record_id, line in some:
                 values += (key, position, record_id, line[:-1].decode())
-            if self._db.change(_ADD.format(", ".join(["(?, ?, ?, ?)"] * len(some))), values) != len(some):
+            if self._db.run_for(_ADD.format(", ".join(["(?, ?, ?, ?)"] * len(some))), [values]) != len(some):
                 return False
         if (self._db.execute("SELECT max(number) FROM arrivals")[0][0] or 0) > _MOST:
             self._db.execute("INSERT INTO records SELECT place, id, body FROM arrivals ORDER BY place")
