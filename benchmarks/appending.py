@@ -7,7 +7,7 @@ from pathlib import Path
 
 from .corpus import Texts
 from .machine import work_folder
-from .ours import HAS_LEVELS, OURS, OURS_NORMAL, Ours
+from .ours import HAS_LEVELS, OURS, OURS_NORMAL, OURS_SQLITE, Ours
 from .peers import PEERS, Contestant, open_peer
 from .peers.system_calls import SystemCalls
 from .result import Bar, Result, Table, median
@@ -30,6 +30,9 @@ BARS = {
     "OpenAI Agents SQLiteSession": Bar(least=10),
     "plain system calls (floor)": Bar(least=0.15, aim=0.3),
 }
+
+SQLITE_BAR = Bar(least=5)
+"""Of our store in SQLite, beside raw `sqlite3`."""
 
 
 def run(*, quick: bool) -> Result:
@@ -72,6 +75,8 @@ async def _measure(folder: Path, *, quick: bool) -> Result:
             ours = OURS_NORMAL
         what = f"{sessions} sessions at once" if ours == OURS else f"{sessions} sessions at once, durability=normal"
         table.compare(what, "messages/s", rates[ours], peer, rates.get(peer), BARS.get(peer))
+    what = f"{sessions} sessions at once, in SQLite"
+    table.compare(what, "messages/s", rates[OURS_SQLITE], "raw sqlite3", rates.get("raw sqlite3"), SQLITE_BAR)
     notes += [
         f"{name}: {sessions * FEWER[name]:,} messages a round, because it is slow"
         for name in contestants
@@ -96,6 +101,8 @@ async def open_all(folder: Path, sessions: int) -> dict[str, Contestant]:
         if level == "full" or HAS_LEVELS:
             contestants[name] = ours = Ours(folder / f"ours-{level}", sessions, level)
             await ours.create()
+    contestants[OURS_SQLITE] = ours = Ours(folder / "ours-sqlite", sessions, url=f"sqlite:{folder}/ours.sqlite3")
+    await ours.create()
     for name in PEERS:
         if name == "raw sqlite3, synchronous=NORMAL" and not HAS_LEVELS:
             continue

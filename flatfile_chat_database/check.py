@@ -43,6 +43,9 @@ KINDS: Final = {
     "symbolic-link": "a symbolic link, which is not followed",
     "loose-permissions": "a file or folder that other users may open",
     "unreadable": "something that the system does not let us read",
+    # What a database finds.
+    "damaged-database": "a database that is damaged, or rows in it that contradict each other",
+    "leftover": "an upload that came to nothing",
     # What the map and the models tell.
     "bad-line": "a line of a log that is no message",
     "nul-bytes": "a line of a log with NUL bytes in it",
@@ -71,6 +74,7 @@ HARMLESS: Final = frozenset(
     [
         "unfinished-batch",
         "temporary-file",
+        "leftover",
         "loose-permissions",
         "orphan-file",
         "orphan-analysis",

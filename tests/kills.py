@@ -45,7 +45,9 @@ class Report:
         )
 
 
-def config(folder: Path, durability: str = "full") -> StorageConfig:
+def config(folder: Path, kind: str, durability: str = "full") -> StorageConfig:
+    if kind == "sqlite":
+        return StorageConfig(storage_url=f"sqlite:{folder}/chats.sqlite3")
     return StorageConfig(storage_base_path=str(folder), durability=durability, journal_max_bytes=4_000_000)
 
 
@@ -76,7 +78,7 @@ class Unsynced(Files):
         self.count("syncs")
 
 
-def write_until_killed(folder: str, cycle: int, seed: int, pipe: int, durability: str) -> None:
+def write_until_killed(folder: str, cycle: int, seed: int, pipe: int, kind: str, durability: str) -> None:
     """Write messages to all sessions at once; tell the pipe the id of each that was acknowledged.
 
     Every second cycle is for tearing: large messages and batches, and no waiting for the disk, for a kill, other than
@@ -94,9 +96,11 @@ def write_until_killed(folder: str, cycle: int, seed: int, pipe: int, durability
             os.write(pipe, "".join(f"{i}\n" for i in ids).encode())
 
     async def main() -> None:
-        files = Unsynced() if tearing else Files()
-        backend = FlatfileBackend(config(Path(folder), durability), folder, files=files)
-        storage = StorageManager(backend=backend)
+        settings = config(Path(folder), kind, durability)
+        backend = None
+        if kind == "files":
+            backend = FlatfileBackend(settings, folder, files=Unsynced() if tearing else Files())
+        storage = StorageManager(settings, backend=backend)
         await asyncio.gather(*(write(storage, session) for session in range(SESSIONS)))
 
     asyncio.run(main())
@@ -109,7 +113,9 @@ def context() -> ForkServerContext:
     return chosen
 
 
-def run(folder: Path, *, kills: int, seed: int, each: int = 650, durability: str = "full") -> Report:
+def run(
+    folder: Path, *, kills: int, seed: int, each: int = 650, kind: str = "files", durability: str = "full"
+) -> Report:
     """Kill a writer `kills` times and look each time whether all that it acknowledged is there.
 
     Each kill comes after a number of acknowledgements that is drawn, `each` on average and a fifth where messages are
@@ -120,13 +126,13 @@ def run(folder: Path, *, kills: int, seed: int, each: int = 650, durability: str
     starting = context()
     for first in range(0, kills, CYCLES_PER_STORE):
         store = folder / f"store{first}"
-        asyncio.run(_prepare(store))
+        asyncio.run(_prepare(store, kind))
         acknowledged: list[str] = []
         for cycle in range(first, min(first + CYCLES_PER_STORE, kills)):
             reading, writing = os.pipe()
             os.set_inheritable(writing, True)
             process = starting.Process(
-                target=_child, args=(str(store), cycle, dice.randrange(1 << 30), _Handle(writing), durability)
+                target=_child, args=(str(store), cycle, dice.randrange(1 << 30), _Handle(writing), kind, durability)
             )
             process.start()
             os.close(writing)
@@ -137,10 +143,10 @@ def run(folder: Path, *, kills: int, seed: int, each: int = 650, durability: str
             report.kills += 1
             torn = [path for path in store.glob("users/ada/*/messages.jsonl") if _ends_in_half(path)]
             report.torn_tails += len(torn)
-            report.unfinished_batches += _has_unfinished(store)
+            report.unfinished_batches += kind == "files" and _has_unfinished(store)
         report.acknowledged += len(acknowledged)
         report.largest = max([report.largest, *(int(i.rpartition("-")[2]) for i in acknowledged)])
-        asyncio.run(_verify(store, acknowledged, report))
+        asyncio.run(_verify(store, kind, acknowledged, report))
         shutil.rmtree(store)
     return report
 
@@ -167,8 +173,8 @@ class _Handle:
         return int(self._sent.detach())
 
 
-def _child(folder: str, cycle: int, seed: int, pipe: _Handle, durability: str) -> None:
-    write_until_killed(folder, cycle, seed, pipe.take(), durability)
+def _child(folder: str, cycle: int, seed: int, pipe: _Handle, kind: str, durability: str) -> None:
+    write_until_killed(folder, cycle, seed, pipe.take(), kind, durability)
 
 
 def _collect(reading: int, process: int, least: int, seconds: float, logs: list[Path]) -> list[str]:
@@ -203,16 +209,16 @@ def _collect(reading: int, process: int, least: int, seconds: float, logs: list[
     return text.decode().split("\n")[:-1]
 
 
-async def _prepare(store: Path) -> None:
-    async with StorageManager(config(store)) as storage:
+async def _prepare(store: Path, kind: str) -> None:
+    async with StorageManager(config(store, kind)) as storage:
         await storage.create_user("ada")
         for session in range(SESSIONS):
             await storage.create_session("ada", session_id=f"s{session}")
 
 
-async def _verify(store: Path, acknowledged: list[str], report: Report) -> None:
+async def _verify(store: Path, kind: str, acknowledged: list[str], report: Report) -> None:
     problems = report.problems if report.problems is not None else []
-    async with StorageManager(config(store)) as storage:
+    async with StorageManager(config(store, kind)) as storage:
         for session in range(SESSIONS):  # the next write mends what the dead left
             await storage.add_message("ada", f"s{session}", Message("user", "mended", id=f"mend-{session}"))
         found: Counter[str] = Counter()

@@ -164,6 +164,8 @@ def test_every_kind_has_a_sample() -> None:
         "unreadable",  # test_a_file_that_cannot_be_read_hides_nothing_else
         "unfinished-batch",  # the crash tests kill a writer in a batch
         "damaged-journal",  # tests/test_journal.py
+        "damaged-database",  # tests/test_sqlite_faults.py
+        "leftover",  # tests/test_sqlite.py
     }
 
 

@@ -8,6 +8,7 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
+from flatfile_chat_database.backends import staged
 from flatfile_chat_database.storage import StorageManager
 from flatfile_chat_database.testing.machine import StorageMachine
 
@@ -35,6 +36,17 @@ class NormalMachine(FlatfileMachine):
         return StorageManager(config, **arguments)
 
 
+class DatabaseMachine(FlatfileMachine):
+    """A database, whose messages are moved all the time."""
+
+    @property
+    def url(self) -> str:
+        return f"sqlite:{self.folder}/chats.sqlite3"
+
+    def open_storage(self, **arguments: Any) -> StorageManager:
+        return StorageManager(self.config(storage_url=self.url), **arguments)
+
+
 class SixMethodsMachine(StorageMachine):
     """The contract's defaults on the smallest backend, whose methods give way to each other."""
 
@@ -59,6 +71,15 @@ def test_flat_files_answer_as_memory_does(examples: int) -> None:
 @pytest.mark.slow
 def test_flat_files_at_the_level_normal_answer_as_memory_does() -> None:
     run_state_machine_as_test(NormalMachine, settings=settings(SETTINGS, max_examples=40))
+
+
+@pytest.mark.parametrize("examples", [3, pytest.param(20, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("machine", [DatabaseMachine])
+def test_a_database_answers_as_memory_does(
+    examples: int, machine: type[DatabaseMachine], monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(staged, "_MOST", 3)
+    run_state_machine_as_test(machine, settings=settings(SETTINGS, max_examples=examples))
 
 
 @pytest.mark.parametrize("examples", [5, pytest.param(20, marks=pytest.mark.slow)])

@@ -14,14 +14,15 @@ from . import kills
 PROCESSES, THREADS, SESSIONS, EACH = 8, 4, 20, 1250  # 40,000 messages
 
 
-def config(folder: str) -> StorageConfig:
-    """Have each of the many wait its turn, however long a busy machine lets it wait."""
-    return StorageConfig(storage_base_path=folder, lock_timeout_seconds=120)
+def config(place: str) -> StorageConfig:
+    """Have each of the many wait its turn, however long a busy machine lets it wait; `place` is a folder or a URL."""
+    named = {"storage_url": place} if place.startswith("sqlite:") else {"storage_base_path": place}
+    return StorageConfig(**named, lock_timeout_seconds=120)  # type: ignore[arg-type]
 
 
-def append_from_threads(folder: str, process: int, each: int) -> None:
+def append_from_threads(place: str, process: int, each: int) -> None:
     """Append `each` messages from each of four threads, every thread with an event loop of its own."""
-    storage = StorageManager(config(folder))
+    storage = StorageManager(config(place))
 
     async def append(thread: int) -> None:
         writer = f"{process}.{thread}"
@@ -43,8 +44,8 @@ def append_from_threads(folder: str, process: int, each: int) -> None:
     asyncio.run(storage.close())
 
 
-async def prepare(folder: Path) -> StorageManager:
-    storage = StorageManager(config(str(folder)))
+async def prepare(place: str) -> StorageManager:
+    storage = StorageManager(config(place))
     await storage.create_user("ada")
     for session in range(SESSIONS):
         await storage.create_session("ada", session_id=f"s{session}")
@@ -66,25 +67,30 @@ async def every_message_is_there_in_its_writers_order(storage: StorageManager, e
     return total
 
 
+PLACES = pytest.mark.parametrize("place", ["{}/files", "sqlite:{}/chats.sqlite3"], ids=["files", "sqlite"])
+
+
+@PLACES
 @pytest.mark.slow
 @pytest.mark.timeout(600)
 async def test_8_processes_of_4_threads_append_40000_messages_and_none_is_lost_or_out_of_order(
-    store_path: Path,
+    tmp_path: Path, place: str
 ) -> None:
-    await append_from_all(store_path, EACH)
+    await append_from_all(place.format(tmp_path), EACH)
 
 
+@PLACES
 async def test_8_processes_of_4_threads_append_1600_messages_and_none_is_lost_or_out_of_order(
-    store_path: Path,
+    tmp_path: Path, place: str
 ) -> None:
-    await append_from_all(store_path, 50)
+    await append_from_all(place.format(tmp_path), 50)
 
 
-async def append_from_all(folder: Path, each: int) -> None:
-    storage = await prepare(folder)
+async def append_from_all(place: str, each: int) -> None:
+    storage = await prepare(place)
     starting = multiprocessing.get_context("spawn")
     processes = [
-        starting.Process(target=append_from_threads, args=(str(folder), process, each)) for process in range(PROCESSES)
+        starting.Process(target=append_from_threads, args=(place, process, each)) for process in range(PROCESSES)
     ]
     for process in processes:
         await asyncio.to_thread(process.start)
@@ -99,6 +105,21 @@ def test_20_kills_of_a_writing_process_lose_no_acknowledged_message(tmp_path: Pa
     report = kills.run(tmp_path, kills=20, seed=1, each=100)
     assert report.problems == [], report
     assert report.kills == 20 and report.acknowledged > 500, report
+
+
+def test_10_kills_of_a_process_that_writes_sqlite_lose_no_acknowledged_message(tmp_path: Path) -> None:
+    report = kills.run(tmp_path, kills=10, seed=4, each=100, kind="sqlite")
+    assert report.problems == [], report
+    assert report.kills == 10 and report.acknowledged > 250, report
+
+
+@pytest.mark.slow
+@pytest.mark.timeout(900)
+def test_40_kills_of_a_process_that_writes_sqlite_lose_no_acknowledged_message(tmp_path: Path) -> None:
+    report = kills.run(tmp_path, kills=40, seed=5, kind="sqlite")
+    print(report)
+    assert report.problems == [], report
+    assert report.kills == 40 and report.acknowledged >= 8_000, report
 
 
 @pytest.mark.slow

@@ -12,6 +12,7 @@ import pytest
 
 from flatfile_chat_database import Message, StorageManager
 from flatfile_chat_database.backends import sql as scripts
+from flatfile_chat_database.backends import staged
 from flatfile_chat_database.backends.base import Capability, StorageBackend
 from flatfile_chat_database.backends.changes import Append, Put, Require
 from flatfile_chat_database.backends.rules import version_of
@@ -44,8 +45,10 @@ class TestSqlite(BackendContract):
     )
 
     @pytest.fixture(autouse=True)
-    def medium(self, tmp_path: Path) -> None:
+    def medium(self, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
         self.path = tmp_path / "store" / "chats.sqlite3"
+        monkeypatch.setattr(staged, "_MOST", 3)  # messages are moved all the time
+        monkeypatch.setattr(staged, "_MANY", 4)
 
     def make_backend(self, config: StorageConfig) -> StorageBackend:
         return SqliteBackend(config, str(self.path))
@@ -89,11 +92,15 @@ class TestSqlite(BackendContract):
             row = (key, "pieces", len(data), f"poked {key}")
         else:
             lines = data.decode().split("\n")
-            rows = [(*TABLES.log(key).ids, n, record["id"], lines[n]) for n, record in enumerate(records)]
             spot = TABLES.log(key)
-            columns = ", ".join((*spot.table.ids, "position", "id", "body"))
-            marks = ", ".join("?" * (len(spot.ids) + 3))
-            connection.executemany(f"INSERT INTO {spot.table.name} ({columns}) VALUES ({marks})", rows)
+            columns = ", ".join(("key", *(name for name in spot.table.ids if name != "key")))
+            values = (key, *(value for value in spot.ids if value != key))
+            marks = ", ".join("?" * len(values))
+            log = connection.execute(f"INSERT INTO logs ({columns}) VALUES ({marks})", values).lastrowid or 0
+            rows = [((log << 32) + n, record["id"], lines[n]) for n, record in enumerate(records)]
+            half = len(rows) // 2  # as if the others had come later
+            connection.executemany("INSERT INTO records (place, id, body) VALUES (?, ?, ?)", rows[:half])
+            connection.executemany("INSERT INTO arrivals (place, id, body) VALUES (?, ?, ?)", rows[half:])
             row = (key, "log", None, f"poked {key}")  # type: ignore[assignment]
         connection.execute("INSERT INTO entries VALUES (?, ?, ?, ?)", row)
         connection.close()
@@ -161,11 +168,11 @@ async def test_people_can_ask_in_sql(path: Path) -> None:
         await storage.create_user("ada")
         session = await storage.create_session("ada", "A title")
         for role in ("user", "assistant", "user"):
-            await storage.add_message("ada", session, Message(role, "a\0b"))
+            await storage.add_message("ada", session, Message(role, "a\0b\\u0000\\"))
         assert await sql(path, "SELECT role, count(*) FROM messages GROUP BY role") == [("assistant", 1), ("user", 2)]
-        assert await sql(path, "SELECT DISTINCT content FROM messages") == [("a\ufffdb",)]
+        assert await sql(path, "SELECT DISTINCT content FROM messages") == [("a\ufffdb\\u0000\\",)]
         assert await sql(path, "SELECT title FROM sessions") == [("A title",)]
-        assert [message.content for message in await storage.get_messages("ada", session)] == ["a\0b"] * 3
+        assert [message.content for message in await storage.get_messages("ada", session)] == ["a\0b\\u0000\\"] * 3
 
 
 async def test_a_file_that_somebody_holds_is_waited_for_once_and_not_by_each(path: Path) -> None:
@@ -249,7 +256,7 @@ async def test_a_row_that_is_gone_is_damage_and_not_absence(path: Path, statemen
 async def test_a_row_that_is_missing_in_a_log_is_damage(path: Path) -> None:
     async with opened(path) as store:
         await store.commit([Append(LOG, tuple(line(f"m{number}") for number in range(5)))])
-        await sql(path, "DELETE FROM messages WHERE position = 2")
+        await sql(path, "DELETE FROM arrivals WHERE place % 65536 = 2")
         assert len(await store.read_log(LOG, 3)) == 2, "what is there can be read"
         for read in (store.read_log(LOG), store.read(LOG), store.read_log(LOG, -3)):
             with pytest.raises(IntegrityError, match="position 2 is missing"):

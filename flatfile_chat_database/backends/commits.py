@@ -188,15 +188,5 @@ class Commits:
     # --- moving --------------------------------------------------------------------------------------
 
     def _rename(self, source: str, target: str) -> None:
-        contents = self.contents
-        contents.delete(target)  # nothing, unless an earlier change of the same commit has put something there
-        place = contents.place(source)
-        if place is not None and place.kind == "log":
-            contents.put_log(target, b"")
-            for run in contents.runs(source, strict=True):
-                contents.append(target, [line + b"\n" for line in run])
-        elif contents.move_bytes(source, target):
-            return
-        else:
-            contents.put(target, contents.read(source) or b"")
-        contents.delete(source)
+        self.contents.delete(target)  # nothing, unless an earlier change of the same commit has put something there
+        self.contents.move(source, target)

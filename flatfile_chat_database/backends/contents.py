@@ -7,7 +7,7 @@ would be.
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Iterator, Sequence
+from collections.abc import Callable, Iterable, Iterator, Sequence
 
 import msgspec
 
@@ -15,7 +15,7 @@ from .. import codec
 from ..errors import IntegrityError
 from ..models import new_id
 from .base import Changes, LogPart
-from .rows import Connection, Fresh, LogRows, asking, marks, of, runs_of, same_ids
+from .rows import Connection, Fresh, LogRows, asking, good_rows, marks, of, runs_of, same_ids, twice
 from .rules import good_lines
 from .tables import LINES, Table, Tables, body_of, shown
 
@@ -232,13 +232,19 @@ class Contents:
         self.changed.add(key)
         return True
 
-    def move_bytes(self, source: str, target: str) -> bool:
-        """Give bytes another key, if they may stay bytes there; return whether they did."""
-        if self.is_log(target) or self._tables.document(target) is not None:
-            return False
-        moved = self._db.run_for("UPDATE entries SET key = ? WHERE key = ? AND place = 'pieces'", [(target, source)])
+    def move(self, source: str, target: str) -> None:
+        """Give what is at a key another one, at which nothing is."""
+        place = self.place(source)
+        if place is None:
+            return
+        if place.kind == "log":
+            self._rows.move(source, target)
+        elif place.kind == "document" or self.is_log(target) or self._tables.document(target) is not None:
+            self.put(target, self.bytes_of(source, place))
+            self.delete(source)
+            return
+        self._db.execute("UPDATE entries SET key = ? WHERE key = ?", (target, source))
         self.changed |= {source, target}
-        return bool(moved)
 
     def _enter(self, key: str, place: Place) -> None:
         self._db.execute(
@@ -248,15 +254,27 @@ class Contents:
 
     # --- logs ----------------------------------------------------------------------------------------
 
-    def records(self, key: str, start: int, stop: int | None, *, strict: bool) -> list[bytes]:
-        """Return the records of a log from one position up to another, as `read_log` does."""
+    def records(
+        self,
+        key: str,
+        start: int,
+        stop: int | None,
+        *,
+        strict: bool,
+        judged: Callable[[list[bytes]], bool] | None = None,
+    ) -> list[bytes]:
+        """Return the records of a log from one position up to another, as `read_log` does.
+
+        Where `judged` says that all of some lines are messages, they are not looked at again.
+        """
         place = self.place(key)
         if place is None:
             return []
         if place.kind != "log":
             return good_lines(key, self.bytes_of(key, place), strict=strict, newline=False)[start:stop]
         first, end, _ = slice(start, stop).indices(self._rows.count(key))
-        return list(self._rows.lines(key, first, end)) if first < end else []
+        lines = list(self._rows.lines(key, first, end)) if first < end else []
+        return lines if judged is not None and judged(lines) else good_rows(key, lines, first, strict=strict)
 
     def runs(self, key: str, *, strict: bool) -> Iterator[list[bytes]]:
         """Yield the records of a log in runs, as `stream_log` does."""
@@ -267,15 +285,15 @@ class Contents:
             yield from self._runs_of_bytes(key, place, strict=strict)
             return
         run: list[bytes] = []
-        size = 0
-        for line in self._rows.lines(key, 0, self._rows.count(key)):
+        first = size = 0
+        for position, line in enumerate(self._rows.lines(key, 0, self._rows.count(key)), 1):
             run.append(line)
             size += len(line)
             if size >= _RUN_BYTES:
-                yield run
-                run, size = [], 0
+                yield good_rows(key, run, first, strict=strict)
+                run, first, size = [], position, 0
         if run:
-            yield run
+            yield good_rows(key, run, first, strict=strict)
 
     def _runs_of_bytes(self, key: str, place: Place, *, strict: bool) -> Iterator[list[bytes]]:
         begun: list[bytes] = []  # of a line that is longer than a piece
@@ -328,6 +346,7 @@ class Contents:
             self._put_bytes(key, data)
             return
         self._enter(key, Place("log", None, new_id()))
+        self._rows.open(key)
         self.append(key, lines)
 
     def append(self, key: str, lines: Sequence[bytes]) -> None:
@@ -339,7 +358,7 @@ class Contents:
         first = self._rows.count(key)
         fresh = [Fresh(key, at, codec.written_id(line), line) for at, line in enumerate(lines, first)]
         if not self.add_fresh(fresh):
-            raise IntegrityError(f"{key} has two rows of one message, or of one position.", key=key)
+            raise twice(key)
 
     def add_fresh(self, messages: Sequence[Fresh]) -> bool:
         """Add messages at the ends of their logs; return False if one of them is there already.
@@ -459,6 +478,36 @@ class Contents:
         return found
 
     # --- what does not fit -----------------------------------------------------------------------------
+
+    def contradictions(self) -> list[tuple[str, str]]:
+        """Return keys whose rows are not there, and rows that have no key, each with what is wrong."""
+        kept: dict[str, set[str]] = {"document": set(), "log": set(), "pieces": set()}
+        for key, kind in self._db.execute("SELECT key, place FROM entries"):
+            kept[kind].add(key)
+        documents: dict[str, str] = {}
+        for entry, table in self._tables.by_entry.items():
+            if not table.is_log:
+                rows = self._db.execute(f"SELECT {', '.join(table.ids)} FROM {table.name}")
+                documents.update((self._tables.key_of(entry, ids), table.name) for ids in rows)
+        found = [(key, _in_no_table(key).message) for key in kept["document"] - documents.keys()]
+        found += [(key, f"A row of `{documents[key]}` has no key.") for key in documents.keys() - kept["document"]]
+        found += [(key, f"There are messages of {key}, which is no log.") for key in self._rows.keys() - kept["log"]]
+        for key in self._rows.gaps():
+            try:
+                for _ in self._rows.lines(key, 0, self._rows.count(key)):
+                    pass
+            except IntegrityError as error:
+                found.append((key, error.message))
+        sizes = self._db.execute(
+            f"SELECT key, size, (SELECT sum({self._db.size_of_data}) FROM pieces WHERE pieces.id = entries.id) "
+            "FROM entries WHERE place = 'pieces'"
+        )
+        found += [
+            (key, f"It has {size} bytes; {held or 0} are in the table `pieces`.")
+            for key, size, held in sizes
+            if size != (held or 0)
+        ]
+        return sorted(found)
 
     def torn_logs(self) -> list[str]:
         """Return the logs of the map that end in half a line."""

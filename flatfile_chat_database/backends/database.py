@@ -178,10 +178,17 @@ class DatabaseBackend(ThreadedBackend):
     ) -> list[T]:
         check_key(key)
 
+        many: Callable[[list[bytes]], list[T] | None] | None = getattr(decode, "many", None)
+        made: list[T] | None = None
+
+        def is_made(lines: list[bytes]) -> bool:
+            nonlocal made
+            made = None if many is None else many(lines)
+            return made is not None
+
         def page(contents: Contents | None) -> list[T]:
-            lines = contents.records(key, start, stop, strict=strict) if contents else []
-            many: Callable[[list[bytes]], list[T] | None] | None = getattr(decode, "many", None)
-            if many is not None and (made := many(lines)) is not None:
+            lines = contents.records(key, start, stop, strict=strict, judged=is_made) if contents else []
+            if made is not None:
                 return made
             return [record for line in lines if (record := decode(line)) is not None]
 
@@ -380,15 +387,28 @@ class DatabaseBackend(ThreadedBackend):
 
     # --- maintenance ---------------------------------------------------------------------------------
 
+    def _find_faults(self) -> list[tuple[str, str]]:
+        connection = self.take()
+        if connection is None:
+            return []
+        try:
+            connection.begin_reading()
+            faults = [("", text) for text in connection.faults()]
+            return faults or self.contents(connection).contradictions()
+        finally:
+            self.give_back(connection)
+
     async def obstacles(self, *, fix: bool = False) -> list[Problem]:
         self._threads()
         return []
 
     async def verify(self, *, fix: bool = False) -> list[Problem]:
+        problems = [
+            Problem("damaged-database", key, text) for key, text in await self._threads().run(self._find_faults)
+        ]
         torn, leftovers = await self._in_thread(
             lambda contents: (contents.torn_logs(), contents.leftovers()) if contents else ([], [])
         )
-        problems = []
         for key in torn:
             if fix:
                 await self._commit([partial(_mend, key)])

@@ -7,10 +7,13 @@ that a new message changes nothing but the tables of messages.
 from __future__ import annotations
 
 from collections.abc import Iterable, Iterator, Sequence
+from itertools import islice
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+from .. import codec
 from ..errors import IntegrityError
-from .tables import Spot, Table, Tables, shown
+from .rules import logger
+from .tables import LINES, Spot, Table, Tables, shown
 
 T = TypeVar("T")
 
@@ -25,6 +28,8 @@ class Connection(Protocol):
     """The function that tells where in a text another one begins."""
     size_of_body: str
     """The number of bytes of the column `body`, as an expression."""
+    size_of_data: str
+    """The same of the column `data`."""
 
     def execute(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
         """Run a statement; return all its rows."""
@@ -65,6 +70,23 @@ class LogRows:
         spot = self._tables.log(key)
         [(size,)] = self._db.execute(f"SELECT sum({self._db.size_of_body} + 1) FROM {of(spot)}", spot.ids)
         return int(size or 0)
+
+    def keys(self) -> set[str]:
+        """Return the keys of all logs that have rows."""
+        return {key for key, _, _ in self._counted()}
+
+    def gaps(self) -> list[str]:
+        """Return the keys of the logs in which a position has no row."""
+        return sorted(key for key, rows, behind in self._counted() if rows != behind)
+
+    def _counted(self) -> Iterator[tuple[str, int, int]]:
+        """Yield for each log its key, how many rows it has, and the position behind the last one."""
+        for entry, table in (*self._tables.by_entry.items(), ("", LINES)):
+            if table.is_log:
+                names = ", ".join(table.ids)
+                counted = f"SELECT count(*), max(position) + 1, {names} FROM {table.name} GROUP BY {names}"
+                for rows, behind, *ids in self._db.execute(counted):
+                    yield self._tables.key_of(entry, ids) if entry else ids[0], rows, behind
 
     def lines(self, key: str, first: int, end: int) -> Iterator[bytes]:
         """Yield lines by position, without their newlines.
@@ -137,6 +159,9 @@ class LogRows:
 
     # --- writing -------------------------------------------------------------------------------------
 
+    def open(self, key: str) -> None:
+        """Make a log that is absent."""
+
     def add(self, messages: Sequence[Fresh]) -> bool:
         """Add messages at the ends of their logs; return False if one of them is there already.
 
@@ -182,14 +207,45 @@ class LogRows:
         self._db.execute(f"DELETE FROM {of(spot)} AND position >= ?", (*spot.ids, first))
 
     def drop(self, key: str) -> None:
-        """Remove all lines."""
+        """Remove all lines, and the log."""
         spot = self._tables.log(key)
         self._db.execute(f"DELETE FROM {of(spot)}", spot.ids)
+
+    def move(self, source: str, target: str) -> None:
+        """Give a log another key, at which nothing is."""
+        self.open(target)
+        fresh = (
+            Fresh(target, at, codec.written_id(line), line + b"\n")
+            for at, line in enumerate(self.lines(source, 0, self.count(source)))
+        )
+        while some := list(islice(fresh, AT_ONCE)):
+            if not self.add(some):
+                raise twice(target)
+        self.drop(source)
 
 
 def missing(key: str, position: int) -> IntegrityError:
     """Return the error for a row that should be there."""
     return IntegrityError(f"{key}: the message at position {position} is missing from its table.", key=key)
+
+
+def good_rows(key: str, lines: Iterable[bytes], first: int, *, strict: bool) -> list[bytes]:
+    """Return the lines of rows that are messages; the others, which somebody changed by hand, as `read_log` does."""
+    good = []
+    for position, line in enumerate(lines, first):
+        if codec.line_id(line) is not None:
+            good.append(line)
+            continue
+        text = f"{key}: the row at position {position} is no message"
+        if strict:
+            raise IntegrityError(f"{text}.", key=key, hint="Run `chatdb check` to see all damage.")
+        logger.warning("%s; it is passed over", text)
+    return good
+
+
+def twice(key: str) -> IntegrityError:
+    """Return the error for rows that contradict each other."""
+    return IntegrityError(f"{key} has two rows of one message, or of one position.", key=key)
 
 
 class Asked(NamedTuple):

@@ -2,22 +2,48 @@
 
 from __future__ import annotations
 
+import copy
+import ctypes
 import os
 import sqlite3
 from collections.abc import Iterable, Iterator, Sequence
-from contextlib import contextmanager
+from contextlib import contextmanager, suppress
 from importlib import resources
 from typing import Any
 
 from ..config import StorageConfig, absolute
 from ..errors import ConfigurationError, DurabilityError, IntegrityError, StorageError, UnavailableError
+from .contents import Contents
 from .database import DatabaseBackend
+from .staged import StagedRows
+from .states import Session
 
 MIGRATIONS = ("sqlite_0001.sql",)
 """In the order in which they are run; the number of those that were is the file's `user_version`."""
 
 APPLICATION_ID = 0x63686174
 """Of the file format (https://www.sqlite.org/fileformat.html), so that a foreign database is not taken for a store."""
+
+_CHECKPOINT_PAGES = 4000
+"""Of the WAL, which are then put in their places: 16 MB, four times SQLite's own choice, for pages come again in it."""
+_CACHE_KIB = 16_000
+"""Of the connection that writes: messages that arrived, with their indexes, and the leaves that they are moved to."""
+
+OLDEST = (3, 37, 0)
+"""Version of SQLite: the first with tables that take no value of another type."""
+
+_MOST_FAULTS = 100
+_NOT_WRITTEN = ("SQLITE_FULL", "SQLITE_IOERR_WRITE")
+"""Errors of a COMMIT whose last frame, which is what counts, cannot be in the WAL."""
+_CHANGED_TABLES = ("no such table", "no such column", "no such index", "table ", "malformed JSON", "cannot modify")
+"""How errors begin that tell of tables which somebody has changed."""
+_HINTS = {
+    "BUSY": "Another program holds it.",
+    "LOCKED": "Another program holds it.",
+    "FULL": "Make room on the disk; nothing was changed.",
+    "READONLY": "Its folder has to be writable, too.",
+    "CANTOPEN": "Its folder has to be there and writable, for SQLite keeps two files beside it.",
+}
 
 
 class SqliteBackend(DatabaseBackend):
@@ -27,6 +53,7 @@ class SqliteBackend(DatabaseBackend):
         """Keep the store in the file at `path`."""
         super().__init__(config)
         self.path = absolute(path)
+        self._file = File(self.path)
 
     def __repr__(self) -> str:
         return f"<SqliteBackend {self.path!r}{' closed' if self._closed else ''}>"
@@ -36,12 +63,55 @@ class SqliteBackend(DatabaseBackend):
 
     def _connect(self, *, to_write: bool) -> SqliteSession | None:
         if not to_write and not os.path.exists(self.path):
+            self._file.check()
             return None
-        session = SqliteSession(self.path, timeout=self.config.lock_timeout_seconds, to_write=to_write)
+        session = SqliteSession(self._file, timeout=self.config.lock_timeout_seconds, to_write=to_write)
         if session.version:
             return session
         session.close()
         return None  # somebody makes it at this moment
+
+    def contents(self, connection: Session) -> Contents:
+        return Contents(connection, self._tables, StagedRows(connection, self._tables))
+
+
+class File:
+    """The file of an open store: which one it is, and what was found wrong with it."""
+
+    def __init__(self, path: str) -> None:
+        self.path = path
+        self.fault: StorageError | None = None
+        """Why nothing may be written any more."""
+        self._identities: dict[str, tuple[int, int]] = {}
+
+    def check(self, *, begins: bool = False) -> None:
+        """Notice that the file, or the WAL beside it, is not the one that this store began with.
+
+        Raises:
+            UnavailableError: It was removed or replaced, so what is written to it is lost.
+        """
+        for path in (self.path, f"{self.path}-wal"):
+            known = self._identities.get(path)
+            if known is None and not begins:
+                continue
+            try:
+                status = os.stat(path)
+                found = (status.st_dev, status.st_ino)
+            except FileNotFoundError:
+                if known is None:
+                    continue
+                found = (-1, -1)
+            except OSError as error:
+                raise UnavailableError(f"{path}: {error.strerror}.") from error
+            if found != self._identities.setdefault(path, found):
+                raise UnavailableError(
+                    f"{path} was removed or replaced while the store was open.",
+                    hint="Put it back, or close the store and open it again.",
+                )
+
+
+_never_closed: list[sqlite3.Connection] = []
+"""Connections to damaged files: closing the last one would write its WAL into the file."""
 
 
 class SqliteSession:
@@ -49,22 +119,31 @@ class SqliteSession:
 
     position_of = "instr"
     size_of_body = "length(CAST(body AS BLOB))"
+    size_of_data = "length(data)"
 
-    def __init__(self, path: str, *, timeout: float, to_write: bool) -> None:
+    def __init__(self, file: File, *, timeout: float, to_write: bool) -> None:
         """Open the file; to write, make it and bring its tables up to date.
 
         Raises:
             ConfigurationError: It is no store, or one of a newer version.
             UnavailableError: It cannot be opened.
         """
-        self._path = path
+        if sqlite3.sqlite_version_info < OLDEST:
+            raise ConfigurationError(
+                f"A store in SQLite needs SQLite {'.'.join(map(str, OLDEST))}; this is {sqlite3.sqlite_version}."
+            )
+        self._file = file
+        self._path = path = file.path
         self._seen = -1
         self.version = 0
         """How many migrations the file has seen."""
+        file.check()
         with self._mapped():
             if to_write:
                 os.makedirs(os.path.dirname(path), mode=0o700, exist_ok=True)
-                os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_CLOEXEC, 0o600))
+                with suppress(FileExistsError):
+                    # Never of a file that is there: to close it would end every lock of this process on it.
+                    os.close(os.open(path, os.O_RDWR | os.O_CREAT | os.O_EXCL | os.O_CLOEXEC, 0o600))
             self._connection = sqlite3.connect(
                 path, timeout=timeout, isolation_level=None, check_same_thread=False, cached_statements=256
             )
@@ -77,14 +156,17 @@ class SqliteSession:
                     self._connection.execute("BEGIN")  # or the answers might be from before and after its making
                     self.version = self._check()
                     self._connection.execute("ROLLBACK")
+            file.check(begins=self.version > 0)
         except BaseException:
-            self._connection.close()
+            self.close()
             raise
 
     def _prepare(self) -> None:
         connection = self._connection
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
+        connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")
         connection.execute("BEGIN IMMEDIATE")
         try:
             self.version = len(MIGRATIONS)
@@ -144,17 +226,32 @@ class SqliteSession:
 
     def _told(self, error: sqlite3.Error) -> StorageError:
         """Return the error of the contract for one of SQLite's."""
-        if getattr(error, "sqlite_errorname", "").startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")):
-            return IntegrityError(f"{self._path} is damaged: {error}.", hint="Restore it from a backup.")
-        hint = "Another program holds it." if "locked" in str(error) else None
-        return UnavailableError(f"{self._path}: {error}.", hint=hint)
+        name, text = getattr(error, "sqlite_errorname", ""), str(error)
+        if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or "not a database" in text:
+            # What is written now might make it worse, and so might putting the WAL in its place.
+            self._file.fault = IntegrityError(
+                f"{self._path} is damaged: {error}. Nothing more is written to it.",
+                hint="Close the store, keep a copy of the file and of its -wal, and restore a backup.",
+            )
+            return copy.copy(self._file.fault)
+        if text.startswith(_CHANGED_TABLES) or name.startswith(("SQLITE_CONSTRAINT", "SQLITE_MISMATCH")):
+            return IntegrityError(
+                f"{self._path} has not the tables of a chat store any more: {error}.", hint="Restore it from a backup."
+            )
+        if "decode to UTF-8" in text:
+            return IntegrityError(f"{self._path} holds a text that is none: {error}.", hint="Restore it from a backup.")
+        return UnavailableError(f"{self._path}: {error}.", hint=_HINTS.get(name.partition("_")[2].partition("_")[0]))
 
     # --- transactions --------------------------------------------------------------------------------
 
     def begin_reading(self) -> None:
+        self._file.check()
         self.execute("BEGIN")
 
     def begin_writing(self) -> bool:
+        self._file.check()
+        if self._file.fault is not None:
+            raise copy.copy(self._file.fault)
         self.execute("BEGIN IMMEDIATE")
         [(seen,)] = self.execute("PRAGMA data_version")  # another number when another connection has written
         others, self._seen = bool(seen != self._seen), seen
@@ -163,15 +260,41 @@ class SqliteSession:
     def commit(self) -> None:
         try:
             self._connection.execute("COMMIT")
+            self._file.check()  # or it went into a file that nobody will find
         except sqlite3.Error as error:
-            raise DurabilityError(f"{DurabilityError.__doc__} ({error})") from error
+            if getattr(error, "sqlite_errorname", "") in _NOT_WRITTEN:
+                raise self._told(error) from error
+            raise self._unknown(error) from error
+        except UnavailableError as error:
+            raise self._unknown(error) from error
+
+    def _unknown(self, error: Exception) -> DurabilityError:
+        """Return the error for a transaction of which nobody knows, and let no other begin."""
+        self._file.fault = UnavailableError(
+            f"{self._path} takes no more writes: an earlier one failed ({error}).",
+            hint="Open the store again, and write anew what was in doubt.",
+        )
+        return DurabilityError(f"{DurabilityError.__doc__} ({error})")
 
     def roll_back(self) -> None:
         if self._connection.in_transaction:
             self.execute("ROLLBACK")
 
     def close(self) -> None:
-        self._connection.close()
+        is_held_back = isinstance(self._file.fault, IntegrityError) and os.path.exists(f"{self._path}-wal")
+        if not is_held_back:
+            self._connection.close()
+            return
+        with suppress(sqlite3.Error):
+            self._connection.rollback()
+        _never_closed.append(self._connection)
+        ctypes.pythonapi.Py_IncRef(ctypes.py_object(self._connection))  # not even when the interpreter ends
+
+    # --- maintenance ---------------------------------------------------------------------------------
+
+    def faults(self) -> list[str]:
+        """Return what SQLite finds wrong with the file."""
+        return [text for (text,) in self.execute(f"PRAGMA integrity_check({_MOST_FAULTS})") if text != "ok"]
 
 
 def _statements(script: str) -> Iterator[str]:

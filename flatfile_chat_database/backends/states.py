@@ -46,6 +46,10 @@ class Session(Connection, Protocol):
     def close(self) -> None:
         """Let go of the connection."""
 
+    def faults(self) -> list[str]:
+        """Return what the database itself finds wrong with the store."""
+        ...
+
 
 class Medium(Protocol):
     """A backend's connections to read with."""

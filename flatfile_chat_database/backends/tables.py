@@ -6,13 +6,13 @@ or a panel. The JSON stands in `body` as it was given; what people ask for is in
 Four tables know no map. `entries` names every key, and where its bytes are; `pieces` holds bytes that are no row
 anywhere else: uploaded files, the trash, what is no JSON; `lines` holds the messages of logs that are not in their
 place, as those in the trash; `changes` names the keys that each of the last transactions changed, for whoever derives
-something from them.
+something from them. In SQLite the tables of messages are views; see `staged.py`.
 """
 
 from __future__ import annotations
 
 import re
-from collections.abc import Mapping
+from collections.abc import Mapping, Sequence
 from typing import Any
 
 import msgspec
@@ -65,6 +65,23 @@ class Table(msgspec.Struct, frozen=True):
     """The columns that repeat what is in the body."""
     is_log: bool
 
+    @property
+    def columns(self) -> tuple[str, ...]:
+        """All of them, in their order."""
+        return (*self.ids, *(("position", "id") if self.is_log else ()), *self.shown, "body")
+
+
+class Mapped(msgspec.Struct, frozen=True):
+    """Where a database keeps what has a file."""
+
+    entry: str
+    """The name in the map."""
+    pattern: str
+    """The key, with `{placeholders}` for ids."""
+    meaning: str
+    table: str
+    columns: tuple[str, ...]
+
 
 _REMEMBERED = 16384
 """Keys of logs whose tables are known without looking at the map again."""
@@ -96,6 +113,15 @@ class Tables:
             if entry.name in _NAMES
         }
 
+    def mapping(self) -> list[Mapped]:
+        """Return for each entry of the map where its bytes are, if they are whole; otherwise they are in `pieces`."""
+        found = []
+        for entry in self._layout:
+            table = self.by_entry.get(entry.name)
+            name, columns = ("pieces", ("id", "number", "data")) if table is None else (table.name, table.columns)
+            found.append(Mapped(entry.name, entry.pattern, entry.meaning, name, columns))
+        return found
+
     def document(self, key: str) -> Spot | None:
         """Return where the document at `key` belongs; None if there is no table for it."""
         spot = self._spot(key)
@@ -112,6 +138,10 @@ class Tables:
                 self._logs.clear()
             self._logs[key] = spot
         return spot
+
+    def key_of(self, entry: str, ids: Sequence[str]) -> str:
+        """Return the key of a document's row."""
+        return self._layout.key(entry, **dict(zip(self.by_entry[entry].ids, ids, strict=True)))
 
     def _spot(self, key: str) -> Spot | None:
         place = self._layout.parse(key)

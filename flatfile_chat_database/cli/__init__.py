@@ -13,11 +13,12 @@ from . import keeping as _keeping  # commands register themselves
 from . import looking as _looking
 from . import migrating as _migrating
 from . import moving as _moving
+from . import tables as _tables
 from .frame import WarningHandler, cli
 
 __all__ = ["cli", "main"]
 
-_ = (_keeping, _looking, _migrating, _moving)
+_ = (_keeping, _looking, _migrating, _moving, _tables)
 
 
 def main() -> None:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any
 
 from ... import codec
@@ -12,7 +12,7 @@ from ..base import Changes
 from ..changes import ABSENT
 from ..contents import PIECE_BYTES, Contents, Place, rows_of
 from ..gathered import Known
-from ..rows import Fresh, LogRows, missing, of
+from ..rows import Fresh, LogRows, good_rows, missing, of
 from ..rules import check_version
 from ..tables import Spot, Table, Tables, body_of, shown
 from .session import PostgresSession
@@ -130,7 +130,15 @@ class PostgresContents(Contents):
                 return found
         return self.bytes_of(key, place)
 
-    def records(self, key: str, start: int, stop: int | None, *, strict: bool) -> list[bytes]:
+    def records(
+        self,
+        key: str,
+        start: int,
+        stop: int | None,
+        *,
+        strict: bool,
+        judged: Callable[[list[bytes]], bool] | None = None,
+    ) -> list[bytes]:
         spot = self._tables.log(key)
         first, end = max(-_MOST, min(start, _MOST)), max(-_MOST, min(_MOST if stop is None else stop, _MOST))
         rows = self._beside(
@@ -143,9 +151,10 @@ class PostgresContents(Contents):
             "beside.position",
         )
         if rows and rows[0][0] != "log":
-            return super().records(key, start, stop, strict=strict)
+            return super().records(key, start, stop, strict=strict, judged=judged)
         begin, behind, _ = slice(start, stop).indices(rows[0][3] or 0 if rows else 0)
-        return list(whole(key, (row[4:] for row in rows if row[4] is not None), begin, behind))
+        lines = list(whole(key, (row[4:] for row in rows if row[4] is not None), begin, behind))
+        return lines if judged is not None and judged(lines) else good_rows(key, lines, begin, strict=strict)
 
     def count(self, key: str) -> int:
         spot = self._tables.log(key)

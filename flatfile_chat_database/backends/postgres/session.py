@@ -34,6 +34,7 @@ class PostgresSession:
 
     position_of = "strpos"
     size_of_body = "octet_length(body)"
+    size_of_data = "octet_length(data)"
 
     def __init__(self, target: Target, *, to_write: bool) -> None:
         """Connect.
@@ -80,6 +81,9 @@ class PostgresSession:
 
     def close(self) -> None:
         self._connection.close()
+
+    def faults(self) -> list[str]:
+        return []  # a server with checksums tells of damage by itself, when it reads
 
     # --- statements ----------------------------------------------------------------------------------
 
