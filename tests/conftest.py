@@ -15,6 +15,7 @@ import json
 import os
 import signal
 from collections.abc import AsyncIterator, Callable, Generator, Iterator
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Protocol
 
@@ -30,6 +31,8 @@ from flatfile_chat_database.config import NAMING_FIELDS, StorageConfig
 from flatfile_chat_database.layout import Layout
 from flatfile_chat_database.models import Problem
 from flatfile_chat_database.storage import StorageManager
+
+from . import postgres
 
 PACKAGE = "flatfile_chat_database"
 pytest.register_assert_rewrite(f"{PACKAGE}.testing")
@@ -115,10 +118,18 @@ def pytest_runtest_makereport(
 # --- the matrix ----------------------------------------------------------------------------------------
 
 
-@pytest.fixture(params=["memory", "flatfile", pytest.param("sqlite", marks=pytest.mark.slow)])
-def backend_name(request: pytest.FixtureRequest) -> str:
-    """Each backend in turn."""
-    return str(request.param)
+ON_POSTGRESQL = {"test_messages", "test_sessions"}
+"""Modules whose tests run on a PostgreSQL server as well: those whose answers come from its own statements. What a
+backend may answer at all is shown by the contract and the state machine, and a server takes time."""
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what uses `backend_name` once for each backend."""
+    if "backend_name" in metafunc.fixturenames:
+        names: list[Any] = ["memory", "flatfile", pytest.param("sqlite", marks=pytest.mark.slow)]
+        if metafunc.module.__name__.rpartition(".")[2] in ON_POSTGRESQL:
+            names.append(pytest.param("postgres", marks=pytest.mark.slow))
+        metafunc.parametrize("backend_name", names)
 
 
 @pytest.fixture
@@ -144,8 +155,11 @@ class _Stores:
         self.managers: list[StorageManager] = []
         self.memory: MemoryBackend | None = None
 
-    @property
-    def sqlite_url(self) -> str:
+    @cached_property
+    def url(self) -> str:
+        """The URL of the store in a database."""
+        if self.backend_name == "postgres":
+            return postgres.empty_store()
         return f"sqlite:{self.store_path}/chats.sqlite3"
 
     def config(self, **overrides: Any) -> StorageConfig:
@@ -160,8 +174,8 @@ class _Stores:
             if self.memory is None:
                 self.memory = MemoryBackend(config)
             arguments.setdefault("backend", self.memory)
-        if self.backend_name == "sqlite" and not config.storage_url:
-            config.storage_url = self.sqlite_url
+        if self.backend_name in ("sqlite", "postgres") and not config.storage_url:
+            config.storage_url = self.url
         manager = StorageManager(config, **arguments)
         self.managers.append(manager)
         return manager
@@ -187,15 +201,15 @@ class _Stores:
             contents = {key: await self.memory.read(key) for key in await self.memory.list_keys("")}
             self.memory.config = _config_of_store(configs, contents.get)
             return self.memory
-        if not self.store_path.exists():
+        if not self.store_path.exists() and self.backend_name != "postgres":
             return None
-        if self.backend_name == "sqlite":
-            backend = open_backend(dataclasses.replace(configs[0], storage_url=self.sqlite_url))
+        if self.backend_name in ("sqlite", "postgres"):
+            backend = open_backend(dataclasses.replace(configs[0], storage_url=self.url))
             await backend.open()
             contents = {key: await backend.read(key) for config in configs if (key := Layout(config).key("store"))}
             await backend.close()
             config = _config_of_store(configs, contents.get)
-            return open_backend(dataclasses.replace(config, storage_url=self.sqlite_url))
+            return open_backend(dataclasses.replace(config, storage_url=self.url))
 
         def read(key: str) -> bytes | None:
             path = self.store_path / key
