@@ -31,7 +31,8 @@ from flatfile_chat_database.config import NAMING_FIELDS, StorageConfig
 from flatfile_chat_database.layout import Layout
 from flatfile_chat_database.models import Problem
 from flatfile_chat_database.storage import StorageManager
-from tests import postgres
+
+from . import postgres
 
 PACKAGE = "flatfile_chat_database"
 pytest.register_assert_rewrite(f"{PACKAGE}.testing")
@@ -117,14 +118,25 @@ def pytest_runtest_makereport(
 # --- the matrix ----------------------------------------------------------------------------------------
 
 
-SLOW = ("sqlite", "postgres")
-"""Backends of the matrix that are tested on the main Python only."""
+ON_POSTGRESQL = {"test_messages", "test_search", "test_sessions"}
+"""Modules whose tests run on a PostgreSQL server as well: those whose answers come from its own statements. What a
+backend may answer at all is shown by the contract and the state machine, and a server takes time. With the option
+`--whole-matrix` all of them do."""
 
 
-@pytest.fixture(params=["memory", "flatfile", *(pytest.param(name, marks=pytest.mark.slow) for name in SLOW)])
-def backend_name(request: pytest.FixtureRequest) -> str:
-    """Each backend in turn."""
-    return str(request.param)
+def pytest_addoption(parser: pytest.Parser) -> None:
+    """Add the option that runs every test of the matrix on every backend."""
+    parser.addoption("--whole-matrix", action="store_true", help="run every test of the matrix on PostgreSQL as well")
+
+
+def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
+    """Run what uses `backend_name` once for each backend."""
+    if "backend_name" in metafunc.fixturenames:
+        names: list[Any] = ["memory", "flatfile", pytest.param("sqlite", marks=pytest.mark.slow)]
+        whole = metafunc.config.getoption("--whole-matrix")
+        if whole or metafunc.module.__name__.rpartition(".")[2] in ON_POSTGRESQL:
+            names.append(pytest.param("postgres", marks=pytest.mark.slow))
+        metafunc.parametrize("backend_name", names)
 
 
 @pytest.fixture
@@ -152,12 +164,10 @@ class _Stores:
 
     @cached_property
     def url(self) -> str:
-        """The `storage_url` of a store in a database; empty for the other backends."""
-        if self.backend_name == "sqlite":
-            return f"sqlite:{self.store_path}/chats.sqlite3"
+        """The URL of the store in a database."""
         if self.backend_name == "postgres":
             return postgres.empty_store()
-        return ""
+        return f"sqlite:{self.store_path}/chats.sqlite3"
 
     def config(self, **overrides: Any) -> StorageConfig:
         return StorageConfig(**{"storage_base_path": str(self.store_path)} | overrides)
@@ -171,7 +181,7 @@ class _Stores:
             if self.memory is None:
                 self.memory = MemoryBackend(config)
             arguments.setdefault("backend", self.memory)
-        if not config.storage_url:
+        if self.backend_name in ("sqlite", "postgres") and not config.storage_url:
             config.storage_url = self.url
         manager = StorageManager(config, **arguments)
         self.managers.append(manager)
@@ -198,9 +208,9 @@ class _Stores:
             contents = {key: await self.memory.read(key) for key in await self.memory.list_keys("")}
             self.memory.config = _config_of_store(configs, contents.get)
             return self.memory
-        if self.backend_name != "postgres" and not self.store_path.exists():
+        if not self.store_path.exists() and self.backend_name != "postgres":
             return None
-        if self.url:
+        if self.backend_name in ("sqlite", "postgres"):
             backend = open_backend(dataclasses.replace(configs[0], storage_url=self.url))
             await backend.open()
             contents = {key: await backend.read(key) for config in configs if (key := Layout(config).key("store"))}

@@ -18,6 +18,7 @@ from flatfile_chat_database import Message, SituationalContext, StorageManager
 from flatfile_chat_database.backends.base import open_backend
 from flatfile_chat_database.backends.flatfile.files import Files
 from flatfile_chat_database.backends.memory import MemoryBackend
+from flatfile_chat_database.backends.postgres import PostgresBackend
 from flatfile_chat_database.config import (
     DevelopmentConfig,
     ProductionConfig,
@@ -313,6 +314,11 @@ async def write_while_another_process_holds_the_lock(bench: Bench) -> object:
     return "waits" if waits else result
 
 
+async def limits_in_a_server(bench: Bench) -> object:
+    backend = PostgresBackend(dataclasses.replace(bench.storage.config, storage_url="postgresql://nowhere/x"))
+    return backend._target.parameters["connect_timeout"], backend._target.commit_seconds, backend._streams._free
+
+
 async def write_on_a_network_file_system(bench: Bench) -> object:
     bench.monkeypatch.setattr(Files, "file_system", lambda self, path: "nfs4")
     return await outcome(bench.storage.create_user("ann"))
@@ -404,6 +410,9 @@ EFFECTS = {
     "storage_url": Effect("file:{tmp}/elsewhere", folder_of_the_store, ["default"], ["default", "elsewhere"]),
     "trash_retention_days": Effect(3, trash_that_goes_after_ten_days, 10, 1),
     "lock_timeout_seconds": Effect(0.2, write_while_another_process_holds_the_lock, "waits", "UnavailableError"),
+    "database_connect_timeout_seconds": Effect(3.0, limits_in_a_server, (10, 60.0, 16), (3, 60.0, 16)),
+    "database_timeout_seconds": Effect(6.0, limits_in_a_server, (10, 60.0, 16), (10, 6.0, 16)),
+    "database_pool_size": Effect(2, limits_in_a_server, (10, 60.0, 16), (10, 60.0, 2)),
     "allow_network_file_system": Effect(True, write_on_a_network_file_system, "ConfigurationError", True),
 }
 
@@ -541,6 +550,9 @@ WRONG: list[tuple[str, Any]] = [
     ("lock_timeout_seconds", float("inf")),
     ("lock_timeout_seconds", -1),
     ("lock_timeout_seconds", 10**400),
+    ("database_timeout_seconds", -1),
+    ("database_connect_timeout_seconds", "10"),
+    ("database_pool_size", 0),
     ("allow_network_file_system", "false"),
 ]
 

@@ -12,6 +12,7 @@ from flatfile_chat_database.backends import staged
 from flatfile_chat_database.storage import StorageManager
 from flatfile_chat_database.testing.machine import StorageMachine
 
+from . import postgres
 from .test_backends import SixMethods
 
 
@@ -85,3 +86,18 @@ def test_a_database_answers_as_memory_does(
 @pytest.mark.parametrize("examples", [5, pytest.param(20, marks=pytest.mark.slow)])
 def test_six_methods_answer_as_memory_does(examples: int) -> None:
     run_state_machine_as_test(SixMethodsMachine, settings=settings(SETTINGS, max_examples=examples))
+
+
+class PostgresMachine(StorageMachine):
+    """The tables of one database, emptied for each example."""
+
+    def prepare(self) -> None:
+        self.url = postgres.empty_store()
+
+    def open_storage(self, **arguments: Any) -> StorageManager:
+        return StorageManager(self.config(storage_url=self.url), **arguments)
+
+
+@pytest.mark.slow
+def test_postgresql_answers_as_memory_does() -> None:
+    run_state_machine_as_test(PostgresMachine, settings=settings(SETTINGS, max_examples=15))
