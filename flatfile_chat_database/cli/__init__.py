@@ -12,12 +12,13 @@ import sys
 from . import keeping as _keeping  # commands register themselves
 from . import looking as _looking
 from . import migrating as _migrating
+from . import mirroring as _mirroring
 from . import moving as _moving
 from .frame import WarningHandler, cli
 
 __all__ = ["cli", "main"]
 
-_ = (_keeping, _looking, _migrating, _moving)
+_ = (_keeping, _looking, _migrating, _mirroring, _moving)
 
 
 def main() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Protocol, TypeVar
@@ -41,7 +42,8 @@ class Still(Snapshot):
 
     def _sized(self, prefix: str) -> Iterator[tuple[str, int]]:
         for key in self._tree.keys_in_order(prefix):
-            yield key, self._files.measure(self._tree.path(key))[2]
+            with suppress(FileNotFoundError):  # somebody writes after all
+                yield key, self._files.measure(self._tree.path(key))[2]
 
     async def read_many(self, keys: Sequence[str]) -> list[bytes | None]:
         for key in keys:
