@@ -247,7 +247,7 @@ async def test_differences_made_by_hand_are_reported_and_mended() -> None:
         for number in range(10):
             await both.write(f"users/{number}", b"x" * number)
         await both.start()
-        await until(lambda: contents(new) == contents(old))
+        await until(lambda: not any(key.startswith(LAYOUT.mirror_records) for key in list(old._data)))
         await new.write("users/3", b"by hand")
         await new.delete("users/4")
         await new.write("users/more", b"")
