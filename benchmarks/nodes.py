@@ -88,9 +88,8 @@ def main() -> None:
             for nodes in (1, 2, 4):
                 for locks_store in (True, False, True, False):
                     what = "store" if locks_store else "logs"
-                    print(
-                        f"{nodes} nodes, locking the {what}: {rate(server, nodes, locks_store=locks_store):,.0f} a second"
-                    )
+                    found = rate(server, nodes, locks_store=locks_store)
+                    print(f"{nodes} nodes, locking the {what}: {found:,.0f} a second")
 
 
 if __name__ == "__main__":

@@ -431,6 +431,33 @@ class Layout:
         """The key that says which store is being copied here."""
         return f"{self.migration}/note.json"
 
+    # --- a store that is mirrored --------------------------------------------------------------------
+
+    @property
+    def mirror(self) -> str:
+        """The folder of what two stores that are one note in each of them."""
+        return f"{self.system}/mirror"
+
+    @property
+    def mirror_state(self) -> str:
+        """The key that says whether a store is the first of the two."""
+        return f"{self.mirror}/state.json"
+
+    @property
+    def mirror_open(self) -> str:
+        """The key that is there as long as the store may be written."""
+        return f"{self.mirror}/open.json"
+
+    @property
+    def mirror_second(self) -> str:
+        """The key that is there as long as the store is the second one, and may be copied to."""
+        return f"{self.mirror}/second.json"
+
+    @property
+    def mirror_records(self) -> str:
+        """The folder of the records of what the second store may lack."""
+        return f"{self.mirror}/behind"
+
     # --- all of it -----------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Entry]:

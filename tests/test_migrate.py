@@ -104,8 +104,8 @@ async def test_everything_is_copied_byte_for_byte(of: str, to: str, tmp_path: Pa
             TORN: "it ends in half a line",
             "users/eve/profile.json": "it is no JSON object",
         }
-        steps = 2 * report.found.keys
-        assert seen[0] == (0, 2 * len(before)) or seen[0][0] == 0
+        steps = (3 if of == "memory" else 2) * report.found.keys
+        assert seen[0][0] == 0
         assert [done for done, _ in seen] == sorted(done for done, _ in seen)
         assert seen[-1][0] == steps
         storage = StorageManager(other.config, backend=other)
@@ -312,7 +312,7 @@ async def test_a_migration_that_is_killed_again_and_again_comes_to_its_end(to: s
     async with opened(f"file:{tmp_path / 'source'}") as source:
         await fill(source)
         items = []
-        for number in range(1500):
+        for number in range(400):
             place = {"user_id": "ada", "session_id": f"session {number}"}
             items.append((LAYOUT.key("session", **place), b'{"n": %d}\n' % number))
             count = 40 if number % 50 == 0 else 2
@@ -329,7 +329,7 @@ async def test_a_migration_that_is_killed_again_and_again_comes_to_its_end(to: s
         assert program.stdout is not None
         assert await asyncio.to_thread(program.stdout.readline) == "begun\n"
         try:
-            answer = await asyncio.to_thread(program.communicate, None, dice.uniform(0.02, 0.25) * (1 + kills / 6))
+            answer = await asyncio.to_thread(program.communicate, None, dice.uniform(0.01, 0.3) * (1 + kills / 4))
         except subprocess.TimeoutExpired:
             program.send_signal(signal.SIGKILL)
             await asyncio.to_thread(program.communicate)

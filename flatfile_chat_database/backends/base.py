@@ -17,6 +17,7 @@ A medium that cannot be read or written raises UnavailableError; what cannot be 
 from __future__ import annotations
 
 import asyncio
+import dataclasses
 import importlib
 import logging
 from abc import ABC, abstractmethod
@@ -345,6 +346,15 @@ class StorageBackend(ABC):
         """
         yield Snapshot(self)
 
+    @asynccontextmanager
+    async def still(self) -> AsyncIterator[Snapshot]:
+        """Show a store that nobody writes to while the context lasts, as the caller knows.
+
+        It is what `snapshot` shows, and may cost less.
+        """
+        async with self.snapshot() as shown:
+            yield shown
+
     # --- logs ----------------------------------------------------------------------------------------
 
     async def read_log(self, key: str, start: int = 0, stop: int | None = None, *, strict: bool = False) -> list[bytes]:
@@ -542,7 +552,8 @@ def open_backend(config: StorageConfig) -> StorageBackend:
 
     `storage_url` is empty (files under `storage_base_path`), `file:relative`, `file:/absolute`, `file:~/in-home`, the
     same with `sqlite:` for a file of SQLite, or `memory:`; the path is percent-decoded. Or it is a URL of PostgreSQL as
-    its own tools take it, `postgresql://user@host/database`.
+    its own tools take it, `postgresql://user@host/database`. `mirrored:?from=URL&to=URL` is two stores at once, whose
+    URLs are percent-encoded.
 
     Raises:
         ConfigurationError: The URL's scheme is unknown or its form is wrong, or an extra is missing.
@@ -562,10 +573,30 @@ def open_backend(config: StorageConfig) -> StorageBackend:
         return _make("memory", "MemoryBackend", config)
     if scheme in ("postgresql", "postgres") and rest.startswith("//"):
         return _make("postgres", "PostgresBackend", config)
+    if colon and scheme == "mirrored":
+        stores = [open_backend(dataclasses.replace(config, storage_url=url)) for url in _mirrored(rest)]
+        return _make("mirrored", "MirroredBackend", config, *stores)
     raise ConfigurationError(
         f"storage_url with the scheme {scheme[:20]!r} names no backend.",
         hint="Use file:relative/path, file:/absolute/path, sqlite:path/to/file, postgresql://host/database or memory:.",
     )
+
+
+def _mirrored(rest: str) -> tuple[str, str]:
+    """Return the URLs of the two stores that a `mirrored:` URL names."""
+    from urllib.parse import parse_qs
+
+    try:
+        found = parse_qs(rest.removeprefix("?"), strict_parsing=True)
+        [old], [new] = found.pop("from"), found.pop("to")
+    except (ValueError, KeyError):
+        found, old, new = {"": []}, "", ""
+    if found or old == new or any(url.startswith("mirrored:") or ":" not in url for url in (old, new)):
+        raise ConfigurationError(
+            "storage_url with the scheme 'mirrored' names two stores.",
+            hint="Use mirrored:?from=URL&to=URL, both percent-encoded.",
+        )
+    return old, new
 
 
 def _make(module: str, name: str, *arguments: object) -> StorageBackend:

@@ -9,16 +9,10 @@ from __future__ import annotations
 import logging
 import sys
 
-from . import keeping as _keeping  # commands register themselves
-from . import looking as _looking
-from . import migrating as _migrating
-from . import moving as _moving
-from . import tables as _tables
+from . import keeping, looking, migrating, mirroring, moving, tables  # noqa: F401 - commands register themselves
 from .frame import WarningHandler, cli
 
 __all__ = ["cli", "main"]
-
-_ = (_keeping, _looking, _migrating, _moving, _tables)
 
 
 def main() -> None:

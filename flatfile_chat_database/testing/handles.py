@@ -9,11 +9,12 @@ import random
 import time
 from collections.abc import Awaitable, Callable
 from concurrent.futures import ThreadPoolExecutor
+from contextlib import AbstractAsyncContextManager
 from multiprocessing.connection import Connection
 
 import pytest
 
-from ..backends.base import Capability, StorageBackend
+from ..backends.base import Capability, Snapshot, StorageBackend
 from ..backends.changes import Append, Put, Truncate
 from ..config import StorageConfig
 from ..errors import ClosedError, IntegrityError
@@ -48,15 +49,16 @@ AFTER_CLOSING: dict[str, Callable[[StorageBackend, str], Awaitable[object]]] = {
     "read_folders": lambda backend, key: backend.read_folders("", "d", "l"),
     "commit": lambda backend, key: backend.commit([]),
     "load": lambda backend, key: backend.load([(key, b"x")]),
-    "snapshot": lambda backend, key: _shown(backend),
+    "snapshot": lambda backend, key: _shown(backend.snapshot()),
+    "still": lambda backend, key: _shown(backend.still()),
     "obstacles": lambda backend, key: backend.obstacles(),
     "verify": lambda backend, key: backend.verify(),
 }
 """Every method that can raise ClosedError, by name."""
 
 
-async def _shown(backend: StorageBackend) -> list[list[str]]:
-    async with backend.snapshot() as snapshot:
+async def _shown(shown: AbstractAsyncContextManager[Snapshot]) -> list[list[str]]:
+    async with shown as snapshot:
         return [run async for run in snapshot.keys()]  # noqa: SIM118 - no dictionary
 
 

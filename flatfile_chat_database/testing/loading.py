@@ -60,6 +60,27 @@ class LoadCases(BackendCase):
         assert await again.read_many([first, second, third]) == [b"{}", None, items[third]]
         assert len(await again.list_keys("")) == 39
 
+    @says(
+        "StorageBackend.still",
+        "Show a store that nobody writes to while the context lasts, as the caller knows.",
+        "It is what `snapshot` shows, and may cost less.",
+    )
+    async def test_a_store_at_rest_shows_what_a_snapshot_shows(self) -> None:
+        backend = await self.open()
+        async with backend.still() as shown:
+            assert [run async for run in shown.sized()] == []
+        await backend.load([*_items(30), ("a/b", b"1"), ("a-b", b"2"), ("a0", b"3"), ("a/b.c/d", b"4"), ("b", b"")])
+        await backend.append(LOG, lines(1)[0])
+        async with backend.still() as one, backend.snapshot() as other:
+            for prefix in ("", "a", "a/", "a/b", "users/ann/chat 1", "users/", "none", "b"):
+                sized = [each async for run in one.sized(prefix) for each in run]
+                assert sized == [each async for run in other.sized(prefix) for each in run]
+                keys = [key for key, _ in sized]
+                assert keys == await backend.list_keys(prefix)
+                assert keys == [key async for run in one.keys(prefix) for key in run]
+                assert await one.read_many(keys) == await other.read_many(keys)
+            assert [chunk async for chunk in one.read(LOG)] == [lines(1)[0]]
+
     @needs(Capability.EXTENTS)
     async def test_what_was_loaded_has_changed(self) -> None:
         backend = await self.open()

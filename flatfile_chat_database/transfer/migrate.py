@@ -36,7 +36,7 @@ _Sized = tuple[str, int]
 """A key, and how many bytes are there."""
 
 Progress = Callable[[int, int], None]
-"""Told how many steps are done, of how many: two for each key, to copy and to compare it."""
+"""Told how many steps are done, of how many: for each key two or three, to copy and to compare it."""
 
 _RUN_BYTES = 2 << 20
 """So much is read at a time; what is larger by itself is streamed."""
@@ -127,6 +127,7 @@ class _Migration:
         self._report = MigrationReport("", dry_run)
         self._progress = progress
         self._done = self._steps = 0
+        self._cursor: str | None = None
         self._passes = 2
         self._odd: list[_Look] = []
         self._odd_bytes = 0
@@ -148,7 +149,9 @@ class _Migration:
         state = await self._examine_target()
         if not report.dry_run and state != "finished":
             await self._begin()
-        self._passes = 1 if report.dry_run or state == "finished" else 2
+        self._cursor = (await self._source.changes(None)).cursor or None
+        compares = 2 if self._cursor is None else 1  # who cannot tell what changed is read again
+        self._passes = 1 if report.dry_run or state == "finished" else 1 + compares
         report.found = copied = await self._pass(writes=state != "finished", looks_at_target=state != "empty")
         if state == "finished":
             if report.equal != copied.keys or report.foreign:
@@ -184,8 +187,8 @@ class _Migration:
                 key=self._layout.migration_note,
                 hint="Go on with that migration, or remove what is there.",
             )
-        async with self._target.snapshot() as snapshot:
-            async for run in snapshot.keys():
+        async with self._target.still() as shown:
+            async for run in shown.keys():
                 raise ConflictError("The target is not empty.", key=run[0], hint="Migrate to an empty place.")
         return "empty"
 
@@ -207,8 +210,8 @@ class _Migration:
         tally = Tally()
         async with AsyncExitStack() as stack:
             source = await stack.enter_async_context(self._source.snapshot())
-            # One that is held while much is written is dear in a database, and an empty place needs none.
-            target = await stack.enter_async_context(self._target.snapshot()) if looks_at_target else None
+            # Nobody else writes to it; and an empty place need not be looked at while it is filled.
+            target = await stack.enter_async_context(self._target.still()) if looks_at_target else None
             await self._count(source)
             writer = _Writer(self._target, self._layout, source)
             stack.push_async_callback(writer.stop)
@@ -277,31 +280,42 @@ class _Migration:
     # --- comparing -----------------------------------------------------------------------------------
 
     async def _compare(self, copied: Tally) -> None:
-        """Read both stores once more; tell what is not in the target from what changed in the source."""
-        report, now, there, unequal = self._report, Tally(), Tally(), Keys()
-        async with (
-            self._source.snapshot() as source,
-            self._target.snapshot() as target,
-            aclosing(_ahead(self._looks(source, target))) as runs,
-        ):
+        """Read the target, and the source once more unless it knows what changed; if they differ, find out where."""
+        async with self._target.still() as target:
+            there = await self._tally(target)
+            changed = (await self._source.changes(self._cursor)).keys
+            if there.digest == copied.digest and changed == frozenset():
+                return
+            async with self._source.snapshot() as source:
+                now = await self._tally(source)
+                if now.digest != there.digest:
+                    unequal = await self._unequal(source, target)
+                    if there.digest == copied.digest:  # it has what was read at first
+                        self._report.changed = unequal.count
+                    else:
+                        self._report.differing = unequal
+                self._report.found = now
+
+    async def _tally(self, snapshot: Snapshot) -> Tally:
+        tally = Tally()
+        async with aclosing(_ahead(self._looks(snapshot, None))) as runs:
+            async for looks, _ in runs:
+                for look in looks:
+                    tally.add(look.content)
+                self._step(len(looks))
+        return tally
+
+    async def _unequal(self, source: Snapshot, target: Snapshot) -> Keys:
+        """Return the keys that do not hold the same in both."""
+        unequal = Keys()
+        async with aclosing(_ahead(self._looks(source, target))) as runs:
             async for looks, extra in runs:
                 for look in looks:
-                    now.add(look.content)
-                    if look.state == "equal":
-                        there.add(look.content)
-                        continue
-                    unequal.add(look.content.key)
-                    if look.old is not None:
-                        there.add(look.old)
+                    if look.state != "equal":
+                        unequal.add(look.content.key)
                 for content in extra:
                     unequal.add(content.key)
-                    there.add(content)
-                self._step(len(looks))
-        if unequal and there.digest == copied.digest:  # the target has what was read at first
-            report.changed = unequal.count
-        elif unequal:
-            report.differing = unequal
-        report.found = now
+        return unequal
 
     # --- reading -------------------------------------------------------------------------------------
 

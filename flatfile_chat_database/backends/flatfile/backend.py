@@ -31,6 +31,7 @@ from .logs import Block, LogReader
 from .memo import Memo
 from .offsets import Offsets
 from .oserrors import mapped
+from .still import Still
 
 T = TypeVar("T")
 
@@ -442,6 +443,11 @@ class FlatfileBackend(ThreadedBackend):
                 yield Snapshot(self)
         finally:
             await asyncio.shield(self._later(frozen.end))
+
+    @asynccontextmanager
+    async def still(self) -> AsyncIterator[Snapshot]:
+        self._check_open()
+        yield Still(self, self._files, self._tree, self._in_thread)
 
     # --- maintenance ---------------------------------------------------------------------------------
 

@@ -97,20 +97,26 @@ class Checkpoint:
         Raises:
             OSError: Something could not be made durable; the segments stay.
         """
-        pasts = [self._past(number) for number in numbers]
-        self._syncs.files({*moved, *(key for past in pasts for key in past.keys)})
+        written: set[str] = set(moved)
+        pasts = [self._past(number, written) for number in numbers]
+        self._syncs.files(written, {key for past in pasts for key in past.keys})
         self._journal.remember(pasts)
         self._settle()
         self._journal.remove(numbers)
         self._files.count("checkpoints")
 
-    def _past(self, number: int) -> Past:
+    def _past(self, number: int, written: set[str]) -> Past:
+        """Return what is to be known of a segment that goes; add the keys whose bytes may be on no disk yet.
+
+        Those of finished files are: they were made durable before the journal gave them their names.
+        """
         segment = self._journal.open(number)
         try:
             keys: set[str] = set()
             end = segment.start
             for end, steps in segment.headers(segment.start):  # noqa: B007 - the last one is wanted
                 keys |= keys_of(steps)
+                written.update(step.key for step in steps if step.op in ("put", "append", "move"))
             segment.end = end
             if segment.has_more():
                 raise IntegrityError(

@@ -74,10 +74,25 @@ class Tree:
             if not item.path.startswith(prefix) and not prefix.startswith(item.path + "/"):
                 continue
             if item.kind == "folder":
-                found += self.keys_below(item.path)
+                if not self.is_temporary(_name(item)):
+                    found += self.keys_below(item.path)
             elif item.kind == "file" and self._is_key(item):
                 found.append(item.path)
         return sorted(key for key in found if key.startswith(prefix)) if start or folder else sorted(found)
+
+    def keys_in_order(self, prefix: str, folder: str = "") -> Iterator[str]:
+        """Yield the keys that begin with `prefix`, sorted by code point, without holding more than those of a folder.
+
+        A folder stands where its keys do, which go on with a slash behind its name.
+        """
+        items = self._list(folder)
+        for item in sorted(items, key=lambda item: f"{item.path}/" if item.kind == "folder" else item.path):
+            if item.kind == "folder":
+                below = f"{item.path}/"
+                if (below.startswith(prefix) or prefix.startswith(below)) and not self.is_temporary(_name(item)):
+                    yield from self.keys_in_order(prefix, item.path)
+            elif item.kind == "file" and item.path.startswith(prefix) and self._is_key(item):
+                yield item.path
 
     def keys_below(self, folder: str) -> Iterator[str]:
         """Yield the keys below a folder, in no order, without holding all of them."""
@@ -218,6 +233,10 @@ def _mended(work: Callable[[], None], detail: str, otherwise: str) -> tuple[str,
     except OSError as error:
         return f"{detail} {otherwise}: {error.strerror}.", False
     return detail, True
+
+
+def _name(item: Item) -> str:
+    return item.path.rpartition("/")[2]
 
 
 def _is_segment(name: str) -> bool:

@@ -1,0 +1,572 @@
+"""Two stores at once, for a change of backend while the application goes on.
+
+Everything is read from the first store and written to it; its answer is the caller's. What was written is then copied
+to the second store, in a thread of its own: so that one may be slow or down, and nobody waits for it. Which keys it may
+lack is recorded in the first store before they change (`behind.py`), so whoever finds such a record after a death goes
+on with it. Which store is the first one is told by the stores themselves (`sides.py`); to switch and to fall back is
+the same step, once in each direction.
+
+A store that is mirrored for the first time has everything recorded as lacking: that copies what was there before.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
+
+from ..config import StorageConfig
+from ..errors import ClosedError, ConflictError, IntegrityError, NotFoundError, StorageError, UnavailableError
+from ..layout import Layout
+from ..models import Problem
+from .alike import Alike, keys_below
+from .base import Changes, LogPart, Snapshot, StorageBackend
+from .behind import Behind, Record, names_in, removal, requirements
+from .changes import Change, Delete, Move, Outcome, Put, Quota, RemoveTree, Require
+from .copying import AT_ONCE, LOOK_SECONDS, Copying
+from .rules import check_change, check_key, check_lines
+from .sides import Sides, State, unreachable
+from .turn import to_the_end
+
+T = TypeVar("T")
+
+_SHOWN = 100
+
+
+@dataclass(slots=True)
+class MirrorStatus:
+    """How two stores stand."""
+
+    first: int
+    """Which is read from: 0 for `from`, 1 for `to`."""
+    epoch: int
+    """Grows with each switch; 0 before anything was written."""
+    phase: str
+    records: int
+    """Documents that say what the second store may lack, of every process."""
+    behind: int
+    """Keys and folders named in them."""
+    problem: str = ""
+    """Why the second store cannot be used now."""
+
+
+@dataclass(slots=True)
+class Comparison:
+    """What two stores have in common."""
+
+    keys: int = 0
+    differing: list[str] = field(default_factory=list)
+    """The first of the keys that are not the same in both."""
+    count: int = 0
+    """How many there are."""
+
+
+class MirroredBackend(StorageBackend):
+    """Two backends as one."""
+
+    def __init__(self, config: StorageConfig, old: StorageBackend, new: StorageBackend) -> None:
+        """Begin with `old` as the first store."""
+        super().__init__(config)
+        self.capabilities = old.capabilities & new.capabilities
+        self.layout = Layout(config)
+        self._sides = Sides(self.layout, (old, new))
+        self._first = 0
+        self._state: State | None = None
+        self._looked = -LOOK_SECONDS
+        self.behind = Behind(self.layout.mirror_records)
+        self._state_lock = threading.Lock()
+        self._worker: Copying | None = None
+        self._closed = False
+        self._under_way = 0
+        self._idle = threading.Condition(self._state_lock)
+        self.problem = ""
+        """Why the second store cannot be used now."""
+
+    def __repr__(self) -> str:
+        one, other = self._sides.stores
+        return f"<MirroredBackend {one!r} {other!r} first={self._first}{' closed' if self._closed else ''}>"
+
+    # --- life ----------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        if self._closed:
+            raise ClosedError("The store is closed.", hint="Open a new StorageManager.")
+        if self._looked < 0:
+            try:
+                await self.look()
+            except IntegrityError:  # every other method says so, and `obstacles` mends it
+                self._looked = time.monotonic()
+            await self.first.open()
+
+    async def close(self) -> None:
+        with self._state_lock:
+            self._closed, worker, self._worker = True, self._worker, None
+        await asyncio.to_thread(self._finish, worker)
+        for store in self._sides.stores:
+            await store.close()
+
+    def _finish(self, worker: Copying | None) -> None:
+        """Wait for what was begun, and let it be copied; blocks."""
+        with self._idle:
+            self._idle.wait_for(lambda: not self._under_way)
+            worker = worker or self._worker  # what was begun may have begun to copy
+        if worker is not None:
+            worker.stop()
+
+    def statistics(self) -> dict[str, int]:
+        return {**self.first.statistics(), "mirror_behind": self.behind.count}
+
+    @property
+    def first(self) -> StorageBackend:
+        """The store that is read from."""
+        return self._sides.stores[self._first]
+
+    @property
+    def stores(self) -> Sequence[StorageBackend]:
+        """Both stores, as the URL names them."""
+        return self._sides.stores
+
+    @property
+    def second(self) -> StorageBackend:
+        """The store that is copied to."""
+        return self._sides.stores[1 - self._first]
+
+    async def look(self) -> None:
+        """Look which store is the first one."""
+        first, self._state = await self._sides.first(self._first)
+        if first != self._first:
+            self.behind.forget()
+        self._first, self._looked = first, time.monotonic()
+
+    async def _reading(self) -> StorageBackend:
+        if not self._closed and self._looked >= 0 and time.monotonic() - self._looked > LOOK_SECONDS:
+            await self.look()
+        return self.first
+
+    async def _writing(self) -> StorageBackend:
+        """Return the first store, once it may be written."""
+        deadline = time.monotonic() + self.config.lock_timeout_seconds
+        pause, attempts = 0.01, 3
+        while self._state is None or self._state.phase != "open":
+            if self._looked < 0:
+                break  # the store itself says that it is not open yet
+            await self.look()
+            state = self._state
+            if state is None:
+                try:
+                    await self._sides.begin()
+                except StorageError as error:
+                    attempts -= 1  # it may only be that another process makes it at this moment
+                    if not attempts:
+                        raise unreachable(error) from error
+                    await asyncio.sleep(pause)
+            elif state.phase != "open" and time.time() > state.until:
+                await self._sides.reopen(self._first, state)
+            elif state.phase != "open":
+                if time.monotonic() > deadline:
+                    raise UnavailableError("The stores are being switched, which takes long.", hint="Try again.")
+                await asyncio.sleep(pause)
+                pause = min(pause * 2, 0.5)
+        if self._worker is None:
+            self._work()
+        return self.first
+
+    def _work(self) -> None:
+        """See that there is somebody who copies."""
+        with self._state_lock:
+            if self._worker is None and self._looked >= 0:
+                self._worker = Copying(self)
+
+    # --- writing -------------------------------------------------------------------------------------
+
+    async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
+        for change in changes:
+            check_change(change)
+        return await self._to_the_end(self._commit(list(changes)))
+
+    async def _to_the_end(self, work: Coroutine[Any, Any, T]) -> T:
+        with self._state_lock:
+            if self._closed:
+                work.close()
+                raise ClosedError("The store is closed.", hint="Open a new StorageManager.")
+            self._under_way += 1
+        try:
+            return await to_the_end(work)
+        finally:
+            with self._state_lock:
+                self._under_way -= 1
+                self._idle.notify_all()
+
+    async def _commit(self, changes: Sequence[Change]) -> list[Outcome]:
+        names = touched(changes)
+
+        async def work(first: StorageBackend, conditions: Sequence[Change]) -> list[Outcome]:
+            return (await first.commit([*conditions, *changes]))[len(conditions) :]
+
+        return await self._write(names, work)
+
+    async def _write(self, names: Sequence[str], work: Callable[[StorageBackend, Sequence[Change]], Awaitable[T]]) -> T:
+        """Do work on the first store that changes keys, on the condition that it is the first and they are recorded."""
+        while True:
+            first = await self._writing()
+            is_open = Require(self._sides.open_key, "The permission to write to this store")
+            records: list[Record] = []
+            try:
+                records = await self.behind.cover(first, names, [is_open]) if names else []
+                return await work(first, [is_open, *requirements(records)] if names else [])
+            except NotFoundError as error:
+                if error.key == self._sides.open_key:
+                    self._state = None  # switched, or about to be
+                elif error.key in [record.key for record in records]:
+                    self.behind.forget(error.key)  # another process has taken it over
+                else:
+                    raise
+            finally:
+                self.behind.release(records, names)
+                if self._worker is not None:
+                    self._worker.wake()
+
+    async def write(self, key: str, data: bytes) -> bool:
+        await self.commit([Put(key, bytes(data))])
+        return True
+
+    async def delete(self, key: str) -> bool:
+        return bool((await self.commit([Delete(key)]))[0])
+
+    async def append(self, key: str, data: bytes) -> bool:
+        check_lines(check_key(key), data)
+        return await self._to_the_end(self._beside([key], lambda first: first.append(key, data)))
+
+    async def _beside(self, names: Sequence[str], work: Callable[[StorageBackend], Awaitable[T]]) -> T:
+        """Do work that can have no conditions; if another store is the first one afterwards, do it there as well."""
+        done: dict[int, T] = {}
+
+        async def checked(first: StorageBackend, conditions: Sequence[Change]) -> T:
+            if id(first) not in done:
+                await first.commit(conditions)
+                done[id(first)] = await work(first)
+            await first.commit(conditions)
+            return done[id(first)]
+
+        return await self._write(names, checked)
+
+    async def write_blob(self, key: str, chunks: AsyncIterator[bytes]) -> bool:
+        check_key(key)
+        written: list[StorageBackend] = []
+
+        async def work(first: StorageBackend) -> bool:
+            # Where it is done once more, the chunks are used up.
+            is_new = await first.write_blob(key, written[0].read_blob(key) if written else chunks)
+            written.append(first)
+            return is_new
+
+        return await self._beside([key], work)
+
+    async def set_aside(self, key: str, reason: str) -> str:
+        names = [check_key(key), f"{self.layout.quarantine}/"]
+        return await self._to_the_end(self._beside(names, lambda first: first.set_aside(key, reason)))
+
+    async def verify(self, *, fix: bool = False) -> list[Problem]:
+        first = await self._reading()
+        found = await first.verify()
+        if fix and found:
+            names = [*{problem.key for problem in found if problem.kind == "torn-tail"}, f"{self.layout.quarantine}/"]
+            found = await self._to_the_end(self._beside(names, lambda first: first.verify(fix=True)))
+        return found
+
+    async def obstacles(self, *, fix: bool = False) -> list[Problem]:
+        found = await self.first.obstacles(fix=fix)
+        return [*found, *(await self.second.obstacles(fix=fix) if not self.problem and self._worker else [])]
+
+    # --- reading -------------------------------------------------------------------------------------
+
+    async def read(self, key: str) -> bytes | None:
+        return await (await self._reading()).read(key)
+
+    async def read_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        return await (await self._reading()).read_many(keys)
+
+    async def exists(self, key: str) -> bool:
+        return await (await self._reading()).exists(key)
+
+    async def list_keys(self, prefix: str) -> list[str]:
+        return [key for key in await (await self._reading()).list_keys(prefix) if not self._is_own(key)]
+
+    async def list_children(self, folder: str) -> list[str]:
+        return self._seen(folder, await (await self._reading()).list_children(folder))
+
+    async def list_folders(self, folder: str) -> list[str]:
+        return self._seen(folder, await (await self._reading()).list_folders(folder))
+
+    async def read_folders(self, folder: str, document: str, log: str) -> list[tuple[str, bytes | None, bytes | None]]:
+        return await (await self._reading()).read_folders(folder, document, log)
+
+    async def read_log(self, key: str, start: int = 0, stop: int | None = None, *, strict: bool = False) -> list[bytes]:
+        return await (await self._reading()).read_log(key, start, stop, strict=strict)
+
+    async def stream_log(self, key: str, *, strict: bool = False) -> AsyncIterator[list[bytes]]:
+        async for run in (await self._reading()).stream_log(key, strict=strict):
+            yield run
+
+    async def read_log_as(
+        self,
+        key: str,
+        decode: Callable[[bytes], T | None],
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        strict: bool = False,
+    ) -> list[T]:
+        return await (await self._reading()).read_log_as(key, decode, start, stop, strict=strict)
+
+    async def stream_log_as(
+        self, key: str, decode: Callable[[bytes], T | None], *, strict: bool = False
+    ) -> AsyncIterator[Iterable[T]]:
+        async for run in (await self._reading()).stream_log_as(key, decode, strict=strict):
+            yield run
+
+    async def count_log(self, key: str) -> int:
+        return await (await self._reading()).count_log(key)
+
+    async def find_record(self, key: str, record_id: str) -> tuple[int, bytes] | None:
+        return await (await self._reading()).find_record(key, record_id)
+
+    async def newest_records(self, keys: Sequence[str]) -> list[bytes | None]:
+        return await (await self._reading()).newest_records(keys)
+
+    async def changes(self, cursor: str | None) -> Changes:
+        found = await (await self._reading()).changes(cursor)
+        if found.keys is None:
+            return found
+        return Changes(found.cursor, frozenset(key for key in found.keys if not self._is_own(key)))
+
+    async def stamps(self, keys: Sequence[str]) -> list[str | None]:
+        return await (await self._reading()).stamps(keys)
+
+    async def read_log_part(self, key: str, identity: str | None, start: int) -> LogPart | None:
+        return await (await self._reading()).read_log_part(key, identity, start)
+
+    async def read_log_at(self, places: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
+        return await (await self._reading()).read_log_at(places)
+
+    async def read_blob(self, key: str) -> AsyncIterator[bytes]:
+        async for chunk in (await self._reading()).read_blob(key):
+            yield chunk
+
+    @asynccontextmanager
+    async def snapshot(self) -> AsyncIterator[Snapshot]:
+        async with (await self._reading()).snapshot() as shown:
+            yield _Shown(self, shown)
+
+    @asynccontextmanager
+    async def still(self) -> AsyncIterator[Snapshot]:
+        async with (await self._reading()).still() as shown:
+            yield _Shown(self, shown)
+
+    def _is_own(self, key: str) -> bool:
+        return key == self.layout.mirror or key.startswith(f"{self.layout.mirror}/")
+
+    def _seen(self, folder: str, children: list[str]) -> list[str]:
+        return [child for child in children if not self._is_own(f"{folder}/{child}")]
+
+    # --- both stores ---------------------------------------------------------------------------------
+
+    async def status(self) -> MirrorStatus:
+        """Return how the two stores stand."""
+        await self.look()
+        keys = await self.first.list_keys(f"{self.layout.mirror_records}/")
+        names = [name for key in keys for name in names_in(await self.first.read(key), key)]
+        try:
+            await self.second.open()
+            await self.second.read(self.layout.mirror_state)
+            problem = ""
+        except StorageError as error:
+            problem = error.message
+        epoch, phase = (0, "new") if self._state is None else (self._state.epoch, self._state.phase)
+        return MirrorStatus(self._first, epoch, phase, len(keys), len(names), problem)
+
+    async def start(self) -> None:
+        """Copy what was there before, if that was not done, and wait until the second store has everything.
+
+        Raises:
+            UnavailableError: The second store cannot be used now.
+        """
+        await self._writing()
+        await self._catch_up()
+
+    async def compare(self, *, fix: bool = False, progress: Callable[[int], None] | None = None) -> Comparison:
+        """Compare every key of both stores, while others may write; with `fix` copy what differs.
+
+        Raises:
+            UnavailableError: The second store cannot be used now.
+        """
+        await self.look()
+        found, alike = Comparison(), Alike(self.layout, self.first, self.second)
+        try:
+            await self.second.open()
+            async for run in keys_below(self.first, self.second, ""):
+                for key in run:
+                    if self._is_own(key):
+                        continue
+                    found.keys += 1
+                    # What is on its way is no difference: a key counts if it still differs after it was waited for.
+                    if not await alike.is_equal(key) and not await self._becomes_equal(alike, key):
+                        found.count += 1
+                        found.differing = [*found.differing, key][:_SHOWN]
+                        if fix:
+                            await alike.make(key)
+                if progress is not None:
+                    progress(found.keys)
+        except StorageError as error:
+            raise unreachable(error) from error
+        return found
+
+    async def _becomes_equal(self, alike: Alike, key: str) -> bool:
+        names = {
+            name
+            for record in await self.first.list_keys(f"{self.layout.mirror_records}/")
+            for name in names_in(await self.first.read(record), record)
+        }
+        if not any(key == name or (key.startswith(name) and name[-1:] in ("", "/")) for name in names):
+            return await alike.is_equal(key)  # it may have arrived since
+        for _ in range(20):
+            await asyncio.sleep(0.1)
+            if await alike.is_equal(key):
+                return True
+        return False
+
+    async def switch(self) -> int:
+        """Make the second store the first one, and the first the second; return which that is, 0 or 1.
+
+        Others may go on writing: they wait for a moment. Called again it falls back.
+
+        Raises:
+            UnavailableError: The second store cannot be used now, or does not get all in time; nothing has changed.
+            ConflictError: Somebody else switches at this moment.
+        """
+        await self._writing()
+        await self._catch_up()  # so that the moment is short
+        side, state = self._first, self._state
+        if state is None or state.phase != "open":
+            raise ConflictError("Somebody else is switching the stores.", hint="Look at the status, and try again.")
+        closed = await self._sides.close(side, state)
+        try:
+            async with asyncio.timeout(max(1.0, closed.until - time.time() - 5)):
+                await self._drain()
+            await self._sides.move(side, closed)
+            records = await self._sides.stores[side].list_keys(f"{self.layout.mirror_records}/")
+            await self._sides.stores[side].commit(removal(records))
+        except ConflictError:
+            raise
+        except BaseException as error:
+            await asyncio.shield(self._sides.reopen(side, closed))
+            self._state = None
+            if isinstance(error, TimeoutError):
+                raise UnavailableError("The second store did not get everything in time.", hint="Try again.") from error
+            if isinstance(error, StorageError):
+                raise unreachable(error) from error
+            raise
+        await self.look()
+        return self._first
+
+    async def stop(self) -> None:
+        """Take out of both stores what the mirroring keeps in them; from now on use the first one alone.
+
+        Raises:
+            UnavailableError: The second store cannot be used now.
+        """
+        await self._writing()
+        await self._catch_up()
+        for store in (self.first, self.second):
+            await store.commit([RemoveTree(self.layout.mirror)])
+        self._state = None
+        self.behind.forget()
+
+    async def _catch_up(self) -> None:
+        """Copy what all records name, while others may write."""
+        try:
+            await self.second.open()
+            await self._drain()
+        except StorageError as error:
+            raise unreachable(error) from error
+
+    async def _drain(self) -> None:
+        """Copy what the records of now name, and remove those that no process has in use."""
+        alike = Alike(self.layout, self.first, self.second)
+        await self.take_over(set(), at_once=True)
+        for record in await self.first.list_keys(f"{self.layout.mirror_records}/"):
+            for name in names_in(await self.first.read(record), record):
+                await self.copy(alike, name)
+
+    async def copy(self, alike: Alike, name: str) -> None:
+        """Make the second store have what the first has at a key, or below a folder that ends in a slash."""
+        if name and not name.endswith("/"):
+            await alike.make(name)
+            return
+        async for run in keys_below(alike.first, alike.second, name):
+            for at in range(0, len(run), AT_ONCE):
+                part = [key for key in run[at : at + AT_ONCE] if not self._is_own(key)]
+                async with asyncio.TaskGroup() as group:
+                    for key in part:
+                        group.create_task(alike.make(key))
+
+    async def take_over(self, seen: set[str], *, at_once: bool = False) -> set[str]:
+        """Record anew what others have recorded and left, and remove their records; return all of theirs.
+
+        Those that were `seen` a while ago count as left. A process that still uses one records its keys anew as well.
+        """
+        first = self.first
+        keys = self.behind.others(await first.list_keys(f"{self.layout.mirror_records}/"))
+        if self._state is None or self._state.phase != "open":
+            return set()
+        for key in [key for key in keys if at_once or key in seen]:
+            names = names_in(await first.read(key), key)
+            with suppress(NotFoundError):  # switched meanwhile
+                is_open = Require(self._sides.open_key, "The permission to write to this store")
+                records = await self.behind.cover(first, names, [is_open])
+                try:
+                    await first.commit([*requirements(records), *removal([key])])
+                finally:
+                    self.behind.release(records, names)
+        return set(keys)
+
+
+class _Shown(Snapshot):
+    """A snapshot without what the mirroring keeps for itself."""
+
+    def __init__(self, backend: MirroredBackend, shown: Snapshot) -> None:
+        super().__init__(backend)
+        self._own = backend._is_own
+        self._shown = shown
+
+    async def sized(self, prefix: str = "") -> AsyncIterator[list[tuple[str, int]]]:
+        async for run in self._shown.sized(prefix):
+            if kept := [each for each in run if not self._own(each[0])]:
+                yield kept
+
+    async def read(self, key: str) -> AsyncIterator[bytes]:
+        async for chunk in self._shown.read(key):
+            yield chunk
+
+    async def read_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        return await self._shown.read_many(keys)
+
+
+def touched(changes: Iterable[Change]) -> list[str]:
+    """Return the keys that changes may change, and folders, which end in a slash."""
+    names: dict[str, None] = {}
+    for change in changes:
+        match change:
+            case Move(source, target):
+                names.update(dict.fromkeys([source, f"{source}/", target, f"{target}/"]))
+            case RemoveTree(folder):
+                names[f"{folder}/"] = None
+            case Quota() | Require():
+                pass
+            case _:
+                names[change.key] = None
+    return list(names)
