@@ -25,6 +25,8 @@ SCENARIOS = (
     "streaming",
     "listing",
     "searching",
+    "databases",
+    "migrating",
     "latency",
     "startup",
 )

@@ -29,11 +29,12 @@ HAS_LEVELS = "durability" in {field.name for field in dataclasses.fields(Storage
 """Whether the store can promise less than that what is acknowledged is durable."""
 
 
-def configuration(folder: Path, durability: str = "full") -> StorageConfig:
+def configuration(folder: Path, durability: str = "full", url: str = "") -> StorageConfig:
     """Return the default settings, with room for as many messages and sessions as a scenario wants."""
     levels: dict[str, Any] = {"durability": durability} if HAS_LEVELS else {}
     return StorageConfig(
         storage_base_path=str(folder),
+        storage_url=url,
         max_messages_per_session=100_000_000,
         max_sessions_per_user=1_000_000,
         **levels,
@@ -48,11 +49,11 @@ def names(sessions: int) -> list[str]:
 class Ours(Contestant):
     """One StorageManager; each message by `add_message`."""
 
-    def __init__(self, folder: Path, sessions: int, durability: str = "full") -> None:
+    def __init__(self, folder: Path, sessions: int, durability: str = "full", url: str = "") -> None:
         super().__init__(folder, sessions)
         self._level = durability
         self._names = names(sessions)
-        self.storage = StorageManager(configuration(folder, durability))
+        self.storage = StorageManager(configuration(folder, durability, url))
 
     @property
     def durability(self) -> str:
