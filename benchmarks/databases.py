@@ -25,11 +25,8 @@ from .rounds import Contest, interleave, timed
 SESSIONS = 100
 MESSAGES = 100
 """For each session and round."""
-FEWER = {
-    "psycopg, one INSERT and COMMIT each": 20,
-    "OpenAI Agents SQLAlchemySession": 5,
-    "ADK DatabaseSessionService": 2,
-}
+RAW, OPENAI, ADK = SERVED
+FEWER = {RAW: 20, OPENAI: 5, ADK: 2}
 """Whose round would take too long has so many."""
 BARS = {RAW: Bar(least=3), OPENAI: Bar(least=5)}
 
