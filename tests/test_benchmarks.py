@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import corpus, latency, machine, plot, report, rounds, startup
-from benchmarks.__main__ import SCENARIOS, main
+from benchmarks.__main__ import LONG, SCENARIOS, main
 from benchmarks.ours import OURS, Ours, configuration, create_logs, create_many_sessions, lines
 from benchmarks.peers import PEERS, SERVED, Peer, open_peer
 from benchmarks.result import NOT_INSTALLED, Bar, Result, Table, number
@@ -59,7 +59,7 @@ BARS: dict[str, list[tuple[str, str, float | None]]] = {
 # --- scenarios -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", SCENARIOS + LONG)
 def test_a_scenario_runs_and_prints_its_rows(name: str) -> None:
     finished = subprocess.run(
         [sys.executable, "-m", "benchmarks", name, "--quick", "--json"], capture_output=True, text=True, check=False
