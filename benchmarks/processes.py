@@ -33,8 +33,8 @@ def run(*, quick: bool) -> Result:
     rates: dict[str, list[float]] = {"one": [], "all": []}
     with work_folder() as folder:
         with (
-            _Workers(folder / "one", 1, sessions, messages) as one,
-            _Workers(folder / "all", processes, sessions, messages) as several,
+            Workers(folder / "one", 1, sessions, messages) as one,
+            Workers(folder / "all", processes, sessions, messages) as several,
         ):
             for number in range(rounds + 1):
                 for name, workers in (("one", one), ("all", several)):
@@ -43,7 +43,7 @@ def run(*, quick: bool) -> Result:
                     if number:  # the first one was to warm up
                         rates[name].append(rate)
         for name, count in (("one", 1), ("all", processes)):
-            asyncio.run(_verify(folder / name, count, sessions, messages * (rounds + 1)))
+            asyncio.run(verify(folder / name, count, sessions, messages * (rounds + 1)))
     table = Table()
     table.compare(
         f"{processes} processes on one store", "messages/s", rates["all"], "one process alone", rates["one"], BAR
@@ -59,14 +59,14 @@ def run(*, quick: bool) -> Result:
     )
 
 
-class _Workers:
+class Workers:
     """Processes that hold one store open and append when they are told to."""
 
-    def __init__(self, folder: Path, processes: int, sessions: int, messages: int) -> None:
+    def __init__(self, folder: Path, processes: int, sessions: int, messages: int, url: str = "") -> None:
         self._messages = processes * sessions * messages
         self._processes = []
         for number in range(processes):
-            arguments = [str(folder), str(number), str(sessions), str(messages)]
+            arguments = [str(folder), str(number), str(sessions), str(messages), url]
             self._processes.append(
                 subprocess.Popen(
                     [sys.executable, "-m", __name__, *arguments],
@@ -111,8 +111,8 @@ class _Workers:
 class _Worker(Ours):
     """Ours, with sessions of this process's own."""
 
-    def __init__(self, folder: Path, number: int, sessions: int) -> None:
-        super().__init__(folder, sessions)
+    def __init__(self, folder: Path, number: int, sessions: int, url: str) -> None:
+        super().__init__(folder, sessions, url=url)
         self._names = _names(number, sessions)
 
 
@@ -120,8 +120,8 @@ def _names(number: int, sessions: int) -> list[str]:
     return [f"process-{number}-session-{session}" for session in range(sessions)]
 
 
-async def _work(folder: str, number: str, sessions: str, messages: str) -> None:
-    worker = _Worker(Path(folder), int(number), int(sessions))
+async def _work(folder: str, number: str, sessions: str, messages: str, url: str) -> None:
+    worker = _Worker(Path(folder), int(number), int(sessions), url)
     await worker.create()
     print(json.dumps([0, 0]), flush=True)
     texts = Texts(int(number))
@@ -138,9 +138,9 @@ async def _work(folder: str, number: str, sessions: str, messages: str) -> None:
     await worker.close()
 
 
-async def _verify(folder: Path, processes: int, sessions: int, messages: int) -> None:
+async def verify(folder: Path, processes: int, sessions: int, messages: int, url: str = "") -> None:
     """Read every message: each session holds its own, each once, in order."""
-    async with StorageManager(configuration(folder), read_only=True) as storage:
+    async with StorageManager(configuration(folder, url=url), read_only=True) as storage:
         for number in range(processes):
             for name in _names(number, sessions):
                 found = [message.content.partition(" ")[0] async for message in storage.stream_messages(USER, name)]

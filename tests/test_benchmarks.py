@@ -15,9 +15,9 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import corpus, latency, machine, plot, report, rounds, startup
-from benchmarks.__main__ import SCENARIOS, main
+from benchmarks.__main__ import LONG, SCENARIOS, main
 from benchmarks.ours import OURS, Ours, configuration, create_logs, create_many_sessions, lines
-from benchmarks.peers import PEERS, Peer, open_peer
+from benchmarks.peers import PEERS, SERVED, Peer, open_peer
 from benchmarks.result import NOT_INSTALLED, Bar, Result, Table, number
 from flatfile_chat_database import StorageManager
 from flatfile_chat_database.check import check
@@ -43,6 +43,15 @@ BARS: dict[str, list[tuple[str, str, float | None]]] = {
     "opening": [("", "≤ 50 ms", None), ("", "≤ 0 folders", None)],
     "importing": [("the same files by plain calls and one sync", "≥ 0.35", None)],
     "streaming": [("", "≥ 300,000 messages/s", None), ("", "≤ 20 MB", None)],
+    "databases": [
+        ("psycopg, one INSERT and COMMIT each", "≥ 3", None),
+        ("OpenAI Agents SQLAlchemySession", "≥ 5", None),
+    ],
+    "migrating": [
+        ("", "≥ 20,000 messages/s", None),
+        ("", "≥ 20,000 messages/s", None),
+        ("", "≤ 200 MB", None),
+    ],
 }
 """For each scenario that compares: with what, and how much is asked for."""
 
@@ -50,7 +59,7 @@ BARS: dict[str, list[tuple[str, str, float | None]]] = {
 # --- scenarios -------------------------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("name", SCENARIOS)
+@pytest.mark.parametrize("name", SCENARIOS + LONG)
 def test_a_scenario_runs_and_prints_its_rows(name: str) -> None:
     finished = subprocess.run(
         [sys.executable, "-m", "benchmarks", name, "--quick", "--json"], capture_output=True, text=True, check=False
@@ -67,7 +76,7 @@ def test_a_scenario_runs_and_prints_its_rows(name: str) -> None:
     for row in result["rows"]:
         peer = row.get("against")
         # Peers are in an environment of their own, where `make test` runs every scenario with all of them.
-        if peer in PEERS and not PEERS[peer].is_installed:
+        if peer in PEERS | SERVED and not (PEERS | SERVED)[peer].is_installed:
             assert (row["theirs"], row["ratio"]) == (NOT_INSTALLED, None)
             assert peer in result["missing"]
         elif peer:

@@ -9,7 +9,7 @@ from pathlib import Path
 
 from .contestant import Contestant
 
-__all__ = ["PEERS", "Contestant", "Peer", "open_peer"]
+__all__ = ["PEERS", "SERVED", "Contestant", "Peer", "open_peer", "open_served"]
 
 
 @dataclass(frozen=True, slots=True)
@@ -42,15 +42,30 @@ PEERS = {
     "asyncio and those calls, without a store": Peer("bare_asyncio", "BareAsyncio"),
 }
 
+SERVED = {
+    "psycopg, one INSERT and COMMIT each": Peer("postgres", "Raw", "psycopg"),
+    "OpenAI Agents SQLAlchemySession": Peer("openai_sqlalchemy", "OpenAISQLAlchemy", "openai-agents"),
+    "ADK DatabaseSessionService": Peer("google_adk", "GoogleADK", "google-adk"),
+}
+"""Those that need a PostgreSQL."""
+
 
 def open_peer(name: str, folder: Path, sessions: int) -> Contestant | None:
     """Open a peer on a new folder of its own, with so many sessions; None if it is not installed."""
-    peer = PEERS[name]
+    return _open(PEERS[name], folder, sessions)
+
+
+def open_served(name: str, folder: Path, sessions: int, url: str) -> Contestant | None:
+    """Open a peer on an empty database of PostgreSQL; None if it is not installed."""
+    return _open(SERVED[name], folder, sessions, url)
+
+
+def _open(peer: Peer, folder: Path, sessions: int, *more: str) -> Contestant | None:
     if not peer.is_installed:
         return None
     place = folder / peer.name
     place.mkdir()
     kind = getattr(importlib.import_module(f".{peer.module}", __package__), peer.name)
-    contestant = kind(place, sessions)
+    contestant = kind(place, sessions, *more)
     assert isinstance(contestant, Contestant)
     return contestant
