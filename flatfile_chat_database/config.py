@@ -219,6 +219,8 @@ class StorageConfig:
     """How long one statement in a database server may take; 0 sets no limit."""
     database_pool_size: int = 16
     """Connections to a database server for readers, at most; streams hold one each, from the first item to the last."""
+    database_partitions: int = 0
+    """Of a new store in PostgreSQL: into how many partitions messages go, by a hash of their owner; 0 makes none."""
     allow_network_file_system: bool = False
     """Write to a store on NFS, SMB or the like, where several hosts can damage it."""
 

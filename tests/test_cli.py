@@ -105,8 +105,8 @@ def chats(count: int) -> list[dict[str, Any]]:
 def test_every_command_and_option_has_help() -> None:
     context = click.Context(cli)
     assert sorted(cli.list_commands(context)) == [
-        "backup", "check", "demo", "export", "import", "ls", "migrate", "mirror", "reindex", "restore", "schema", "search",
-        "show", "tail",
+        "backup", "check", "demo", "export", "import", "ls", "migrate", "mirror", "reindex", "restore", "schema",
+        "search", "show", "tail",
     ]  # fmt: skip
     for command in [cli, *cli.commands.values()]:
         assert command.help, command.name

@@ -29,6 +29,7 @@ from flatfile_chat_database.config import (
 )
 from flatfile_chat_database.errors import ClosedError, ConfigurationError, StorageError
 
+from . import postgres
 from .clock import FixedClock
 from .conftest import MakeStorage
 
@@ -319,6 +320,15 @@ async def limits_in_a_server(bench: Bench) -> object:
     return backend._target.parameters["connect_timeout"], backend._target.commit_seconds, backend._streams._free
 
 
+async def partitions_of_messages(bench: Bench) -> object:
+    url = postgres.fresh_schema()
+    async with StorageManager(dataclasses.replace(bench.storage.config, storage_url=url)) as storage:
+        await storage.create_user("ada")
+    schema = url.rpartition("%3D")[2]
+    named = f"SELECT tablename FROM pg_tables WHERE schemaname = '{schema}' AND tablename LIKE 'messages%'"
+    return {name for (name,) in postgres.sql(url, named)}
+
+
 async def write_on_a_network_file_system(bench: Bench) -> object:
     bench.monkeypatch.setattr(Files, "file_system", lambda self, path: "nfs4")
     return await outcome(bench.storage.create_user("ann"))
@@ -413,6 +423,7 @@ EFFECTS = {
     "database_connect_timeout_seconds": Effect(3.0, limits_in_a_server, (10, 60.0, 16), (3, 60.0, 16)),
     "database_timeout_seconds": Effect(6.0, limits_in_a_server, (10, 60.0, 16), (10, 6.0, 16)),
     "database_pool_size": Effect(2, limits_in_a_server, (10, 60.0, 16), (10, 60.0, 2)),
+    "database_partitions": Effect(2, partitions_of_messages, {"messages"}, {"messages", "messages_0", "messages_1"}),
     "allow_network_file_system": Effect(True, write_on_a_network_file_system, "ConfigurationError", True),
 }
 
@@ -553,6 +564,7 @@ WRONG: list[tuple[str, Any]] = [
     ("database_timeout_seconds", -1),
     ("database_connect_timeout_seconds", "10"),
     ("database_pool_size", 0),
+    ("database_partitions", -1),
     ("allow_network_file_system", "false"),
 ]
 

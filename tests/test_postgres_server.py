@@ -21,58 +21,19 @@ from flatfile_chat_database.errors import DurabilityError, UnavailableError
 from flatfile_chat_database.testing.case import LOG, all_of, line
 
 from . import postgres
+from .load import SESSIONS, Load
 from .servers import PostgresServer, postgres_replica, postgres_server
 
 pytestmark = pytest.mark.slow
 
-WRITERS, SESSIONS = 12, 3
-
-
 # --- killed and restarted under load ---------------------------------------------------------------------
-
-
-class Load:
-    """Writers that go on, whatever becomes of the server; each repeats what was not acknowledged."""
-
-    def __init__(self, storage: StorageManager) -> None:
-        self.storage = storage
-        self.acknowledged: dict[str, list[str]] = {f"w{number}": [] for number in range(WRITERS)}
-        self.unknown = self.refused = 0
-        self.is_over = False
-        self.grew = asyncio.Condition()
-
-    async def run(self, writer: str) -> None:
-        session = f"s{int(writer[1:]) % SESSIONS}"
-        number = 0
-        while not self.is_over:
-            message = Message("user", "text", id=f"{writer}-{number}")
-            try:
-                await self.storage.add_message("ada", session, message)
-            except DurabilityError:
-                self.unknown += 1
-            except UnavailableError:
-                self.refused += 1
-                await asyncio.sleep(0.01)  # the server is away
-            else:
-                self.acknowledged[writer].append(message.id)
-                number += 1
-                async with self.grew:
-                    self.grew.notify_all()
-
-    async def more(self, count: int) -> None:
-        """Wait until so many more messages were acknowledged."""
-        goal = sum(map(len, self.acknowledged.values())) + count
-        async with self.grew:
-            await self.grew.wait_for(lambda: sum(map(len, self.acknowledged.values())) >= goal)
 
 
 async def test_a_server_that_is_killed_under_load_loses_nothing_that_was_acknowledged() -> None:
     with postgres_server(durable=True) as server:
         async with StorageManager(StorageConfig(storage_url=server.url())) as storage:
-            await storage.create_user("ada")
-            for session in range(SESSIONS):
-                await storage.create_session("ada", session_id=f"s{session}")
             load = Load(storage)
+            await load.prepare()
             tasks = [asyncio.ensure_future(load.run(writer)) for writer in load.acknowledged]
             for end in (server.kill, server.stop, server.kill, server.kill):
                 await load.more(150)
@@ -82,13 +43,7 @@ async def test_a_server_that_is_killed_under_load_loses_nothing_that_was_acknowl
             load.is_over = True
             await asyncio.gather(*tasks)
             assert load.refused + load.unknown
-            found: dict[str, list[str]] = {writer: [] for writer in load.acknowledged}
-            for session in range(SESSIONS):
-                ids = [message.id async for message in storage.stream_messages("ada", f"s{session}", strict=True)]
-                assert len(ids) == len(set(ids)) == await storage.count_messages("ada", f"s{session}")
-                for name in ids:
-                    found[name.partition("-")[0]].append(name)
-            assert found == load.acknowledged
+            await load.verify()
 
 
 async def test_a_restart_is_noticed_by_no_reader() -> None:

@@ -30,6 +30,8 @@ _LOCK = 0x63686174 << 32
 _STREAM_SECONDS = 3600
 """So long a stream may wait for its reader, with a transaction open."""
 _TABLE = re.compile(r"^CREATE TABLE (\w+) \((.*?)^\)", re.MULTILINE | re.DOTALL)
+_OF_MESSAGES = re.compile(r"^CREATE TABLE (messages|panel_messages) \(\s+(\w+) .*?^\);", re.MULTILINE | re.DOTALL)
+"""The tables of messages, with their first column: the owner, with which each of their keys begins."""
 _COLUMN = re.compile(r"^    ([a-z_]+) [A-Z]", re.MULTILINE)
 
 Connection = psycopg.Connection[tuple[Any, ...]]
@@ -114,7 +116,8 @@ class Target:
             connection.execute("SELECT pg_advisory_xact_lock(%s)", (lock,))
             version = self._version(connection)
             for number in range(version, len(MIGRATIONS)):
-                connection.execute(_script(number))
+                script = _script(number)
+                connection.execute(_partitioned(script, self._config.database_partitions) if not number else script)
             if not version:
                 connection.execute("INSERT INTO chat_store VALUES (%s, %s)", (len(MIGRATIONS), MADE_BY))
             elif version < len(MIGRATIONS):
@@ -166,6 +169,23 @@ class Target:
 
 def _script(number: int) -> str:
     return resources.files(scripts).joinpath(MIGRATIONS[number]).read_text("utf-8")
+
+
+def _partitioned(script: str, partitions: int) -> str:
+    """Return the script that makes the tables, with those of messages in partitions by a hash of their owner."""
+    if not partitions:
+        return script
+
+    def parted(made: re.Match[str]) -> str:
+        table, owner = made[1], made[2]
+        parts = "".join(
+            f"\nCREATE TABLE {table}_{number} PARTITION OF {table} "
+            f"FOR VALUES WITH (MODULUS {partitions}, REMAINDER {number});"
+            for number in range(partitions)
+        )
+        return f"{made[0][:-1]} PARTITION BY HASH ({owner});{parts}"
+
+    return _OF_MESSAGES.sub(parted, script)
 
 
 def _tables() -> dict[str, set[str]]:
