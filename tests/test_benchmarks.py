@@ -34,6 +34,7 @@ BARS: dict[str, list[tuple[str, str, float | None]]] = {
         ("raw sqlite3", "≥ 8", 15),
         ("OpenAI Agents SQLiteSession", "≥ 10", None),
         ("plain system calls (floor)", "≥ 0.15", 0.3),
+        ("raw sqlite3", "≥ 5", None),
     ],
     "single": [("sqlite3 through asyncio.to_thread", "≥ 1", 1.5)],
     "many": [("a turn of all: 50 / rate", "≤ 3", None)],
