@@ -80,7 +80,7 @@ async def _verify(
     place = getattr(backend, "root", None) or os.path.dirname(getattr(backend, "path", ""))
     if place:  # not in memory, and not on another machine
         await thread.run(reader.require_room, str(place))
-    items = await thread.opened(reader.items)
+    items = await thread.opened(lambda: reader.items(keeps=False))
     while await thread.run(_pass_over, items):
         if progress is not None:
             progress(reader.done, 2 * reader.header.bytes, 0)

@@ -73,7 +73,7 @@ class Item:
     data: bytes | None
     """The bytes; None if they are many."""
     file: BinaryIO | None
-    """Then this has them, at its beginning; it is closed when the next item is asked for."""
+    """Then this has them, at its beginning, if they are kept; it is closed when the next item is asked for."""
 
 
 class Source(Protocol):
@@ -327,6 +327,8 @@ class Reader:
         except BaseException:
             self._source.close()
             raise
+        self.temporary_folder: str | None = None
+        """Where large files are kept until they are read; the system's folder if it is None."""
         self._rank: str | None = None
         self._folder = ""
         self._folded: dict[str, str] = {}
@@ -387,8 +389,10 @@ class Reader:
                 hint="Make room, or choose another place. Nothing was changed.",
             )
 
-    def items(self) -> Generator[Item]:
+    def items(self, *, keeps: bool = True) -> Generator[Item]:
         """Yield the files; raise when something is wrong, at the end at the latest.
+
+        Without `keeps` large files are only looked at, and nobody gets their bytes.
 
         Raises:
             IntegrityError: The archive is not whole, or holds what does not belong there.
@@ -399,7 +403,7 @@ class Reader:
                 raise IntegrityError(f"The archive ends without {MANIFEST}: it is truncated.")
             name, size = member
             if name.startswith(STORE):
-                yield from self._item(name, size)
+                yield from self._item(name, size, keeps=keeps)
             elif is_checksums(name):
                 self._end_run(name, size)
             elif name == MANIFEST:
@@ -408,7 +412,7 @@ class Reader:
             else:
                 raise IntegrityError(f"{ascii(name)[1:-1]}: no archive of chatdb has such a member.")
 
-    def _item(self, name: str, size: int) -> Iterator[Item]:
+    def _item(self, name: str, size: int, *, keeps: bool) -> Iterator[Item]:
         key, sight = self._allowed(name, size)
         digest = hashlib.sha256()
         if size <= SMALL_BYTES:
@@ -417,7 +421,13 @@ class Reader:
             self._tally.add(key, sight.entry, size, digest.hexdigest())
             yield Item(key, sight, size, data, None)
             return
-        with tempfile.TemporaryFile(prefix="chatdb-") as file:
+        if not keeps:
+            for chunk in self._chunks():
+                digest.update(chunk)
+            self._tally.add(key, sight.entry, size, digest.hexdigest())
+            yield Item(key, sight, size, None, None)
+            return
+        with tempfile.TemporaryFile(prefix="chatdb-", dir=self.temporary_folder) as file:
             for chunk in self._chunks():
                 digest.update(chunk)
                 file.write(chunk)
@@ -529,6 +539,6 @@ def verify(path: str | os.PathLike[str], config: StorageConfig, limits: Limits =
         IntegrityError: It is damaged.
     """
     with Reader(path, config, limits) as reader:
-        for _ in reader.items():
+        for _ in reader.items(keeps=False):
             pass
         return reader.header

@@ -76,6 +76,7 @@ async def _restore_files(
     reader = await thread.opened(_open, path, config, limits)
     await thread.run(reader.require_room, root)
     folder = await thread.opened(NewFolder, root)
+    reader.temporary_folder = os.path.dirname(root)
     # What is not durable yet is nobody's store yet; all of it is made durable at the end.
     made = replace(config, storage_url="", storage_base_path=folder.path, durability="os")
     await _fill_new(await thread.run(open_backend, made), reader, thread, progress)
@@ -97,6 +98,7 @@ async def _restore_database_file(
         await thread.run(refuse_taken, file + ending)
     await thread.run(reader.require_room, os.path.dirname(file))
     folder = await thread.opened(NewFolder, file)
+    reader.temporary_folder = os.path.dirname(file)
     made = replace(config, storage_url=f"sqlite:{_quoted(folder.path)}/new")
     await _fill_new(await thread.run(open_backend, made), reader, thread, progress)
     await thread.run(folder.finish)
