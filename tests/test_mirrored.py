@@ -348,6 +348,31 @@ async def test_who_comes_late_with_what_was_right_before_a_switch_changes_nothin
         assert await new.read("users/a") == b"2"
 
 
+@pytest.mark.parametrize("count", [3, 3000])
+async def test_a_log_that_goes_on_growing_is_continued_and_not_copied_anew(tmp_path: Path, count: int) -> None:
+    old, new = FlatfileBackend(StorageConfig(), tmp_path / "old"), Second(StorageConfig())
+    async with mirrored(old, new) as both:
+        await both.commit([Append(LOG, tuple(line(f"m{number}", "x" * 500) for number in range(count)))])
+        await both.start()
+        await until(lambda: new._data.get(LOG, b"").count(b"\n") == count)
+        late = Alike(LAYOUT, old, again(new))
+        read, grown = old.read_blob, 0
+
+        async def growing(key: str) -> AsyncIterator[bytes]:  # somebody writes whenever somebody looks
+            nonlocal grown
+            grown += 1
+            await old.append(LOG, line(f"late{grown}"))
+            async for chunk in read(key):
+                yield chunk
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(old, "read_blob", growing)
+            patch.setattr(Second, "write_blob", None)  # not needed
+            await late.make(LOG)
+        assert 0 < grown < 5
+        assert new._data[LOG] == await old.read(LOG)
+
+
 # --- processes ---------------------------------------------------------------------------------------------
 
 WRITER = """

@@ -7,7 +7,7 @@ that out.
 
 from __future__ import annotations
 
-from collections.abc import AsyncGenerator, AsyncIterator
+from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from typing import cast
 
@@ -58,20 +58,28 @@ class Alike:
         if known is None:
             return False
         identity, start = known
-        part = await self.first.read_log_part(key, identity, start)
-        if part is None or part.identity != identity or part.start != start or part.more:
-            return False
-        lines = [line + b"\n" for _, line in part.lines]
-        is_whole = sum(map(len, lines)) == part.end - part.start
-        if not is_whole or any(codec.line_id(line[:-1]) is None for line in lines):
+        while True:
+            part = await self.first.read_log_part(key, identity, start)
+            if part is None or part.identity != identity or part.start != start:
+                return False
+            lines = [line + b"\n" for _, line in part.lines]
+            if sum(map(len, lines)) != part.end - start or not await self._append(key, lines, identity, part.end):
+                return False
+            if not part.more:
+                return True
+            start = part.end
+
+    async def _append(self, key: str, lines: Sequence[bytes], identity: str, end: int) -> bool:
+        """Append lines that the first store has up to `end`; return False if the log has to be compared."""
+        if any(codec.line_id(line[:-1]) is None for line in lines):
             return False
         if lines:
             # Another process may be at it too; messages that are there already are passed over.
             await self.second.commit([self._may, Append(key, tuple(lines))])
-            now = await self.first.read_log_part(key, identity, part.end)
-            if now is None or now.identity != identity or now.start != part.end:
+            now = await self.first.read_log_part(key, identity, end)
+            if now is None or now.identity != identity or now.start != end:
                 return False  # what was appended may be gone from it by now
-        self._remember(key, identity, part.end)
+        self._remember(key, identity, end)
         return True
 
     def _remember(self, key: str, identity: str, end: int) -> None:
@@ -87,31 +95,46 @@ class Alike:
 
     async def _compare(self, key: str, *, fix: bool) -> bool:
         """Return whether both are equal; if not, and `fix`, change the second store so that they should be then."""
-        one, other = await _held(self.first, key), await _held(self.second, key)
+        # The second store first: so a log that goes on growing has in the first what it has in the second, and more.
+        other = await _held(self.second, key)
+        part = await self.first.read_log_part(key, None, 0) if self._is_log(key) else None
+        one = await _held(self.first, key)
         if one is None or other is None:
-            return await self._compare_large(key, fix=fix)
+            return await self._compare_large(key, None if part is None else part.identity, fix=fix)
         mine, theirs = one[0], other[0]
         if mine == theirs:
-            if mine is not None and mine.endswith(b"\n") and self._is_log(key):
-                part = await self.first.read_log_part(key, None, len(mine))
-                if part is not None and not part.more and part.end == len(mine):
-                    self._remember(key, part.identity, len(mine))
+            if part is not None and mine is not None and mine.endswith(b"\n"):
+                self._remember(key, part.identity, len(mine))
             return True
         if not fix:
             return False
+        if part is not None and mine is not None and theirs is not None and _is_beginning(theirs, mine):
+            lines = [line + b"\n" for line in mine[len(theirs) : -1].split(b"\n")]
+            if await self._append(key, lines, part.identity, len(mine)):
+                return True
         expected = ABSENT if theirs is None else version_of(theirs)
         with suppress(ConflictError):  # somebody else is at it
             await self.second.commit([self._may, Delete(key) if mine is None else Put(key, mine, expected)])
         return False
 
-    async def _compare_large(self, key: str, *, fix: bool) -> bool:
-        if await _same_chunks(self.first, self.second, key):
+    async def _compare_large(self, key: str, identity: str | None, *, fix: bool) -> bool:
+        same, is_all = await _same_chunks(self.first, self.second, key)
+        if is_all:
             return True
+        if fix and identity is not None and same:
+            self._remember(key, identity, same)
+            if await self._grow(key):
+                return True
         if fix:
             await self.second.commit([self._may, Delete(key)])
             with suppress(NotFoundError):  # gone from the first meanwhile
                 await self.second.write_blob(key, self.first.read_blob(key))
         return False
+
+
+def _is_beginning(old: bytes, new: bytes) -> bool:
+    """Tell whether a log can be had from another by appending whole lines."""
+    return len(old) < len(new) and new.startswith(old) and old[-1:] in (b"", b"\n") and new.endswith(b"\n")
 
 
 async def _held(backend: StorageBackend, key: str) -> tuple[bytes | None] | None:
@@ -128,7 +151,9 @@ async def _held(backend: StorageBackend, key: str) -> tuple[bytes | None] | None
     return (bytes(gathered),)
 
 
-async def _same_chunks(one: StorageBackend, other: StorageBackend, key: str) -> bool:
+async def _same_chunks(one: StorageBackend, other: StorageBackend, key: str) -> tuple[int, bool]:
+    """Return how many bytes `other` has, if they are the beginning of those of `one`, else 0; and whether it has all."""
+    same = 0
     try:
         async with aclosing(_chunks(one, key)) as mine, aclosing(_chunks(other, key)) as theirs:
             left, right = b"", b""
@@ -137,12 +162,13 @@ async def _same_chunks(one: StorageBackend, other: StorageBackend, key: str) -> 
                 right = right or await anext(theirs, b"")
                 size = min(len(left), len(right))
                 if not size:
-                    return left == right
+                    return (0 if right else same), left == right
                 if left[:size] != right[:size]:
-                    return False
+                    return 0, False
                 left, right = left[size:], right[size:]
+                same += size
     except NotFoundError:
-        return False
+        return 0, False
 
 
 async def _chunks(backend: StorageBackend, key: str) -> AsyncGenerator[bytes, None]:
