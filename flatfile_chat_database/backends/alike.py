@@ -152,7 +152,7 @@ async def _held(backend: StorageBackend, key: str) -> tuple[bytes | None] | None
 
 
 async def _same_chunks(one: StorageBackend, other: StorageBackend, key: str) -> tuple[int, bool]:
-    """Return how many bytes `other` has, if they are the beginning of those of `one`, else 0; and whether it has all."""
+    """Return how many bytes `other` has if they begin those of `one`, else 0; and whether it has all."""
     same = 0
     try:
         async with aclosing(_chunks(one, key)) as mine, aclosing(_chunks(other, key)) as theirs:
