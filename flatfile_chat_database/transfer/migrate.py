@@ -15,9 +15,9 @@ from __future__ import annotations
 import asyncio
 import os
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
-from contextlib import AsyncExitStack, aclosing, suppress
+from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
-from typing import Final, Literal, TypeVar, cast
+from typing import Final, Literal, cast
 
 from .. import codec
 from ..backends.base import Snapshot, StorageBackend
@@ -28,9 +28,8 @@ from ..errors import ConfigurationError, ConflictError, IntegrityError, NotFound
 from ..layout import Layout
 from ..models import new_id, utc_now
 from ..records.store import Store
+from .ahead import ahead
 from .tally import Content, Keys, Tally
-
-T = TypeVar("T")
 
 _Sized = tuple[str, int]
 """A key, and how many bytes are there."""
@@ -216,7 +215,7 @@ class _Migration:
             writer = _Writer(self._target, self._layout, source)
             stack.push_async_callback(writer.stop)
             writing = writer if writes and not self._report.dry_run else None
-            runs = await stack.enter_async_context(aclosing(_ahead(self._looks(source, target))))
+            runs = await stack.enter_async_context(aclosing(ahead(self._looks(source, target))))
             async for looks, extra in runs:
                 for look in looks:
                     tally.add(look.content)
@@ -298,7 +297,7 @@ class _Migration:
 
     async def _tally(self, snapshot: Snapshot) -> Tally:
         tally = Tally()
-        async with aclosing(_ahead(self._looks(snapshot, None))) as runs:
+        async with aclosing(ahead(self._looks(snapshot, None))) as runs:
             async for looks, _ in runs:
                 for look in looks:
                     tally.add(look.content)
@@ -308,7 +307,7 @@ class _Migration:
     async def _unequal(self, source: Snapshot, target: Snapshot) -> Keys:
         """Return the keys that do not hold the same in both."""
         unequal = Keys()
-        async with aclosing(_ahead(self._looks(source, target))) as runs:
+        async with aclosing(ahead(self._looks(source, target))) as runs:
             async for looks, extra in runs:
                 for look in looks:
                     if look.state != "equal":
@@ -548,32 +547,6 @@ def _parts(sized: Sequence[_Sized]) -> Iterator[list[_Sized]]:
         left -= each[1]
     if part:
         yield part
-
-
-async def _ahead(items: AsyncGenerator[T, None]) -> AsyncGenerator[T, None]:
-    """Yield what a generator yields, which goes on meanwhile."""
-    queue: asyncio.Queue[tuple[T] | BaseException | None] = asyncio.Queue(1)
-
-    async def produce() -> None:
-        try:
-            async with aclosing(items):
-                async for item in items:
-                    await queue.put((item,))
-        except Exception as error:
-            await queue.put(error)
-        else:
-            await queue.put(None)
-
-    task = asyncio.ensure_future(produce())
-    try:
-        while (found := await queue.get()) is not None:
-            if isinstance(found, BaseException):
-                raise found
-            yield found[0]
-    finally:
-        task.cancel()
-        with suppress(asyncio.CancelledError):
-            await task
 
 
 def _is_beginning(old: bytes, new: bytes) -> bool:
