@@ -12,7 +12,7 @@ from ..base import Changes
 from ..changes import ABSENT
 from ..contents import PIECE_BYTES, Contents, Place, rows_of
 from ..gathered import Known
-from ..rows import Fresh, LogRows, good_rows, missing, of
+from ..rows import Fresh, LogRows, good_rows, missing, of, same_ids
 from ..rules import check_version
 from ..tables import Spot, Table, Tables, body_of, shown
 from .session import PostgresSession
@@ -51,14 +51,26 @@ class PostgresRows(LogRows):
         """Return how many rows logs have; a statement for each table."""
         found: dict[str, int] = {}
         for table, spots in self._by_table(keys).items():
-            wanted = ", ".join([_LISTED] * len(table.ids))
-            same = " AND ".join(f"n.{name} = wanted.{name}" for name in table.ids)
+            count = f"SELECT n.position + 1 FROM {table.name} AS n WHERE {same_ids(table)}"
             rows = self._db.execute(
-                f"SELECT (SELECT n.position + 1 FROM {table.name} AS n WHERE {same} ORDER BY n.position DESC LIMIT 1) "
-                f"FROM unnest({wanted}) WITH ORDINALITY AS wanted ({', '.join(table.ids)}, number) ORDER BY number",
-                ["\n".join(ids) for ids in zip(*(spot.ids for spot in spots.values()), strict=True)],
+                f"SELECT ({count} ORDER BY n.position DESC LIMIT 1) FROM {_wanted(table)} ORDER BY wanted.number",
+                _columns_of(spots.values()),
             )
             found.update((key, count or 0) for key, (count,) in zip(spots, rows, strict=True))
+        return found
+
+    def newest(self, keys: Sequence[str]) -> dict[str, tuple[int, bytes]]:
+        found: dict[str, tuple[int, bytes]] = {}
+        for table, spots in self._by_table(keys).items():
+            rows = self._db.execute(
+                f"SELECT newest.position, newest.body FROM {_wanted(table)} LEFT JOIN LATERAL "
+                f"(SELECT n.position, n.body FROM {table.name} AS n WHERE {same_ids(table)} "
+                "ORDER BY n.position DESC LIMIT 1) AS newest ON true ORDER BY wanted.number",
+                _columns_of(spots.values()),
+            )
+            for key, (position, body) in zip(spots, rows, strict=True):
+                if body is not None:
+                    found[key] = position, body.encode()
         return found
 
     def add(self, messages: Sequence[Fresh]) -> bool:
@@ -316,6 +328,16 @@ def whole(key: str, rows: Iterable[Sequence[Any]], first: int, end: int) -> Iter
 
 def _count(spot: Spot) -> str:
     return f"SELECT position + 1 AS count FROM {of(spot)} ORDER BY position DESC LIMIT 1"
+
+
+def _wanted(table: Table) -> str:
+    """Return a table `wanted` of ids, numbered; its parameters come from `_columns_of`."""
+    lists = ", ".join([_LISTED] * len(table.ids))
+    return f"unnest({lists}) WITH ORDINALITY AS wanted ({', '.join(table.ids)}, number)"
+
+
+def _columns_of(spots: Iterable[Spot]) -> list[str]:
+    return ["\n".join(ids) for ids in zip(*(spot.ids for spot in spots), strict=True)]
 
 
 def row_of(spot: Spot, position: int, record_id: str, line: bytes) -> tuple[object, ...]:
