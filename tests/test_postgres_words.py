@@ -1,13 +1,16 @@
 """PostgreSQL's own text search: what is kept, when it is lost, and that nobody finds less by it."""
 
 import asyncio
+from collections.abc import Awaitable, Callable
 from typing import Any
 
 import pytest
 
 from flatfile_chat_database import Message, StorageConfig, StorageManager
 from flatfile_chat_database.backends.postgres import PostgresBackend
+from flatfile_chat_database.backends.postgres.target import _LOCK
 from flatfile_chat_database.backends.wording import LogWords, RecordWords, Wanted
+from flatfile_chat_database.records.wording import Wording
 
 from . import postgres
 
@@ -50,7 +53,11 @@ async def test_words_are_kept_by_the_first_search_and_added_to_by_the_next(url: 
         assert kept(url) == [("users/ada/chat/messages.jsonl", 2, 4)]
         await storage.add_message("ada", "chat", Message("user", "white tea, 烏龍茶"))
         assert await found(storage, "烏龍") == ["white tea, 烏龍茶"]
-        assert kept(url) == [("users/ada/chat/messages.jsonl", 3, 9)]
+        assert kept(url) == [("users/ada/chat/messages.jsonl", 2, 4)]  # a few are read
+        await storage.add_messages("ada", "chat", [Message("user", f"tea {n}") for n in range(200)])
+        assert len(await found(storage, "tea", limit=1000)) == 203
+        assert await found(storage, "烏龍") == ["white tea, 烏龍茶"]
+        assert kept(url) == [("users/ada/chat/messages.jsonl", 203, 409)]
         assert await found(storage, "coffee") == []
 
 
@@ -79,6 +86,7 @@ async def test_what_is_changed_or_removed_is_out_of_the_words_at_once(url: str, 
                 await storage.delete_user("ada")
                 left = []
         assert kept(url) == []
+        assert postgres.sql(url, "SELECT count(*) FROM words") == [(0,)]
         assert await found(other, "secret") == await found(storage, "secret") == left
 
 
@@ -114,9 +122,10 @@ async def test_reindex_makes_them_anew(url: str) -> None:
         assert await found(storage, "tea") == []
         assert await storage.reindex("ada") == 1
         assert await found(storage, "tea") == ["black tea", "green tea"]
-        postgres.sql(url, "DELETE FROM word_logs")
-        assert await storage.reindex() == 1
-        assert await found(storage, "green") == ["green tea"]
+        async with opened(url) as other:
+            assert await found(other, "green") == ["green tea"]
+            assert await storage.reindex() == 1
+            assert await found(other, "green") == ["green tea"]
 
 
 # --- nodes ---------------------------------------------------------------------------------------------------
@@ -146,7 +155,56 @@ async def test_who_may_only_read_reads_what_has_no_words(url: str) -> None:
                 assert sorted(await found(reader, "tea", order=order)) == ["black tea", "green tea", "white tea"]
                 scores = [hit.score for hit in await reader.search("white tea", user_id="ada", order=order)]
                 assert scores == [hit.score for hit in await storage.search("white tea", user_id="ada", order=order)]
-        assert kept(url)[0][1] == 3
+        assert kept(url)[0][1] == 2
+
+
+def after_preparing(monkeypatch: pytest.MonkeyPatch, work: Callable[[], Awaitable[object]]) -> None:
+    """Do something between what a search does beforehand and its look at the words."""
+    prepare = Wording.prepare
+
+    async def prepare_and_work(wording: Wording, user_id: str, session_id: str | None) -> None:
+        await prepare(wording, user_id, session_id)
+        monkeypatch.setattr(Wording, "prepare", prepare)
+        await work()
+
+    monkeypatch.setattr(Wording, "prepare", prepare_and_work)
+
+
+@pytest.mark.parametrize("order", ["time", "relevance"])
+async def test_a_search_misses_nothing_while_somebody_edits(
+    url: str, monkeypatch: pytest.MonkeyPatch, order: str
+) -> None:
+    async with opened(url) as storage, opened(url) as other:
+        await fill(storage, *(f"tea number{n}" for n in range(100)))
+        [first, *_] = await storage.get_messages("ada", "chat")
+        after_preparing(monkeypatch, lambda: other.update_message("ada", "chat", first.id, {"content": "hot tea"}))
+        answer = await found(storage, "tea", limit=1000, order=order)
+        assert sorted(answer) == sorted(["hot tea", *(f"tea number{n}" for n in range(1, 100))])
+        assert kept(url) == []
+
+
+async def test_a_search_finds_nothing_twice_while_somebody_keeps_words(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with opened(url) as storage, opened(url, read_only=True) as reader:
+        await fill(storage, *(f"tea number{n}" for n in range(20)))
+        after_preparing(monkeypatch, lambda: found(storage, "tea"))
+        assert len(await found(reader, "tea", limit=1000)) == 20
+
+
+async def test_nobody_waits_for_words_that_cannot_be_kept_now(
+    url: str, monkeypatch: pytest.MonkeyPatch, caplog: pytest.LogCaptureFixture
+) -> None:
+    monkeypatch.setattr("flatfile_chat_database.backends.postgres._PATIENCE_MILLISECONDS", 50)
+    [(number,)] = postgres.sql(url, "SELECT oid::bigint FROM pg_namespace WHERE nspname = current_schema()")
+    async with opened(url) as storage:
+        await fill(storage, "green tea", "black tea")
+        with postgres.connection(url).transaction():
+            postgres.sql(url, f"SELECT pg_advisory_xact_lock({_LOCK | number})")  # as somebody's long write does
+            answers = await asyncio.gather(*(found(storage, "tea") for _ in range(8)))
+        assert answers == [["black tea", "green tea"]] * 8
+        assert "cannot be kept" in caplog.text
+        assert kept(url) == []
 
 
 async def test_words_of_a_log_that_was_replaced_meanwhile_are_not_kept(url: str) -> None:
@@ -155,7 +213,7 @@ async def test_words_of_a_log_that_was_replaced_meanwhile_are_not_kept(url: str)
         backend = storage.backend
         assert isinstance(backend, PostgresBackend)
         words = backend.words()
-        [behind] = await words.behind("1", FOLDER)
+        [behind] = (await words.behind("1", FOLDER, None)).behind
         record = RecordWords(1, 1, frozenset({"tea"}))
         late = LogWords(behind.key, behind.identity, 0, [record, record])
         wanted = Wanted("1", FOLDER, lexemes=(("tea", False),))
@@ -166,11 +224,11 @@ async def test_words_of_a_log_that_was_replaced_meanwhile_are_not_kept(url: str)
         await storage.add_messages("ada", "chat", [Message("user", "one"), Message("user", "two")])
         await words.keep("1", [late])
         assert (await words.sums(wanted)).records == 0
-        [behind] = await words.behind("1", FOLDER)
+        [behind] = (await words.behind("1", FOLDER, None)).behind
         await words.keep("1", [LogWords(behind.key, behind.identity, 0, [record, record])] * 2)
         assert (await words.sums(wanted)).records == 2
-        assert await words.behind("1", FOLDER) == []
-        assert [log.key for log in await words.behind("2", FOLDER)] == [behind.key]
+        assert (await words.behind("1", FOLDER, None)).behind == []
+        assert [log.key for log in (await words.behind("2", FOLDER, None)).behind] == [behind.key]
 
 
 async def test_nothing_in_a_lexeme_means_anything(url: str) -> None:
@@ -180,7 +238,7 @@ async def test_nothing_in_a_lexeme_means_anything(url: str) -> None:
         backend = storage.backend
         assert isinstance(backend, PostgresBackend)
         words = backend.words()
-        [behind] = await words.behind("1", FOLDER)
+        [behind] = (await words.behind("1", FOLDER, None)).behind
         records = [RecordWords(number, 1, frozenset({text})) for number, text in enumerate(texts)]
         await words.keep("1", [LogWords(behind.key, behind.identity, 0, records)])
         for number, text in enumerate(texts):

@@ -7,7 +7,7 @@ in no order that matters, so whoever asks looks at the records themselves.
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Collection, Sequence
+from collections.abc import AsyncIterator, Sequence
 from typing import Protocol
 
 import msgspec
@@ -23,6 +23,14 @@ class Behind(msgspec.Struct, frozen=True):
     """From the first one on, so many have theirs."""
     can_be_kept: bool
     """False where the log is damaged: then its records have to be read."""
+
+
+class State(msgspec.Struct, frozen=True):
+    """How far the words of a folder are kept."""
+
+    cursor: str
+    """Of the changes that were looked at; empty if the backend cannot tell."""
+    behind: list[Behind]
 
 
 class RecordWords(msgspec.Struct, frozen=True):
@@ -51,6 +59,8 @@ class Wanted(msgspec.Struct, frozen=True):
     edition: str
     folder: str
     """Their logs are below it."""
+    fresh: str | None = None
+    """A cursor of `changes` of a moment when no words below the folder were missing."""
     key: str | None = None
     """Or only this log."""
     lexemes: tuple[tuple[str, bool], ...] = ()
@@ -68,6 +78,8 @@ class Candidate(msgspec.Struct, frozen=True):
     position: int
     line: bytes
     moment: int | None
+    is_kept: bool
+    """Whether its words are kept."""
 
 
 class Sums(msgspec.Struct, frozen=True):
@@ -82,13 +94,18 @@ class Sums(msgspec.Struct, frozen=True):
 class Words(Protocol):
     """Keeps words of messages and finds messages by them. Only logs that the map calls messages have words.
 
-    Its errors are those of the backend.
+    A record that was changed or removed has lost its words, and so have all others of its log. Errors are those of the
+    backend.
     """
 
-    async def behind(self, edition: str, folder: str, keys: Collection[str] | None = None) -> list[Behind]:
-        """Return the logs below `folder`, or only those at `keys`, that have records whose words are not kept.
+    async def behind(self, edition: str, folder: str, since: str | None, key: str | None = None) -> State:
+        """Return which logs below `folder` have records whose words are not kept.
 
-        A record that was changed or removed has lost its words, and so may have all others of its log.
+        Args:
+            edition: Of the words.
+            folder: Of the logs.
+            since: A cursor of `changes`: only logs that changed since are looked at; all, if it is None or of no use.
+            key: Only this log.
         """
         ...
 
@@ -102,12 +119,12 @@ class Words(Protocol):
         """Forget the words, of every edition, of all records below `folder`."""
 
     def find(self, wanted: Wanted) -> AsyncIterator[list[Candidate]]:
-        """Yield the records that have the words which are wanted, of one state of the store, in runs.
+        """Yield the records that may have the words which are wanted, of one state of the store, in runs.
 
-        Those without a time come first, then the newest ones.
+        First come those whose words are not kept, then those without a time, then the newest ones.
         """
         ...
 
     async def sums(self, wanted: Wanted) -> Sums:
-        """Return how many records have the words which are wanted, and how many words these have in all."""
+        """Return how many records have the words which are wanted, and how many words these have, as far as kept."""
         ...

@@ -12,7 +12,7 @@ from functools import partial
 from typing import TYPE_CHECKING, cast, get_args
 
 from .. import codec
-from ..backends.wording import Behind, Candidate
+from ..backends.wording import Candidate
 from ..errors import IntegrityError, ValidationError
 from ..models import HitKind, SearchHit, microseconds, parse_timestamp
 from ..search import Query, Relevance
@@ -245,12 +245,13 @@ class Finding:
     # --- by words that the backend keeps -------------------------------------------------------------
 
     async def _by_words(self, wanted: Sought) -> list[SearchHit]:
-        """Answer from those messages that have the words, and from all contexts and analyses."""
+        """Answer from those messages that may have the words, and from all contexts and analyses."""
         user_id, session_id, scope = wanted.user_id, wanted.session_id, wanted.scope
-        behind = await self._wording.catch_up(user_id, session_id) if "message" in scope.kinds else []
-        relevance = await self._relevance_by_words(wanted, behind) if wanted.relevance else None
+        if "message" in scope.kinds:
+            await self._wording.prepare(user_id, session_id)
+        relevance = await self._relevance_by_words(wanted) if wanted.relevance else None
         selecting = Selecting(wanted.query, scope, relevance, wanted.limit + wanted.offset)
-        await self._look_beside(wanted, behind, selecting)
+        await self._look_at_notes(wanted, selecting)
         if "message" in scope.kinds:
             times = Times(
                 None if scope.since is None else microseconds(scope.since),
@@ -259,29 +260,20 @@ class Finding:
             async with aclosing(self._wording.find(user_id, session_id, wanted.query.terms, times)) as runs:
                 async for run in runs:
                     await asyncio.to_thread(selecting, self._pieces(run))
-                    if selecting.is_full_before(run[-1].moment):
+                    if run[-1].is_kept and selecting.is_full_before(run[-1].moment):
                         break
         return await asyncio.to_thread(selecting.hits, user_id, wanted.offset)
 
-    async def _look_beside(
-        self, wanted: Sought, behind: Sequence[Behind], look: Callable[[list[LogLines | Text]], None]
-    ) -> None:
-        """Have `look` see the contexts and analyses, and the messages whose words are not kept."""
+    async def _look_at_notes(self, wanted: Sought, look: Callable[[list[LogLines | Text]], None]) -> None:
         others = wanted.scope.kinds - {"message"}
         if others:
             await asyncio.to_thread(look, [*await self._noted.texts(wanted.user_id, wanted.session_id, others)])
-        for log in behind:
-            place = self._layout.parse(log.key)
-            if place is None:
-                continue
-            position = log.kept
-            async with aclosing(self._wording.rest(log)) as runs:
-                async for lines in runs:
-                    await asyncio.to_thread(look, [LogLines(place.names["session_id"], log.key, position, lines)])
-                    position += len(lines)
 
-    async def _relevance_by_words(self, wanted: Sought, behind: Sequence[Behind]) -> Relevance:
-        """Return what ranking has to know of all texts."""
+    async def _relevance_by_words(self, wanted: Sought) -> Relevance:
+        """Return what ranking has to know of all texts.
+
+        It is gathered in several steps, so what others write meanwhile may be in some of it.
+        """
         query, scope, whose = wanted.query, wanted.scope, (wanted.user_id, wanted.session_id)
         relevance = Relevance(query)
         if "message" in scope.kinds:
@@ -296,10 +288,18 @@ class Finding:
                 counting = Holding(Query([term]), scope)
                 async with aclosing(self._wording.find(*whose, [term], Times())) as runs:
                     async for run in runs:
-                        await asyncio.to_thread(counting, self._pieces(run))
+                        kept = [candidate for candidate in run if candidate.is_kept]
+                        await asyncio.to_thread(counting, self._pieces(kept))
                 holding.append(counting.count)
             relevance = Relevance.of(query, sums.records, sums.tokens, holding)
-        await self._look_beside(wanted, behind, Counting(query, scope, relevance))
+        counted = Counting(query, scope, relevance)
+        await self._look_at_notes(wanted, counted)
+        for log in await self._wording.behind(*whose) if "message" in scope.kinds else []:
+            place = self._layout.parse(log.key)
+            name = "" if place is None else place.names["session_id"]
+            async with aclosing(self._wording.rest(log)) as unkept:
+                async for lines in unkept:
+                    await asyncio.to_thread(counted, [LogLines(name, log.key, 0, lines)])
         return relevance
 
     def _pieces(self, run: Sequence[Candidate]) -> list[LogLines | Text]:

@@ -1,8 +1,9 @@
 """Keeping the words of messages in a backend that has a text search of its own, and finding by them.
 
-As a derived index does, a search first brings the words up to date, then asks. They are a first choice without a gap:
-what is a hit is decided by `search/query.py`, from the messages themselves. Where nothing can be written, a replica for
-instance, messages whose words are not kept are read.
+Words are a first choice without a gap: what is a hit is decided by `search/query.py`, from the messages themselves. A
+search finds those that have the words, and with them, in the same state of the store, all whose words are not kept. So
+they need not be kept at once: it is done before a search that would have many to read. Where nothing can be written, as
+in a replica, they are read.
 """
 
 from __future__ import annotations
@@ -16,8 +17,7 @@ from typing import Final, cast
 import msgspec
 
 from .. import codec
-from ..backends.base import Changes
-from ..backends.wording import Behind, Candidate, LogWords, RecordWords, Sums, Wanted, Words
+from ..backends.wording import Behind, Candidate, LogWords, RecordWords, State, Sums, Wanted, Words
 from ..errors import StorageError, ValidationError
 from ..models import microseconds, parse_timestamp
 from ..search import Term
@@ -30,6 +30,8 @@ FORMAT: Final = "1"
 _BATCH_BYTES = 2 << 20
 _ATTEMPTS = 5
 _REMEMBERED = 1000
+_FEW = 200
+"""So many messages are read sooner than their words are kept."""
 
 
 class Wording:
@@ -39,6 +41,8 @@ class Wording:
         self._store = store
         self._fresh: dict[str, str] = {}
         """Of users whose words were up to date: the cursor of then."""
+        self._unkept: dict[str, int] = {}
+        """How many messages without words the last search had to read."""
         self.counters = {"word_updates": 0}
 
     async def is_possible(self) -> bool:
@@ -58,38 +62,41 @@ class Wording:
         """
         await self._store.writing()
         words = await self._words()
+        folder = self._folder(user_id)
         self._fresh.pop(user_id, None)
-        await words.drop(self._folder(user_id))
-        behind = await words.behind(self._edition(), self._folder(user_id))
-        await self._keep([log for log in behind if log.can_be_kept])
+        await words.drop(folder)
+        state = await words.behind(self._edition(), folder, None)
+        await self._keep([log for log in state.behind if log.can_be_kept])
 
     # --- bringing up to date -------------------------------------------------------------------------
 
-    async def catch_up(self, user_id: str, session_id: str | None = None) -> list[Behind]:
-        """Keep the words of all messages of a user, or of one session; return the logs that have to be read."""
-        backend = await self._store.reading()
+    async def prepare(self, user_id: str, session_id: str | None) -> None:
+        """Keep the words of a user's messages, if a search would have many to read without."""
+        if user_id in self._fresh and self._unkept.get(user_id, 0) < _FEW:
+            return
         words = await self._words()
-        changes = await backend.changes(self._fresh.get(user_id))
         folder, key = self._folder(user_id), self._key(user_id, session_id)
-        logs = self._changed(folder, changes)
-        if key is not None:
-            logs = {key} if logs is None else logs & {key}
-        behind: list[Behind] = []
-        for _ in range(_ATTEMPTS if logs is None or logs else 0):
-            behind = await words.behind(self._edition(), folder, logs)
-            keepable = [log for log in behind if log.can_be_kept]
+        state, since = State("", []), self._fresh.get(user_id)
+        for _ in range(_ATTEMPTS):
+            state = await words.behind(self._edition(), folder, since, key)
+            keepable = [log for log in state.behind if log.can_be_kept]
             if self._store.read_only or not keepable:
                 break
             try:
                 await self._keep(keepable)
-            except StorageError as error:  # a replica, or somebody who may not write: reading will do
+            except StorageError as error:  # a replica, a store that is locked: reading will do
                 logger.warning("The words of messages cannot be kept, so messages are read: %s", error.message)
                 break
-        if not behind and key is None and changes.cursor:
+        if not state.behind and key is None and state.cursor:
             if len(self._fresh) >= _REMEMBERED:
                 self._fresh.clear()
-            self._fresh[user_id] = changes.cursor
-        return behind
+            self._fresh[user_id] = state.cursor
+            self._unkept.pop(user_id, None)
+
+    async def behind(self, user_id: str, session_id: str | None) -> list[Behind]:
+        """Return the logs with messages whose words are not kept."""
+        words, fresh, key = await self._words(), self._fresh.get(user_id), self._key(user_id, session_id)
+        return (await words.behind(self._edition(), self._folder(user_id), fresh, key)).behind
 
     async def _keep(self, logs: Sequence[Behind]) -> None:
         words = await self._words()
@@ -147,32 +154,34 @@ class Wording:
 
     # --- asking --------------------------------------------------------------------------------------
 
-    def find(
-        self, user_id: str, session_id: str | None, terms: Sequence[Term], asked: Times
+    async def find(
+        self, user_id: str, session_id: str | None, terms: Sequence[Term], times: Times
     ) -> AsyncGenerator[list[Candidate], None]:
-        """Yield messages that may hold terms, the newest first; those whose times cannot be read before."""
-        return self._find(self._wanted(user_id, session_id, terms, asked))
-
-    async def _find(self, wanted: Wanted) -> AsyncGenerator[list[Candidate], None]:
+        """Yield messages that may hold terms: first those that nothing is known of, then the newest."""
         words = await self._words()
-        async with aclosing(cast("AsyncGenerator[list[Candidate]]", words.find(wanted))) as runs:
+        unkept = 0
+        found = words.find(self._wanted(user_id, session_id, terms, times))
+        async with aclosing(cast("AsyncGenerator[list[Candidate]]", found)) as runs:
             async for run in runs:
+                unkept += sum(not candidate.is_kept for candidate in run)
+                self._unkept[user_id] = unkept
                 yield run
 
     async def sums(self, user_id: str, session_id: str | None, terms: Sequence[Term] = ()) -> Sums:
         """Return how many messages may hold terms, and how many words there are in them."""
         return await (await self._words()).sums(self._wanted(user_id, session_id, terms, Times()))
 
-    def _wanted(self, user_id: str, session_id: str | None, terms: Sequence[Term], asked: Times) -> Wanted:
+    def _wanted(self, user_id: str, session_id: str | None, terms: Sequence[Term], times: Times) -> Wanted:
         from ..search.lexemes import asked_for
 
         return Wanted(
             self._edition(),
             self._folder(user_id),
+            self._fresh.get(user_id),
             self._key(user_id, session_id),
             tuple((lexeme.text, lexeme.prefix) for lexeme in asked_for(terms)),
-            asked.since,
-            asked.until,
+            times.since,
+            times.until,
         )
 
     # --- names ---------------------------------------------------------------------------------------
@@ -189,21 +198,6 @@ class Wording:
         if session_id is None:
             return None
         return self._store.layout.key("messages", user_id=user_id, session_id=session_id)
-
-    def _changed(self, folder: str, changes: Changes) -> set[str] | None:
-        """Return the logs of sessions below a folder that may have changed; None: any may have."""
-        if changes.keys is None:
-            return None
-        start, end = f"{folder}/", f"/{self._store.layout.leaf('messages')}"
-        logs = set()
-        for key in changes.keys:
-            if start.startswith(f"{key}/"):
-                return None
-            if key.startswith(start) and "/" not in key[len(start) :]:  # a session's folder
-                logs.add(key + end)
-            elif key.startswith(start) and key.endswith(end):
-                logs.add(key)
-        return logs
 
 
 class Times(msgspec.Struct, frozen=True):

@@ -73,7 +73,7 @@ class ExtentCases(BackendCase):
         await store.commit([Append(LOG, lines(3))])
         words = store.words()
         if words is not None:
-            [behind] = await words.behind("1", "users/ann")
+            [behind] = (await words.behind("1", "users/ann", None)).behind
             assert (behind.key, behind.kept, behind.can_be_kept) == (LOG, 0, True)
 
     @says(

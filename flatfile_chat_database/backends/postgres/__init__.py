@@ -37,6 +37,8 @@ except ImportError as error:
 
 T = TypeVar("T")
 
+_PATIENCE_MILLISECONDS = 1000
+
 
 class PostgresBackend(DatabaseBackend):
     """A database, or one schema of it, that `storage_url` names."""
@@ -45,6 +47,7 @@ class PostgresBackend(DatabaseBackend):
         super().__init__(config)
         self._target = Target(config)
         self._streams = Turn(config.database_pool_size)
+        self._deriving = Turn()
 
     def __repr__(self) -> str:
         return f"<PostgresBackend {self._target.name!r}{' closed' if self._closed else ''}>"
@@ -122,11 +125,19 @@ class PostgresBackend(DatabaseBackend):
         return self._stream(lambda contents: begin(cast("PostgresContents | None", contents)))
 
     async def write_beside(self, work: Callable[[PostgresSession], T]) -> T:
-        """Write, in one transaction beside those of messages, what is derived from them."""
+        """Write, in one transaction beside those of messages, what is derived from them.
+
+        One at a time, on a connection and in a thread that no reader waits for.
+
+        Raises:
+            UnavailableError: The store is locked, as by another node's long write; nobody has to wait for its end.
+        """
+        self._threads()  # which are not there when the store is closed
 
         def write() -> T:
             connection = self._connect(to_write=True)
             try:
+                connection.execute(f"SET lock_timeout = {_PATIENCE_MILLISECONDS}")
                 connection.begin_adding()
                 done = work(connection)
                 connection.commit()
@@ -134,7 +145,8 @@ class PostgresBackend(DatabaseBackend):
             finally:
                 connection.close()  # which ends a transaction that was not committed
 
-        return await self._threads().run(write)
+        async with self._deriving:
+            return await asyncio.to_thread(write)
 
     # --- writing -------------------------------------------------------------------------------------
 

@@ -201,6 +201,21 @@ class PostgresContents(Contents):
         """Return how many records logs in rows have."""
         return self._log_rows.counts(keys) if keys else {}
 
+    def is_document(self, key: str) -> bool:
+        """Tell whether the map has a document with a table at a key."""
+        return self._tables.document(key) is not None
+
+    def runs_from(self, key: str, position: int) -> Iterator[list[bytes]]:
+        """Yield the records of a log from a position on, in runs."""
+        place = self.place(key)
+        if place is None or place.kind != "log":
+            yield from self.runs(key, strict=False)
+            return
+        end = self._log_rows.count(key)
+        for start in range(position, end, _FEW):
+            run = list(self._log_rows.lines(key, start, min(end, start + _FEW)))
+            yield good_rows(key, run, start, strict=False)
+
     def lines_at(self, places: Sequence[tuple[str, int]]) -> list[bytes | None]:
         """Return the lines at some positions of logs in rows, in order; None where there is none."""
         return self._log_rows.at(places)

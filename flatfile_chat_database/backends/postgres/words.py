@@ -16,7 +16,8 @@ from collections.abc import AsyncGenerator, Collection, Iterator, Sequence
 from contextlib import aclosing
 from typing import TYPE_CHECKING, Final
 
-from ..wording import Behind, Candidate, LogWords, RecordWords, Sums, Wanted
+from ...models import new_id
+from ..wording import Behind, Candidate, LogWords, RecordWords, State, Sums, Wanted
 
 if TYPE_CHECKING:
     from . import PostgresBackend
@@ -27,7 +28,7 @@ _MOST_BYTES: Final = 500_000
 """Of the lexemes of a text; PostgreSQL takes a megabyte with what it adds. A larger text is found by every query."""
 _ANY: Final = "'*'"
 """The lexeme of a text that is too large."""
-_FIRST, _MOST = 32, 500
+_FIRST, _AT_ONCE = 64, 500
 """Candidates that are read at a time: few at first, for the newest ones are often enough."""
 
 
@@ -37,9 +38,9 @@ class PostgresWords:
     def __init__(self, backend: PostgresBackend) -> None:
         self._backend = backend
 
-    async def behind(self, edition: str, folder: str, keys: Collection[str] | None = None) -> list[Behind]:
+    async def behind(self, edition: str, folder: str, since: str | None, key: str | None = None) -> State:
         return await self._backend.read_by(
-            lambda contents: _behind(contents, edition, folder, keys) if contents else []
+            lambda contents: State("", []) if contents is None else _state(contents, edition, folder, since, key)
         )
 
     async def keep(self, edition: str, logs: Sequence[LogWords]) -> None:
@@ -59,6 +60,31 @@ class PostgresWords:
 
 
 # --- reading -------------------------------------------------------------------------------------------
+
+
+def _state(contents: PostgresContents, edition: str, folder: str, since: str | None, key: str | None) -> State:
+    changes = contents.changes(since)
+    if changes.keys is None:
+        logs = None if key is None else {key}
+    else:
+        logs = _changed(contents, folder, changes.keys)
+        if key is not None:
+            logs = {key} if logs is None else logs & {key}
+    return State(changes.cursor, [] if logs == set() else _behind(contents, edition, folder, logs))
+
+
+def _changed(contents: PostgresContents, folder: str, keys: Collection[str]) -> set[str] | None:
+    """Return the logs below a folder that may have changed with keys and folders; None: any of them."""
+    logs: set[str] = set()
+    for key in keys:
+        if f"{folder}/".startswith(f"{key}/"):
+            return None
+        if key.startswith(f"{folder}/"):
+            if contents.is_log(key):
+                logs.add(key)
+            elif not contents.is_document(key):  # a folder, maybe
+                logs.update(filter(contents.is_log, contents.keys(f"{key}/")))
+    return logs
 
 
 def _behind(contents: PostgresContents, edition: str, folder: str, keys: Collection[str] | None) -> list[Behind]:
@@ -81,33 +107,46 @@ def _behind(contents: PostgresContents, edition: str, folder: str, keys: Collect
 
 
 def _find(contents: PostgresContents, wanted: Wanted) -> Iterator[list[Candidate]]:
+    for log in _state(contents, wanted.edition, wanted.folder, wanted.fresh, wanted.key).behind:
+        yield from _unkept(contents, log)
     times, values = "", []
     for operator, moment in ((">=", wanted.since), ("<", wanted.until)):
         if moment is not None:
             times += f" AND (word.moment IS NULL OR word.moment {operator} ?)"
             values.append(moment)
-    rows = contents.session.stream(
-        f"""
+    statement = f"""
         SELECT log.key, word.position, word.moment FROM words AS word JOIN word_logs AS log ON log.number = word.log
-        WHERE word.lexemes @@ CAST(? AS tsquery) {times} ORDER BY word.moment DESC NULLS FIRST
-        """,
-        (_query(wanted), *values),
-    )
+        WHERE word.lexemes @@ CAST(? AS tsquery) {times}
+        ORDER BY word.moment DESC NULLS FIRST, word.log, word.position
+        """
+    asked = (_query(wanted), *values)
+    first = contents.session.execute(f"{statement} LIMIT {_FIRST}", asked)  # for a cursor takes more trips
+    if first:
+        yield _read(contents, first)
+    if len(first) < _FIRST:
+        return
     run: list[tuple[str, int, int | None]] = []
-    count = _FIRST
-    for row in rows:
+    for row in contents.session.stream(f"{statement} OFFSET {_FIRST}", asked):
         run.append(row)
-        if len(run) >= count:
+        if len(run) >= _AT_ONCE:
             yield _read(contents, run)
-            run, count = [], min(2 * count, _MOST)
+            run = []
     if run:
         yield _read(contents, run)
+
+
+def _unkept(contents: PostgresContents, log: Behind) -> Iterator[list[Candidate]]:
+    """Yield the records of a log whose words are not kept."""
+    position = log.kept
+    for lines in contents.runs_from(log.key, position):
+        yield [Candidate(log.key, position + number, line, None, False) for number, line in enumerate(lines)]
+        position += len(lines)
 
 
 def _read(contents: PostgresContents, run: Sequence[tuple[str, int, int | None]]) -> list[Candidate]:
     lines = contents.lines_at([(key, position) for key, position, _ in run])
     return [
-        Candidate(key, position, line, moment)
+        Candidate(key, position, line, moment, True)
         for (key, position, moment), line in zip(run, lines, strict=True)
         if line is not None
     ]
@@ -189,7 +228,17 @@ def _keep(session: PostgresSession, edition: str, logs: Sequence[LogWords]) -> N
 
 
 def _drop(session: PostgresSession, folder: str) -> None:
-    session.execute("DELETE FROM word_logs WHERE key > ? AND key < ?", (f"{folder}/", f"{folder}0"))
+    """Drop words, and note it as a change of the folder: others may think that they are kept."""
+    session.execute(
+        """
+        WITH logs AS (SELECT number FROM word_logs WHERE key > ? AND key < ? ORDER BY key FOR UPDATE)
+        DELETE FROM word_logs USING logs WHERE word_logs.number = logs.number
+        """,
+        (f"{folder}/", f"{folder}0"),
+    )
+    session.execute(
+        "INSERT INTO changes (transaction, id, keys) VALUES (pg_current_xact_id(), ?, ?)", (new_id(), folder)
+    )
 
 
 def _vector(record: RecordWords) -> str:

@@ -150,7 +150,7 @@ CREATE TABLE global_personas (
     body TEXT NOT NULL
 );
 
--- Words of messages, for searching; they are made of the messages and may be emptied at any moment.
+-- Words of messages, for searching; they are made of the messages, and `chatdb reindex` makes them anew.
 
 CREATE TABLE word_logs (
     number BIGINT GENERATED ALWAYS AS IDENTITY PRIMARY KEY,
