@@ -50,6 +50,9 @@ Four tables stand behind all of it:
 - `lines` holds messages of logs that are not in their place, as those of a deleted session.
 - `changes` names the keys that each of the last transactions changed, about 8 MB of them; search indexes ask for them.
 
+PostgreSQL has `word_logs` and `words` besides, which are made of the messages for searching, and `chat_store` with the
+version of the tables.
+
 What was deleted is in `lines` and `pieces`, so no question below counts it. In SQLite `messages`, `panel_messages` and
 `lines` are views of `logs`, `records` and `arrivals`, where new messages wait to be sorted in; see the
 [decision](decisions/2026-11-26-messages-arrive-in-order.md). Fields without a column come out of `body`: with
