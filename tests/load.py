@@ -59,3 +59,5 @@ class Load:
             for name in ids:
                 found[name.partition("-")[0]].append(name)
         assert found == self.acknowledged
+        count = sum(map(len, found.values()))
+        print(f"{count:,} acknowledged, all there; {self.refused:,} refused, {self.unknown:,} unknown and repeated")
