@@ -352,6 +352,17 @@ def line_id(line: bytes) -> str | None:
     return record.id if record.id and record.role else None
 
 
+def read_lines(lines: Sequence[bytes]) -> list[ReadLine] | None:
+    """Return what lines of a log say, or None if one of them is no message."""
+    if any(len(line) > MAX_LINE_BYTES for line in lines):
+        return None
+    try:
+        records = list(map(_decode_line, lines))
+    except _DECODE_ERRORS:
+        return None
+    return records if all(record.id and record.role for record in records) else None
+
+
 def record_line(line: bytes) -> bytes | None:
     """Return a line of a log itself, or None if it is no message."""
     return None if line_id(line) is None else line

@@ -210,6 +210,11 @@ class Layout:
             )
         }
         self._patterns = _patterns(tuple(self.entries.values()))
+        self._by_depth: dict[int, list[tuple[str, _Pattern]]] = {}
+        for name, pattern in self._patterns.items():
+            self._by_depth.setdefault(pattern.depth, []).append((name, pattern))
+        self._own_folders = f"{self.journal}/", f"{self.index}/"
+        self._own = frozenset((self.lock, self.presence, self.checkpoint_lock, self.journal, self.index))
         self._documents_own = {
             config.document_metadata_filename.casefold(),
             config.document_analysis_subdirectory_name.casefold(),
@@ -231,8 +236,9 @@ class Layout:
 
     def parse(self, key: str) -> Place | None:
         """Return what a key stands for, or None if no entry has such a key."""
-        for name, pattern in self._patterns.items():
-            names = pattern.match(key)
+        parts = key.split("/")
+        for name, pattern in self._by_depth.get(len(parts), ()):
+            names = pattern.match(parts)
             if names is None:
                 continue
             if name == "document" and not self._is_document_segment(names["document"]):
@@ -360,10 +366,7 @@ class Layout:
 
     def is_own(self, path: str) -> bool:
         """Tell whether a path is one of the backend's own."""
-        folders = self.journal, self.index
-        return path in (self.lock, self.presence, self.checkpoint_lock, *folders) or path.startswith(
-            tuple(f"{folder}/" for folder in folders)
-        )
+        return path in self._own or path.startswith(self._own_folders)
 
     @property
     def restoring(self) -> str:
@@ -492,6 +495,7 @@ class _Pattern:
         for segment in entry.pattern.split("/"):
             match = re.fullmatch(r"\{(\w+)\}(.*)", segment)
             self._segments.append((match[1], match[2]) if match else ("", segment))
+        self._literals = [(at, literal) for at, (placeholder, literal) in enumerate(self._segments) if not placeholder]
         # Names of the layout that stand beside each placeholder; an id that looks like one is escaped further.
         self._reserved: list[frozenset[str]] = []
         for depth in range(len(self._segments)):
@@ -537,10 +541,17 @@ class _Pattern:
         """The segments behind the last placeholder's."""
         return [literal for _, literal in self._segments[self.last + 1 :]]
 
-    def match(self, key: str) -> dict[str, str] | None:
-        """Return the ids in a key of this pattern, or None if it is none."""
-        parts = key.split("/")
-        return self._match(parts) if len(parts) == len(self._segments) else None
+    @property
+    def depth(self) -> int:
+        """How many segments its keys have."""
+        return len(self._segments)
+
+    def match(self, parts: list[str]) -> dict[str, str] | None:
+        """Return the ids in the segments of a key that has as many as this pattern, or None if it is none of it."""
+        # The names of the map first: that tells nearly all other keys in no time, before ids are read.
+        if any(parts[depth] != literal for depth, literal in self._literals):
+            return None
+        return self._match(parts)
 
     def match_folder(self, key: str) -> dict[str, str] | None:
         """Return the ids in the key of a folder that is no id's and that keys of this pattern stand in, or None."""

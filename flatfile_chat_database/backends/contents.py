@@ -86,7 +86,8 @@ class Contents:
             f"SELECT key, size FROM entries WHERE key >= ? AND key > ? {end} ORDER BY key LIMIT {count:d}",
             (prefix, after, _behind(prefix)),
         )
-        return [(key, self._rows.size(key) if size is None else size) for key, size in rows]
+        sizes = self._rows.sizes([key for key, size in rows if size is None])
+        return [(key, sizes[key] if size is None else size) for key, size in rows]
 
     def children(self, folder: str, *, folders_only: bool = False) -> list[str]:
         """Return the segments that follow a folder in the keys below it, sorted; those with keys below them only."""
@@ -157,7 +158,10 @@ class Contents:
         places = self.places(keys)
         found: dict[str, bytes] = {}
         documents: dict[Table, list[tuple[str, tuple[str, ...]]]] = {}
+        found.update(self._rows.whole_logs([key for key, place in places.items() if place.kind == "log"]))
         for key, place in places.items():
+            if place.kind == "log":
+                continue
             spot = self._tables.document(key) if place.kind == "document" else None
             if spot is None:
                 found[key] = self.bytes_of(key, place)
@@ -538,12 +542,26 @@ def _behind(prefix: str) -> str:
 
 def rows_of(data: bytes) -> list[bytes] | None:
     """Return the lines of a log, with their newlines, if it can be kept in rows, otherwise None."""
+    found = read_rows(data)
+    return None if found is None else [f"{line}\n".encode() for line, _ in found]
+
+
+def read_rows(data: bytes) -> list[tuple[str, codec.ReadLine]] | None:
+    """Return the lines of a log, without their newlines, and what they say; None if it cannot be kept in rows."""
     if data and not data.endswith(b"\n"):
         return None
-    lines = [line + b"\n" for line in data.split(b"\n")[:-1]]
-    ids = [codec.line_id(line[:-1]) for line in lines]
+    records = codec.read_lines(data.split(b"\n")[:-1])
+    if records is None:
+        return None
+    ids = {record.id for record in records}
     # PostgreSQL cannot hold U+0000, and what is a row in one database is one in all of them.
-    return None if any(each is None or "\0" in each for each in ids) or len(set(ids)) < len(ids) else lines
+    if len(ids) < len(records) or "\0" in "".join(ids):
+        return None
+    try:
+        text = data.decode()
+    except UnicodeDecodeError:  # in a field that no message has, which was passed over
+        return None
+    return list(zip(text.split("\n")[:-1], records, strict=True))
 
 
 def _in_no_table(key: str) -> IntegrityError:

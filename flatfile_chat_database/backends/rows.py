@@ -71,6 +71,18 @@ class LogRows:
         [(size,)] = self._db.execute(f"SELECT sum({self._db.size_of_body} + 1) FROM {of(spot)}", spot.ids)
         return int(size or 0)
 
+    def sizes(self, keys: Sequence[str]) -> dict[str, int]:
+        """Return how many bytes each of some logs has with its newlines."""
+        return {key: self.size(key) for key in keys}
+
+    def whole_logs(self, keys: Sequence[str]) -> dict[str, bytes]:
+        """Return all bytes of each of some logs.
+
+        Raises:
+            IntegrityError: A line is not there.
+        """
+        return {key: b"".join(line + b"\n" for line in self.lines(key, 0, self.count(key))) for key in keys}
+
     def keys(self) -> set[str]:
         """Return the keys of all logs that have rows."""
         return {key for key, _, _ in self._counted()}

@@ -124,14 +124,14 @@ class Tables:
 
     def document(self, key: str) -> Spot | None:
         """Return where the document at `key` belongs; None if there is no table for it."""
-        spot = self._spot(key)
+        spot = self.spot(key)
         return None if spot is None or spot.table.is_log else spot
 
     def log(self, key: str) -> Spot:
         """Return where the messages of the log at `key` belong."""
         spot = self._logs.get(key)
         if spot is None:
-            spot = self._spot(key)
+            spot = self.spot(key)
             if spot is None or not spot.table.is_log:
                 spot = Spot(LINES, (key,))
             if len(self._logs) >= _REMEMBERED:
@@ -143,7 +143,8 @@ class Tables:
         """Return the key of a document's row."""
         return self._layout.key(entry, **dict(zip(self.by_entry[entry].ids, ids, strict=True)))
 
-    def _spot(self, key: str) -> Spot | None:
+    def spot(self, key: str) -> Spot | None:
+        """Return where the document or the messages at `key` belong; None if there is no table for them."""
         place = self._layout.parse(key)
         table = None if place is None else self.by_entry.get(place.entry.name)
         if place is None or table is None:

@@ -281,12 +281,12 @@ class _Migration:
     async def _compare(self, copied: Tally) -> None:
         """Read the target, and the source once more unless it knows what changed; if they differ, find out where."""
         async with self._target.still() as target:
-            there = await self._tally(target)
+            there = await self._tally(target, described=False)
             changed = (await self._source.changes(self._cursor)).keys
             if there.digest == copied.digest and changed == frozenset():
                 return
             async with self._source.snapshot() as source:
-                now = await self._tally(source)
+                now = await self._tally(source, described=True)
                 if now.digest != there.digest:
                     unequal = await self._unequal(source, target)
                     if there.digest == copied.digest:  # it has what was read at first
@@ -295,9 +295,10 @@ class _Migration:
                         self._report.differing = unequal
                 self._report.found = now
 
-    async def _tally(self, snapshot: Snapshot) -> Tally:
+    async def _tally(self, snapshot: Snapshot, *, described: bool) -> Tally:
+        """Hash all that is in a store; what it is and whether it is damaged is told with `described` only."""
         tally = Tally()
-        async with aclosing(ahead(self._looks(snapshot, None))) as runs:
+        async with aclosing(ahead(self._looks(snapshot, None, described=described))) as runs:
             async for looks, _ in runs:
                 for look in looks:
                     tally.add(look.content)
@@ -330,16 +331,17 @@ class _Migration:
             self._progress(self._done, max(self._steps, self._done))
 
     async def _looks(
-        self, source: Snapshot, target: Snapshot | None
+        self, source: Snapshot, target: Snapshot | None, *, described: bool = True
     ) -> AsyncGenerator[tuple[list[_Look], list[Content]], None]:
         """Yield the keys of the source in order with what the target has there, and what only the target has.
 
         Memory is bounded by a few runs, however many keys there are, and however large each is.
         """
+        layout = self._layout if described else None
         async with aclosing(_merged(self._sized(source), self._sized(target))) as merged:
             async for mine, theirs in merged:
                 for part in _parts(mine):
-                    yield await self._look_at(source, target, part, theirs), []
+                    yield await self._look_at(source, target, part, theirs, layout), []
                 only = theirs.keys() - dict(mine)
                 if target is not None and only:
                     yield [], [await self._content(target, key) for key in sorted(only)]
@@ -355,7 +357,12 @@ class _Migration:
                         yield kept
 
     async def _look_at(
-        self, source: Snapshot, target: Snapshot | None, part: Sequence[_Sized], theirs: Mapping[str, int]
+        self,
+        source: Snapshot,
+        target: Snapshot | None,
+        part: Sequence[_Sized],
+        theirs: Mapping[str, int],
+        layout: Layout | None,
     ) -> list[_Look]:
         """Look at keys that can be held together, or at one that cannot."""
         if part[0][1] > _RUN_BYTES:
@@ -367,7 +374,7 @@ class _Migration:
                 await self._look_at_large(source, target, look)
             return [look]
         keys = [key for key, _ in part]
-        looks = await asyncio.to_thread(self._looked_at, keys, await source.read_many(keys))
+        looks = await asyncio.to_thread(_looked_at, layout, keys, await source.read_many(keys))
         if target is not None:
             both = {look.content.key: look for look in looks if look.content.key in theirs}
             for those in _parts([(key, theirs[key]) for key in both]):
@@ -383,7 +390,7 @@ class _Migration:
             if old == look.data:
                 look.state = "equal"
             elif old is not None:
-                look.state, look.version, look.old = "other", version_of(old), self._fed(look.content.key, old)
+                look.state, look.version, look.old = "other", version_of(old), _fed(self._layout, look.content.key, old)
                 if look.old.is_log and _is_beginning(old, look.data or b""):
                     look.state = "beginning"
 
@@ -415,15 +422,6 @@ class _Migration:
                     break
         if beginning.sha256 == old.sha256:
             look.state = "beginning"
-
-    def _looked_at(self, keys: Sequence[str], datas: Sequence[bytes | None]) -> list[_Look]:
-        found = zip(keys, datas, strict=True)  # None: the source has no snapshots, and it has gone meanwhile
-        return [_Look(self._fed(key, data), data) for key, data in found if data is not None]
-
-    def _fed(self, key: str, data: bytes) -> Content:
-        content = Content(self._layout, key)
-        content.feed(data)
-        return content
 
     async def _content(self, snapshot: Snapshot, key: str) -> Content:
         content = Content(self._layout, key)
@@ -516,6 +514,17 @@ class _Writer:
 
 
 # --- small things --------------------------------------------------------------------------------------
+
+
+def _looked_at(layout: Layout | None, keys: Sequence[str], datas: Sequence[bytes | None]) -> list[_Look]:
+    found = zip(keys, datas, strict=True)  # None: the source has no snapshots, and it has gone meanwhile
+    return [_Look(_fed(layout, key, data), data) for key, data in found if data is not None]
+
+
+def _fed(layout: Layout | None, key: str, data: bytes) -> Content:
+    content = Content(layout, key)
+    content.feed(data)
+    return content
 
 
 async def _merged(

@@ -30,6 +30,8 @@ KINDS: Final = {
 TRASH: Final = "in the trash"
 """What keys in the trash are counted as, whatever they are."""
 
+_NOT_ASKED: Final = (False, "", False)
+
 SHOWN: Final = 100
 """So many keys of a kind are named; all are counted."""
 
@@ -54,13 +56,15 @@ class Keys:
 class Content:
     """The bytes at one key, looked at in pieces of any size."""
 
-    def __init__(self, layout: Layout, key: str) -> None:
+    def __init__(self, layout: Layout | None, key: str) -> None:
+        """Begin with no bytes; without a map they are hashed and counted, and what they are is not asked."""
         self.key = key
         self.size = 0
         self.lines = 0
         """Newlines in it, if it is a log."""
-        self.is_log, self.kind, self._is_document = _described(layout, key)
+        self.is_log, self.kind, self._is_document = _NOT_ASKED if layout is None else _described(layout, key)
         self._hash = hashlib.sha256()
+        self._sealed = 0, b""
         self._damage = ""
         self._begun: list[bytes] = []  # of a line, or a document as a whole
         self._begun_size = 0
@@ -117,9 +121,16 @@ class Content:
         return self._hash.digest()
 
     @property
+    def seal(self) -> bytes:
+        """The hash of the key with that of the bytes."""
+        if self._sealed[0] != self.size or not self._sealed[1]:
+            self._sealed = self.size, hashlib.sha256(self.key.encode() + b"\0" + self.sha256).digest()
+        return self._sealed[1]
+
+    @property
     def mark(self) -> bytes:
         """Eight bytes that stand for these bytes at this key."""
-        return hashlib.sha256(self.key.encode() + b"\0" + self.sha256).digest()[:8]
+        return self.seal[:8]
 
 
 @dataclass(slots=True)
@@ -142,7 +153,7 @@ class Tally:
         if content.kind:
             number = content.lines if content.is_log and content.kind != TRASH else 1
             self.counts[content.kind] = self.counts.get(content.kind, 0) + number
-        self._sum += int.from_bytes(hashlib.sha256(content.key.encode() + b"\0" + content.sha256).digest())
+        self._sum += int.from_bytes(content.seal)
         if damage := content.damage:
             self.damaged_count += 1
             if len(self.damaged) < SHOWN:

@@ -3,14 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
-from typing import Any
+from typing import Any, NamedTuple
 
 from ... import codec
 from ...errors import IntegrityError
 from ...models import new_id
 from ..base import Changes
 from ..changes import ABSENT
-from ..contents import PIECE_BYTES, Contents, Place, rows_of
+from ..contents import PIECE_BYTES, Contents, Place, read_rows
 from ..gathered import Known
 from ..rows import Fresh, LogRows, good_rows, missing, of, same_ids
 from ..rules import check_version
@@ -25,6 +25,9 @@ _SWEEP = 256
 """Of so many transactions one looks for changes that are to be forgotten."""
 _REMEMBERED_CHANGES = 20_000
 """Transactions whose changes are kept."""
+_LINES_AT_ONCE = 32
+"""Lines of a log in one text: a text has at most 1 GB, and a line may have 16 MB."""
+_ESCAPES = (("\\", "\\\\"), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t"), ("\0", "\ufffd"))
 _LISTED = "string_to_array(?, chr(10))"
 """Keys or ids as one text, which psycopg hands over much faster than an array; no control character is in them."""
 
@@ -51,10 +54,10 @@ class PostgresRows(LogRows):
         """Return how many rows logs have; a statement for each table."""
         found: dict[str, int] = {}
         for table, spots in self._by_table(keys).items():
-            count = f"SELECT n.position + 1 FROM {table.name} AS n WHERE {same_ids(table)}"
+            asked = _asked(table, spots.values())
+            newest = f"SELECT n.position + 1 FROM {table.name} AS n WHERE {same_ids(table)}"
             rows = self._db.execute(
-                f"SELECT ({count} ORDER BY n.position DESC LIMIT 1) FROM {_wanted(table)} ORDER BY wanted.number",
-                _columns_of(spots.values()),
+                f"SELECT ({newest} ORDER BY n.position DESC LIMIT 1) FROM {asked.text} ORDER BY number", asked.values
             )
             found.update((key, count or 0) for key, (count,) in zip(spots, rows, strict=True))
         return found
@@ -62,16 +65,52 @@ class PostgresRows(LogRows):
     def newest(self, keys: Sequence[str]) -> dict[str, tuple[int, bytes]]:
         found: dict[str, tuple[int, bytes]] = {}
         for table, spots in self._by_table(keys).items():
+            asked = _asked(table, spots.values())
             rows = self._db.execute(
-                f"SELECT newest.position, newest.body FROM {_wanted(table)} LEFT JOIN LATERAL "
+                f"SELECT newest.position, newest.body FROM {asked.text} LEFT JOIN LATERAL "
                 f"(SELECT n.position, n.body FROM {table.name} AS n WHERE {same_ids(table)} "
                 "ORDER BY n.position DESC LIMIT 1) AS newest ON true ORDER BY wanted.number",
-                _columns_of(spots.values()),
+                asked.values,
             )
             for key, (position, body) in zip(spots, rows, strict=True):
                 if body is not None:
                     found[key] = position, body.encode()
         return found
+
+    def sizes(self, keys: Sequence[str]) -> dict[str, int]:
+        """Return the sizes of logs; a statement for each table."""
+        found = dict.fromkeys(keys, 0)
+        for table, spots in self._by_table(keys).items():
+            named, asked = list(spots), _asked(table, spots.values())
+            rows = self._db.execute(
+                f"SELECT wanted.number, sum({self._db.size_of_body} + 1) FROM {asked.text} "
+                f"JOIN {table.name} AS n ON {same_ids(table)} GROUP BY wanted.number",
+                asked.values,
+            )
+            found.update((named[number - 1], int(size)) for number, size in rows)
+        return found
+
+    def whole_logs(self, keys: Sequence[str]) -> dict[str, bytes]:
+        """Return the bytes of logs; a statement for each table, in which a row is some lines of a log in one text."""
+        found: dict[str, list[str]] = {key: [] for key in keys}
+        for table, spots in self._by_table(keys).items():
+            named, asked = list(spots), _asked(table, spots.values())
+            rows = self._db.execute(
+                "SELECT wanted.number, count(*), min(position), max(position), "
+                f"string_agg(body, chr(10) ORDER BY position) FROM {asked.text} "
+                f"JOIN {table.name} AS n ON {same_ids(table)} "
+                f"GROUP BY wanted.number, position / {_LINES_AT_ONCE} ORDER BY wanted.number, min(position)",
+                asked.values,
+            )
+            ends: dict[int, int] = {}
+            for number, count, first, last, text in rows:
+                key, end = named[number - 1], ends.get(number, 0)
+                if first != end or last + 1 - first != count:
+                    for _ in self.lines(key, 0, self.count(key)):  # says which one is missing
+                        pass
+                ends[number] = last + 1
+                found[key].append(f"{text}\n")
+        return {key: "".join(texts).encode() for key, texts in found.items()}
 
     def add(self, messages: Sequence[Fresh]) -> bool:
         if len(messages) == 1:  # for which COPY takes longer
@@ -105,7 +144,7 @@ class PostgresRows(LogRows):
 
     def copy(self, rows: dict[Table, list[tuple[object, ...]]]) -> bool:
         """Add rows to tables; return False, and let the transaction fail, if one is there already."""
-        return all(self._session.copy(table.name, _columns(table), of_table) for table, of_table in rows.items())
+        return all(self._session.copy(table.name, table.columns, of_table) for table, of_table in rows.items())
 
 
 class PostgresContents(Contents):
@@ -299,24 +338,19 @@ class PostgresContents(Contents):
         )
         taken = {key for (key,) in found}
         entries: list[tuple[object, ...]] = []
-        rows: dict[Table, list[tuple[object, ...]]] = {}
+        rows: dict[Table, list[str]] = {}
         pieces: list[tuple[str, int, bytes]] = []
         for key, data in items:
             if key in taken:
                 check_version(key, b"", ABSENT)
             taken.add(key)
-            lines = rows_of(data) if self.is_log(key) else None
-            spot = self._tables.document(key)
-            text = None if spot is None else body_of(data)
-            if lines is not None:
-                log = self._tables.log(key)
+            spot = self._tables.spot(key)
+            if spot is not None and spot.table.is_log and (lines := read_rows(data)) is not None:
                 entries.append((key, "log", None, new_id()))
-                rows.setdefault(log.table, []).extend(
-                    row_of(log, position, codec.written_id(line), line) for position, line in enumerate(lines)
-                )
-            elif spot is not None and text is not None:
+                rows.setdefault(spot.table, []).extend(_copied_log(spot, lines))
+            elif spot is not None and not spot.table.is_log and (text := body_of(data)) is not None:
                 entries.append((key, "document", len(data), new_id()))
-                rows.setdefault(spot.table, []).append((*spot.ids, *shown(spot.table, data), text))
+                rows.setdefault(spot.table, []).append(_copied((*spot.ids, *shown(spot.table, data), text)))
             else:
                 kept = new_id()
                 entries.append((key, "pieces", len(data), kept))
@@ -325,7 +359,11 @@ class PostgresContents(Contents):
         self.changed |= taken
         fits = self.session.copy("entries", ("key", "place", "size", "id"), entries)
         fits = fits and self.session.copy("pieces", ("id", "number", "data"), pieces)
-        if not (fits and self._log_rows.copy(rows)):
+        fits = fits and all(
+            self.session.copy_text(table.name, table.columns, "".join(of_table).encode())
+            for table, of_table in rows.items()
+        )
+        if not fits:
             raise IntegrityError("There are rows that the table `entries` does not name.")
 
 
@@ -345,24 +383,49 @@ def _count(spot: Spot) -> str:
     return f"SELECT position + 1 AS count FROM {of(spot)} ORDER BY position DESC LIMIT 1"
 
 
-def _wanted(table: Table) -> str:
-    """Return a table `wanted` of ids, numbered; its parameters come from `_columns_of`."""
-    lists = ", ".join([_LISTED] * len(table.ids))
-    return f"unnest({lists}) WITH ORDINALITY AS wanted ({', '.join(table.ids)}, number)"
-
-
-def _columns_of(spots: Iterable[Spot]) -> list[str]:
-    return ["\n".join(ids) for ids in zip(*(spot.ids for spot in spots), strict=True)]
-
-
 def row_of(spot: Spot, position: int, record_id: str, line: bytes) -> tuple[object, ...]:
     """Return the row of a message."""
     return (*spot.ids, position, record_id, *shown(spot.table, line), line[:-1].decode())
 
 
-def _columns(table: Table) -> tuple[str, ...]:
-    own = ("position", "id") if table.is_log else ()
-    return (*table.ids, *own, *table.shown, "body")
+def _copied(values: Sequence[str | None]) -> str:
+    """Return a row as COPY reads it."""
+    return "\t".join(["\\N" if value is None else _escaped(value) for value in values]) + "\n"
+
+
+def _copied_log(spot: Spot, lines: Sequence[tuple[str, codec.ReadLine]]) -> Iterator[str]:
+    """Yield the rows of a log as COPY reads them; migrations and restores spend most of their time here."""
+    owner = "\t".join(map(_escaped, spot.ids))
+    for position, (line, record) in enumerate(lines):
+        values = [_escaped(record.id)]
+        if spot.table.shown:
+            values += (_escaped(record.role), _escaped(record.content), _escaped(record.timestamp))
+        values.append(_escaped(line))
+        yield f"{owner}\t{position}\t" + "\t".join(values) + "\n"
+
+
+def _escaped(text: str) -> str:
+    """Return a value as COPY reads it; U+0000, which PostgreSQL cannot hold, is shown as U+FFFD."""
+    for character, written in _ESCAPES:
+        if character in text:
+            text = text.replace(character, written)
+    return text
+
+
+class _Asked(NamedTuple):
+    """What stands behind FROM for some owners, numbered from 1, and its parameters."""
+
+    text: str
+    values: list[str]
+
+
+def _asked(table: Table, spots: Iterable[Spot]) -> _Asked:
+    """Return a table `wanted` of owners, as arrays, which is one statement for any number of them."""
+    lists = ", ".join([_LISTED] * len(table.ids))
+    return _Asked(
+        f"unnest({lists}) WITH ORDINALITY AS wanted ({', '.join(table.ids)}, number)",
+        ["\n".join(ids) for ids in zip(*(spot.ids for spot in spots), strict=True)],
+    )
 
 
 def _is(spot: Spot) -> str:

@@ -125,11 +125,22 @@ class PostgresSession:
 
     def copy(self, table: str, columns: Sequence[str], rows: Iterable[Sequence[object]]) -> bool:
         """Add rows to a table in bulk; return False, and let the transaction fail, if one is there already."""
+
+        def write(copy: psycopg.Copy) -> None:
+            for row in rows:
+                copy.write_row(row)
+
+        return self._copy(table, columns, write)
+
+    def copy_text(self, table: str, columns: Sequence[str], text: bytes) -> bool:
+        """Do the same with rows that are written already as COPY reads them."""
+        return self._copy(table, columns, lambda copy: copy.write(text))
+
+    def _copy(self, table: str, columns: Sequence[str], write: Callable[[psycopg.Copy], None]) -> bool:
         statement = f"COPY {table} ({', '.join(columns)}) FROM STDIN"
         try:
             with self._connection.cursor() as cursor, cursor.copy(statement) as copy:
-                for row in rows:
-                    copy.write_row(row)
+                write(copy)
         except errors.UniqueViolation as error:
             self._told(error, statement)
             return False
