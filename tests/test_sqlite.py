@@ -2,9 +2,11 @@
 
 import asyncio
 import json
+import multiprocessing
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
+from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
 
@@ -12,7 +14,7 @@ import pytest
 
 from flatfile_chat_database import Message, StorageManager
 from flatfile_chat_database.backends import sql as scripts
-from flatfile_chat_database.backends import staged
+from flatfile_chat_database.backends import sqlite, staged
 from flatfile_chat_database.backends.base import Capability, StorageBackend
 from flatfile_chat_database.backends.changes import Append, Put, Require
 from flatfile_chat_database.backends.rules import version_of
@@ -200,6 +202,64 @@ async def test_a_file_that_somebody_holds_is_waited_for_once_and_not_by_each(pat
         await asyncio.to_thread(other.close)
         assert await store.commit([Append(LOG, (line("late"),))]) == [1]
         assert store.statistics()["commits"] == 22
+
+
+async def test_a_file_that_is_not_in_wal_mode_yet_is_waited_for(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    waits = 0
+
+    def wait() -> None:
+        nonlocal waits
+        waits += 1
+        if waits == 3:
+            other.execute("ROLLBACK")
+
+    monkeypatch.setattr(sqlite, "_wait", wait)
+    other.execute("BEGIN IMMEDIATE")
+    async with opened(path) as store:
+        assert await store.write("a", b"1")
+        assert waits == 3
+        assert await store.read("a") == b"1"
+    other.close()
+
+
+async def test_a_file_that_is_held_for_too_long_is_told(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    other = sqlite3.connect(path, isolation_level=None, check_same_thread=False)
+    other.execute("BEGIN IMMEDIATE")
+    async with opened(path, lock_timeout_seconds=0.1) as store:
+        with pytest.raises(UnavailableError, match="Another program holds it"):
+            await store.write("a", b"1")
+        other.execute("ROLLBACK")
+        assert await store.write("a", b"1")
+    other.close()
+
+
+def make(path: str, number: int, ready: Barrier) -> None:
+    async def run() -> None:
+        store = SqliteBackend(StorageConfig(lock_timeout_seconds=60), path)
+        await store.open()
+        ready.wait()
+        await store.write(f"by {number}", b"x")
+        await store.close()
+
+    asyncio.run(run())
+
+
+@pytest.mark.slow
+async def test_many_processes_make_one_file(path: Path) -> None:
+    path.parent.mkdir(parents=True, exist_ok=True)
+    starting = multiprocessing.get_context("spawn")
+    ready = starting.Barrier(4)
+    processes = [starting.Process(target=make, args=(str(path), number, ready)) for number in range(4)]
+    for process in processes:
+        await asyncio.to_thread(process.start)
+    for process in processes:
+        await asyncio.to_thread(process.join)
+    assert [process.exitcode for process in processes] == [0] * 4
+    async with opened(path) as store:
+        assert await store.list_keys("") == [f"by {number}" for number in range(4)]
 
 
 async def test_a_stream_sees_one_state_of_a_log_that_becomes_another(path: Path) -> None:

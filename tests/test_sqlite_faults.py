@@ -298,6 +298,25 @@ async def test_check_tells_of_rows_that_contradict_each_other(path: Path) -> Non
             await store.read("users/ada/s0/documents/a.txt")
 
 
+async def test_rows_that_lost_their_log_are_told_and_become_no_other_logs(path: Path) -> None:
+    await fill(path, 1, 10)
+    await sql(
+        path,
+        "INSERT INTO records SELECT (900 << 32) + place, id, body FROM records LIMIT 3",
+        "INSERT INTO records VALUES (901 << 32, 'r', '{}')",
+        "INSERT INTO arrivals (place, id, body) VALUES (902 << 32, 'a', '{}')",
+    )
+    async with opened(path) as store:
+        before = [problem.detail for problem in await store.verify()]
+        assert [text for text in before if "902" in text] == [
+            "There are 1 messages of log 902, which is not in `logs`."
+        ]
+        assert any("901" in text for text in before)
+        await store.commit([Append("new/messages.jsonl", (line("m0"),))])
+        assert await store.read_log("new/messages.jsonl") == [line("m0")[:-1]]
+        assert await sql(path, "SELECT log FROM logs WHERE key = 'new/messages.jsonl'") == [(903,)]
+
+
 async def test_errors_are_those_of_the_library(path: Path) -> None:
     """A directory in the file's place, a file in its folder's place."""
     path.mkdir()

@@ -142,7 +142,10 @@ class Snapshot:
             yield [(key, len(data)) for key, data in zip(run, datas, strict=True) if data is not None]
 
     async def read(self, key: str) -> AsyncIterator[bytes]:
-        """Yield the bytes at `key` in chunks; raise NotFoundError before the first if there are none."""
+        """Yield the bytes at `key` in chunks; raise NotFoundError before the first if there are none.
+
+        Several keys may be read in turn, and none has to be read to its end.
+        """
         async with aclosing(cast("AsyncGenerator[bytes]", self._backend.read_blob(key))) as chunks:
             async for chunk in chunks:
                 yield chunk

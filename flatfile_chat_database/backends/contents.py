@@ -16,7 +16,7 @@ from ..errors import IntegrityError
 from ..models import new_id
 from .base import Changes, LogPart
 from .rows import Connection, Fresh, LogRows, asking, good_rows, marks, of, runs_of, same_ids, twice
-from .rules import good_lines
+from .rules import begins_no_key, good_lines
 from .tables import LINES, Table, Tables, body_of, shown
 
 PIECE_BYTES = 1 << 20
@@ -72,6 +72,8 @@ class Contents:
 
     def keys(self, prefix: str) -> list[str]:
         """Return all keys that begin with a text, sorted."""
+        if begins_no_key(prefix):
+            return []
         if not prefix:
             return [key for (key,) in self._db.execute("SELECT key FROM entries ORDER BY key")]
         rows = self._db.execute(
@@ -81,6 +83,8 @@ class Contents:
 
     def sized_keys(self, prefix: str, after: str, count: int) -> list[tuple[str, int]]:
         """Return the first `count` keys behind `after` that begin with a text, sorted, with the bytes at each."""
+        if begins_no_key(prefix):
+            return []
         end = "AND key < ?" if prefix else "AND ? = ''"
         rows = self._db.execute(
             f"SELECT key, size FROM entries WHERE key >= ? AND key > ? {end} ORDER BY key LIMIT {count:d}",
@@ -496,6 +500,7 @@ class Contents:
         found = [(key, _in_no_table(key).message) for key in kept["document"] - documents.keys()]
         found += [(key, f"A row of `{documents[key]}` has no key.") for key in documents.keys() - kept["document"]]
         found += [(key, f"There are messages of {key}, which is no log.") for key in self._rows.keys() - kept["log"]]
+        found += [("", text) for text in self._rows.strays()]
         for key in self._rows.gaps():
             try:
                 for _ in self._rows.lines(key, 0, self._rows.count(key)):

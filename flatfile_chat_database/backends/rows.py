@@ -91,6 +91,10 @@ class LogRows:
         """Return the keys of the logs in which a position has no row."""
         return sorted(key for key, rows, behind in self._counted() if rows != behind)
 
+    def strays(self) -> list[str]:
+        """Return what is wrong with rows that are of no log at all."""
+        return []
+
     def _counted(self) -> Iterator[tuple[str, int, int]]:
         """Yield for each log its key, how many rows it has, and the position behind the last one."""
         for entry, table in (*self._tables.by_entry.items(), ("", LINES)):
@@ -182,10 +186,9 @@ class LogRows:
         rows: dict[Table, list[tuple[object, ...]]] = {}
         for key, position, record_id, line in messages:
             spot = self._tables.log(key)
-            values = (*spot.ids, position, record_id, *shown(spot.table, line), line[:-1].decode())
-            rows.setdefault(spot.table, []).append(values)
+            rows.setdefault(spot.table, []).append(row_of(spot, position, record_id, line))
         for table, of_table in rows.items():
-            columns = (*table.ids, "position", "id", *table.shown, "body")
+            columns = table.columns
             added = self._db.run_for(
                 f"INSERT INTO {table.name} ({', '.join(columns)}) VALUES ({marks(columns)}) ON CONFLICT DO NOTHING",
                 of_table,
@@ -234,6 +237,11 @@ class LogRows:
             if not self.add(some):
                 raise twice(target)
         self.drop(source)
+
+
+def row_of(spot: Spot, position: int, record_id: str, line: bytes) -> tuple[object, ...]:
+    """Return the row of a message, its columns in the order of the table's."""
+    return (*spot.ids, position, record_id, *shown(spot.table, line), line[:-1].decode())
 
 
 def missing(key: str, position: int) -> IntegrityError:

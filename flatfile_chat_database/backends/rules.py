@@ -19,6 +19,7 @@ from .changes import ABSENT, ANY, AbsentVersion, AnyVersion, Append, Change, Edi
 logger = logging.getLogger("flatfile_chat_database")
 
 _KEY_SEGMENT = r"(?!\.\.?(/|\Z))[^/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]+"
+_IN_NO_KEY = re.compile(r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
 _KEY = re.compile(f"{_KEY_SEGMENT}(/{_KEY_SEGMENT})*")
 
 
@@ -36,11 +37,16 @@ def check_key(key: str) -> str:
     return key
 
 
+def begins_no_key(text: str) -> bool:
+    """Tell whether a character is in a text that is in no key; a database may refuse to be asked for it."""
+    return _IN_NO_KEY.search(text) is not None
+
+
 def check_change(change: Change) -> None:
     """Check what a change names and carries, whatever the store holds.
 
     Raises:
-        ValidationError: A key is none, or a line is not exactly one line.
+        ValidationError: A key is none, a line is not exactly one line, or a record whose id is known is no UTF-8.
     """
     kind = type(change)
     if kind is Require:  # this and the next are those of every message
@@ -53,6 +59,9 @@ def check_change(change: Change) -> None:
             raise ValidationError("An Append has an id for every line, or none.", key=append.key)
         for line in append.lines:
             _check_line(append.key, line)
+        if append.ids:
+            for line in append.lines:
+                _check_text(append.key, line)
         return
     keys: tuple[str, ...]
     match change:
@@ -66,6 +75,7 @@ def check_change(change: Change) -> None:
             keys = (key,)
             if change.line is not None:
                 _check_line(key, change.line)
+                _check_text(key, change.line)
         case _:
             keys = (change.key,)
     for key in keys:
@@ -75,6 +85,16 @@ def check_change(change: Change) -> None:
 def _check_line(key: str, line: bytes) -> None:
     if len(line) < 2 or line.find(b"\n") != len(line) - 1:
         raise ValidationError("A record must be one line that ends in a newline.", key=key)
+
+
+def _check_text(key: str, line: bytes) -> None:
+    if not line.isascii():
+        try:
+            line.decode()
+        except UnicodeDecodeError as error:
+            raise ValidationError(
+                f"A record must be UTF-8; byte {error.start} of the line is not.", key=key
+            ) from None  # which would quote the line
 
 
 def check_lines(key: str, data: bytes) -> None:

@@ -6,7 +6,8 @@ import copy
 import ctypes
 import os
 import sqlite3
-from collections.abc import Iterable, Iterator, Sequence
+import time
+from collections.abc import Callable, Iterable, Iterator, Sequence
 from contextlib import contextmanager, suppress
 from importlib import resources
 from typing import Any
@@ -32,6 +33,8 @@ _CACHE_KIB = 16_000
 OLDEST = (3, 37, 0)
 """Version of SQLite: the first with tables that take no value of another type."""
 
+_AGAIN_SECONDS = 0.01
+"""After which a file that somebody holds is tried again."""
 _MOST_FAULTS = 100
 _NOT_WRITTEN = ("SQLITE_FULL", "SQLITE_IOERR_WRITE")
 """Errors of a COMMIT whose last frame, which is what counts, cannot be in the WAL."""
@@ -149,19 +152,38 @@ class SqliteSession:
             )
         try:
             with self._mapped():
-                if to_write:
-                    self._prepare()
-                else:
-                    self._connection.execute("PRAGMA query_only = ON")
-                    self._connection.execute("BEGIN")  # or the answers might be from before and after its making
-                    self.version = self._check()
-                    self._connection.execute("ROLLBACK")
+                self._patiently(self._prepare if to_write else self._look, timeout)
             file.check(begins=self.version > 0)
         except BaseException:
             self.close()
             raise
 
+    def _patiently(self, work: Callable[[], None], timeout: float) -> None:
+        """Do work again while somebody holds the file, until the time is over.
+
+        SQLite itself does not wait where a file that is not in WAL mode yet is being made one that is.
+        """
+        end = time.monotonic() + timeout
+        while True:
+            try:
+                work()
+                return
+            except sqlite3.OperationalError as error:
+                is_held = getattr(error, "sqlite_errorname", "").startswith("SQLITE_BUSY")
+                if not is_held or time.monotonic() >= end:
+                    raise
+            self.roll_back()
+            _wait()
+
+    def _look(self) -> None:
+        """Make ready to read."""
+        self._connection.execute("PRAGMA query_only = ON")
+        self._connection.execute("BEGIN")  # or the answers might be from before and after its making
+        self.version = self._check()
+        self._connection.execute("ROLLBACK")
+
     def _prepare(self) -> None:
+        """Make ready to write."""
         connection = self._connection
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
@@ -295,6 +317,10 @@ class SqliteSession:
     def faults(self) -> list[str]:
         """Return what SQLite finds wrong with the file."""
         return [text for (text,) in self.execute(f"PRAGMA integrity_check({_MOST_FAULTS})") if text != "ok"]
+
+
+def _wait() -> None:
+    time.sleep(_AGAIN_SECONDS)
 
 
 def _statements(script: str) -> Iterator[str]:

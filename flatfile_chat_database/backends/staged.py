@@ -37,6 +37,11 @@ WHERE logs.key = new.column1
 ON CONFLICT DO NOTHING
 """
 _NEWEST = "(SELECT max(place) FROM {} WHERE place BETWEEN log << 32 AND (log << 32) + 4294967295)"
+_FREE = """
+(SELECT 1 + max(coalesce((SELECT max(log) FROM logs), 0), coalesce((SELECT max(place) FROM records), 0) >> 32,
+    coalesce((SELECT max(place) FROM arrivals), 0) >> 32))
+"""
+"""The number of a new log: above all, so that rows which have lost theirs do not become its messages."""
 _COUNT = f"""
 SELECT log, coalesce({_NEWEST.format("arrivals")}, {_NEWEST.format("records")}) FROM logs WHERE key = ?
 """
@@ -84,6 +89,14 @@ class StagedRows(LogRows):
             "(SELECT place FROM records UNION ALL SELECT place FROM arrivals) ON log = place >> 32 GROUP BY log"
         )
         yield from rows
+
+    def strays(self) -> list[str]:
+        rows = self._db.execute(
+            "SELECT place >> 32 AS number, count(*) FROM "
+            "(SELECT place FROM records UNION ALL SELECT place FROM arrivals) "
+            "WHERE number NOT IN (SELECT log FROM logs) GROUP BY number ORDER BY number"
+        )
+        return [f"There are {count} messages of log {number}, which is not in `logs`." for number, count in rows]
 
     def lines(self, key: str, first: int, end: int) -> Iterator[bytes]:
         base, _ = self._look(key) or (0, 0)
@@ -136,7 +149,9 @@ class StagedRows(LogRows):
         table = self._tables.log(key).table.name
         names = ("key", *_COLUMNS.get(table, ()))
         values = (key, *(self._tables.log(key).ids if len(names) > 1 else ()))
-        self._db.execute(f"INSERT INTO logs ({', '.join(names)}) VALUES ({', '.join('?' * len(names))})", values)
+        self._db.execute(
+            f"INSERT INTO logs (log, {', '.join(names)}) VALUES ({_FREE}, {', '.join('?' * len(names))})", values
+        )
 
     def add(self, messages: Sequence[Fresh]) -> bool:
         if len(messages) >= _MANY and len({message.key for message in messages}) == 1:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import asyncio
 import threading
 from collections.abc import AsyncIterator, Callable, Generator, Iterator, Sequence
+from contextlib import suppress
 from functools import partial
 from itertools import islice
 from typing import Generic, Protocol, TypeVar
@@ -100,6 +102,29 @@ class Stream(Generic[T]):
                 self._connection = None
 
 
+class Reading:
+    """The bytes at a key, read piece by piece; used by one thread at a time."""
+
+    def __init__(self, key: str) -> None:
+        self._key = key
+        self._pieces: Iterator[bytes] | None = None
+
+    def next(self, contents: Contents | None) -> bytes:
+        """Return the next of them; empty behind the last.
+
+        Raises:
+            NotFoundError: There are none.
+        """
+        if self._pieces is None:
+            self._pieces = blob(self._key, contents)
+        return next(self._pieces, b"")
+
+    def close(self) -> None:
+        """Let go of what the database holds for it."""
+        if isinstance(self._pieces, Generator):
+            self._pieces.close()
+
+
 class State:
     """One state of the store, seen by a connection of its own; every method blocks."""
 
@@ -108,7 +133,7 @@ class State:
         self._connection: Session | None = None
         self._has_ended = False
         self._lock = threading.Lock()  # a caller who is cancelled ends it while a thread may still be at it
-        self._pieces: Iterator[bytes] | None = None
+        self._begun: set[Reading] = set()
 
     def begin(self) -> None:
         """Take the state of now."""
@@ -123,7 +148,8 @@ class State:
         with self._lock:
             self._has_ended = True
             connection, self._connection = self._connection, None
-            self._stop_reading()
+            while self._begun:
+                self._begun.pop().close()
             if connection is not None:
                 self._backend.give_back(connection)
 
@@ -134,23 +160,23 @@ class State:
                 raise ClosedError("The snapshot has ended.")
             return work(self._contents())
 
-    def read_on(self, key: str | None) -> bytes:
-        """Return the next bytes of the key that was named last; begin with a key that is named. Empty at the end."""
+    def read_on(self, reading: Reading) -> bytes:
+        """Return the next bytes of a key, empty at the end; several may be read in turn."""
         with self._lock:
             if self._has_ended:
                 raise ClosedError("The snapshot has ended.")
-            if key is not None:
-                self._stop_reading()
-                self._pieces = blob(key, self._contents())
-            return b"" if self._pieces is None else next(self._pieces, b"")
+            self._begun.add(reading)
+            return reading.next(self._contents())
+
+    def stop_reading(self, reading: Reading) -> None:
+        """Let go of what reading a key holds."""
+        with self._lock:
+            if reading in self._begun:
+                self._begun.remove(reading)
+                reading.close()
 
     def _contents(self) -> Contents | None:
         return None if self._connection is None else self._backend.contents(self._connection)
-
-    def _stop_reading(self) -> None:
-        if isinstance(self._pieces, Generator):
-            self._pieces.close()
-        self._pieces = None
 
 
 class DatabaseSnapshot(Snapshot):
@@ -168,10 +194,13 @@ class DatabaseSnapshot(Snapshot):
             after = run[-1][0]
 
     async def read(self, key: str) -> AsyncIterator[bytes]:
-        named: str | None = check_key(key)
-        while data := await self._threads().run(partial(self._state.read_on, named)):
-            named = None
-            yield data
+        reading = Reading(check_key(key))
+        try:
+            while data := await self._threads().run(partial(self._state.read_on, reading)):
+                yield data
+        finally:
+            with suppress(ClosedError):  # then all of it was let go of
+                await asyncio.shield(self._threads().run(partial(self._state.stop_reading, reading)))
 
     async def read_many(self, keys: Sequence[str]) -> list[bytes | None]:
         return await self._look(lambda contents: contents.read_many(keys) if contents else [None] * len(keys))

@@ -197,7 +197,9 @@ def _run_or_fail(run: Callable[[Sequence[Job]], None], jobs: Sequence[Job]) -> N
     except BaseException as error:
         for job in jobs:
             job.outcomes = None
-            job.error = job.error or DurabilityError(f"The writer failed: {error!r}. {DurabilityError.__doc__}")
+            job.error = job.error or DurabilityError(  # without its text, which may quote what was written
+                f"The writer failed with {type(error).__name__}. {DurabilityError.__doc__}"
+            )
 
 
 def _answer(caller: _Caller, waiting: list[_Waiting]) -> None:

@@ -279,6 +279,10 @@ class DocumentCases(BackendCase):
         prefixes = {key[:length] for key in keys for length in range(len(key) + 1)} | {"ab/c/", "x", "a/", "b/b"}
         for prefix in sorted(prefixes):
             assert await store.list_keys(prefix) == [key for key in sorted(keys) if key.startswith(prefix)], prefix
+        for odd in ("\ud800", "a\0", "ab/\udfff", "\\"):
+            assert await store.list_keys(odd) == [], "no key has such a character"
+            async with store.snapshot() as shown:
+                assert await all_of(shown.keys(odd)) == []
 
     @says("StorageBackend.list_keys", "A backend's own files (locks, temporary files) are not among them.")
     async def test_a_backend_does_not_list_files_of_its_own(self) -> None:

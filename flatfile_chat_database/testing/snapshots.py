@@ -76,6 +76,23 @@ class SnapshotCases(BackendCase):
                 await all_of(shown.read("absent"))
         assert self.contents() == found, "a snapshot leaves nothing behind"
 
+    @says("Snapshot.read", "Several keys may be read in turn, and none has to be read to its end.")
+    async def test_keys_of_a_snapshot_are_read_in_turn(self) -> None:
+        store = await self.open()
+        datas = {f"blob {number}": bytes([number]) * ((3 << 20) + number) for number in range(3)}
+        for key, data in datas.items():
+            await store.write_blob(key, chunks(data))
+        await store.commit([Append(LOG, lines(1000))])
+        async with store.snapshot() as shown:
+            begun = [aiter(shown.read(key)) for key in datas]
+            first = [await anext(chunk) for chunk in begun]
+            assert await shown.read_many([*datas, LOG]) == [*datas.values(), b"".join(lines(1000))]
+            rest = [b"".join(await all_of(chunk)) for chunk in begun[1:]]
+            assert [a + b for a, b in zip(first[1:], rest, strict=True)] == list(datas.values())[1:]
+            assert b"".join(await all_of(shown.read(LOG))) == b"".join(lines(1000))
+            await begun[0].aclose()  # type: ignore[attr-defined]
+            assert await contents(shown) == self.contents()
+
     async def test_a_snapshot_of_no_store_is_empty_and_makes_none(self) -> None:
         store = await self.open()
         async with store.snapshot() as shown:

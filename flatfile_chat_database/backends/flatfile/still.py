@@ -2,34 +2,26 @@
 
 from __future__ import annotations
 
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterator, Sequence
+from collections.abc import AsyncIterator, Iterator, Sequence
 from contextlib import suppress
 from functools import partial
 from itertools import islice
-from typing import Protocol, TypeVar
 
 from ..base import Snapshot, StorageBackend
 from ..rules import check_key
 from .files import Files
 from .oserrors import mapped
 from .plan import read
+from .snapshots import InThread
 from .tree import Tree
 
-T = TypeVar("T")
-
 _KEYS_AT_ONCE = 1000
-
-
-class _InThread(Protocol):
-    """Does blocking work in a thread."""
-
-    def __call__(self, work: Callable[[], T]) -> Awaitable[T]: ...
 
 
 class Still(Snapshot):
     """The files as they are; memory does not grow with their number, but for that in one folder."""
 
-    def __init__(self, backend: StorageBackend, files: Files, tree: Tree, in_thread: _InThread) -> None:
+    def __init__(self, backend: StorageBackend, files: Files, tree: Tree, in_thread: InThread) -> None:
         super().__init__(backend)
         self._files = files
         self._tree = tree

@@ -183,6 +183,9 @@ class PostgresBackend(DatabaseBackend):
             return True
         except (StorageError, Repeated):
             pass  # each is going to be looked at by itself, and told what is wrong with it
+        except BaseException:
+            self._roll_back()  # or others would wait for its locks
+            raise
         self._roll_back()
         return False
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import random
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -12,7 +13,7 @@ from ..base import Changes
 from ..changes import ABSENT
 from ..contents import PIECE_BYTES, Contents, Place, read_rows
 from ..gathered import Known
-from ..rows import Fresh, LogRows, good_rows, missing, of, same_ids
+from ..rows import Fresh, LogRows, good_rows, missing, of, row_of, same_ids
 from ..rules import check_version
 from ..tables import Spot, Table, Tables, body_of, shown
 from .session import PostgresSession
@@ -22,7 +23,14 @@ _FEW = 128
 _MOST = 2**31 - 1
 """No position is larger."""
 _SWEEP = 256
-"""Of so many transactions one looks for changes that are to be forgotten."""
+"""Of so many transactions one, about, looks for changes that are to be forgotten."""
+_FORGOTTEN = "forgotten"
+"""In the place of an id, with the number from which on changes are kept."""
+_TIMELINE = """
+CASE WHEN pg_is_in_recovery() THEN (SELECT to_hex(timeline_id) FROM pg_control_checkpoint())
+    ELSE lower(ltrim(substr(pg_walfile_name(pg_current_wal_lsn()), 1, 8), '0')) END
+"""
+"""Of a primary the one that it writes: its control file tells of it only after a checkpoint."""
 _REMEMBERED_CHANGES = 20_000
 """Transactions whose changes are kept."""
 _LINES_AT_ONCE = 32
@@ -157,9 +165,6 @@ class PostgresContents(Contents):
 
     # --- reading in one statement ----------------------------------------------------------------------
 
-    def keys(self, prefix: str) -> list[str]:
-        return [] if "\0" in prefix else super().keys(prefix)
-
     def read(self, key: str) -> bytes | None:
         spot = self._tables.document(key)
         if spot is not None:
@@ -266,30 +271,44 @@ class PostgresContents(Contents):
             return
         names = "\n".join(sorted(self.changed))
         self.changed.clear()
-        [(number,)] = self._db.execute(
-            "INSERT INTO changes (transaction, id, keys) VALUES (pg_current_xact_id(), ?, ?) "
-            "RETURNING transaction::text",
-            (new_id(), names),
+        self._db.execute(
+            "INSERT INTO changes (transaction, id, keys) VALUES (pg_current_xact_id(), ?, ?)", (new_id(), names)
         )
-        if int(number) % _SWEEP == 0:
-            self._db.execute(
-                "DELETE FROM changes WHERE transaction < "
-                f"(SELECT transaction FROM changes ORDER BY transaction DESC OFFSET {_REMEMBERED_CHANGES} LIMIT 1)"
-            )
+        if random.randrange(_SWEEP) == 0:
+            self._forget_changes()
+
+    def _forget_changes(self) -> None:
+        """Remove old changes, and keep how far that went.
+
+        A cursor from before may still want one of them, of a transaction that ended late. Several nodes may be at it:
+        they wait for each other at the row that tells how far.
+        """
+        rows = self._db.execute(
+            "INSERT INTO changes (transaction, id, keys) "
+            f"SELECT transaction, ?, '' FROM changes ORDER BY transaction DESC OFFSET {_REMEMBERED_CHANGES} LIMIT 1 "
+            "ON CONFLICT (id) DO UPDATE SET transaction = greatest(changes.transaction, excluded.transaction) "
+            "RETURNING transaction::text",
+            (_FORGOTTEN,),
+        )
+        for (number,) in rows:
+            self._db.execute("DELETE FROM changes WHERE transaction < ?::xid8", (number,))
 
     def changes(self, cursor: str | None) -> Changes:
         """Return what changed since a cursor, as the contract has it.
 
         A cursor is the number of the oldest transaction that was not over when it was made, so what was changed by one
         that ends late is told, and some things twice. It names a change that was seen as well, which is not there in a
-        database that was put back from a copy, and the server, for its numbers are its own.
+        database that was put back from a copy, and the server, for its numbers are its own, with the timeline: one that
+        took the place of another may lack what that one's readers saw.
         """
         [(now, server, newest)] = self._db.execute(
-            """
+            f"""
             SELECT pg_snapshot_xmin(pg_current_snapshot())::text,
-                (SELECT system_identifier FROM pg_control_system())::text || '.' || 'changes'::regclass::oid::text,
-                (SELECT id FROM changes ORDER BY transaction DESC, id DESC LIMIT 1)
-            """
+                (SELECT system_identifier FROM pg_control_system())::text || '.' || {_TIMELINE} || '.'
+                    || 'changes'::regclass::oid::text,
+                (SELECT id FROM changes WHERE id <> ? ORDER BY transaction DESC, id DESC LIMIT 1)
+            """,
+            (_FORGOTTEN,),
         )
         if newest is None:
             return Changes("", None)
@@ -300,7 +319,8 @@ class PostgresContents(Contents):
         if not number.isascii() or not number.isdecimal() or len(number) > len(now):
             return found
         rows = self._db.execute("SELECT id, keys FROM changes WHERE id = ? OR transaction >= ?::xid8", (seen, number))
-        if all(found_id != seen for found_id, _ in rows):
+        ids = {found_id for found_id, _ in rows}
+        if seen not in ids or _FORGOTTEN in ids:
             return found
         told = (keys for found_id, keys in rows if found_id != seen)
         return Changes(found.cursor, frozenset(key for keys in told for key in keys.split("\n")))
@@ -381,11 +401,6 @@ def whole(key: str, rows: Iterable[Sequence[Any]], first: int, end: int) -> Iter
 
 def _count(spot: Spot) -> str:
     return f"SELECT position + 1 AS count FROM {of(spot)} ORDER BY position DESC LIMIT 1"
-
-
-def row_of(spot: Spot, position: int, record_id: str, line: bytes) -> tuple[object, ...]:
-    """Return the row of a message."""
-    return (*spot.ids, position, record_id, *shown(spot.table, line), line[:-1].decode())
 
 
 def _copied(values: Sequence[str | None]) -> str:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import select
 import time
 from collections.abc import Callable, Iterable, Iterator, Sequence
+from itertools import count
 from typing import Any, TypeVar
 
 import psycopg
@@ -46,6 +47,7 @@ class PostgresSession:
         self._target = target
         self._to_write = to_write
         self._is_alone = self._has_asked = False
+        self._cursors = count()
         self._error: StorageError | None = None  # that ended the transaction
         self._connection = self._connect()
 
@@ -73,11 +75,16 @@ class PostgresSession:
         return self._connection.closed
 
     def sees_store(self) -> bool:
-        """Look whether there is a store by now."""
-        try:
-            return self._target.look(self._connection)
-        except psycopg.Error as error:
-            raise self._told(error, "") from error
+        """Look whether there is a store by now; on a new connection if this one is lost."""
+        if not self.is_lost:
+            try:
+                return self._target.look(self._connection)
+            except psycopg.Error as error:
+                found = self._told(error, "")
+                if not self.is_lost:
+                    raise found from error
+        self._connection = self._connect()  # which looks
+        return self._target.is_store
 
     def close(self) -> None:
         self._connection.close()
@@ -113,13 +120,14 @@ class PostgresSession:
         if self._is_alone:
             raise Several
         try:
-            with self._connection.cursor(name="chatdb", scrollable=False) as cursor:
+            name = f"chatdb{next(self._cursors)}"  # several are read in turn
+            with self._connection.cursor(name=name, scrollable=False) as cursor:
                 cursor.execute(_translate(statement), parameters)
-                count = 1
-                while rows := cursor.fetchmany(count):
+                wanted = 1
+                while rows := cursor.fetchmany(wanted):
                     yield from rows
                     size = sum(len(value) for row in rows for value in row if isinstance(value, str | bytes))
-                    count = max(1, min(4 * count, _AT_ONCE, _BYTES * len(rows) // (size + 1)))
+                    wanted = max(1, min(4 * wanted, _AT_ONCE, _BYTES * len(rows) // (size + 1)))
         except psycopg.Error as error:
             raise self._told(error, statement) from error
 

@@ -72,7 +72,8 @@ class Target:
                 current_setting('server_encoding'), current_setting('fsync'), current_setting('synchronous_commit'),
                 set_config('statement_timeout', %s, false), set_config('lock_timeout', %s, false),
                 set_config('idle_in_transaction_session_timeout', %s, false),
-                set_config('default_transaction_read_only', %s, false)
+                set_config('default_transaction_read_only', %s, false),
+                set_config('default_transaction_isolation', 'read committed', false)
             """,
             (
                 _milliseconds(config.database_timeout_seconds),
