@@ -181,6 +181,32 @@ async def test_loading_is_putting_where_nothing_is(url: str) -> None:
         await store.load([])
 
 
+async def test_what_copy_reads_as_something_else_is_loaded_as_it_is(url: str) -> None:
+    texts = ["plain", "\\", "\\N", "\\.", "a\tb", "a\nb", "\r", "a\0b", "\x1e\x7f", "ü 🐘", ""]
+    lines = [line(f"m{number}", text) for number, text in enumerate(texts)]
+    lines.append(b'{"id": "t",\t"role":"user", "content":"tab","timestamp":"now"}\r\n')
+    lines += [line(f"n{number}", "more than are put in one text") for number in range(100)]
+    odd = b'{"id":"x","role":"user","content":"c","timestamp":"t","other":"\xff"}\n'  # no UTF-8, which is passed over
+    items = [
+        (LOG, b"".join(lines)),
+        ("users/ann/chat2/messages.jsonl", lines[0] + lines[-1]),
+        ("users/ann/chat3/messages.jsonl", b""),
+        ("users/ann/chat4/messages.jsonl", odd),
+        ("system/trash/x/messages.jsonl", b"".join(lines)),
+        (KEY, b'{"created_at": "\\\\N\\t\\u0000"}\t\r\n'),
+    ]
+    async with opened(url) as store:
+        await store.load(items)
+        assert await store.read_many([key for key, _ in items]) == [data for _, data in items]
+        assert await store.read_many(["users/ann/chat3/messages.jsonl", "absent", KEY]) == [b"", None, items[-1][1]]
+        async with store.snapshot() as snapshot:
+            sizes = {key: size async for run in snapshot.sized() for key, size in run}
+        assert sizes == {key: len(data) for key, data in items}
+        shown = postgres.sql(url, "SELECT content FROM messages WHERE session_id = 'chat' ORDER BY position")
+        assert [text for (text,) in shown[: len(texts)]] == [text.replace("\0", "\ufffd") for text in texts]
+        assert postgres.sql(url, "SELECT created_at FROM users") == [("\\N\t\ufffd",)]
+
+
 async def test_a_stream_sees_one_state_and_little_memory_of_it(url: str) -> None:
     wide = line("wide", "x" * 1_000_000)
     async with opened(url) as store, opened(url) as other:
@@ -365,7 +391,8 @@ async def test_a_row_that_is_gone_is_damage_and_not_absence(url: str) -> None:
         await store.commit([Append(LOG, tuple(line(f"m{number}") for number in range(5)))])
         postgres.sql(url, "DELETE FROM messages WHERE position = 2")
         assert len(await store.read_log(LOG, 3)) == 2, "what is there can be read"
-        for read in (store.read_log(LOG), store.read(LOG), store.read_log(LOG, -3), store.read_log(LOG, 0, 3)):
+        several = store.read_many([KEY, LOG])
+        for read in (store.read_log(LOG), store.read(LOG), several, store.read_log(LOG, -3), store.read_log(LOG, 0, 3)):
             with pytest.raises(IntegrityError, match="position 2 is missing"):
                 await read
 

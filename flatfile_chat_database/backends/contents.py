@@ -172,18 +172,25 @@ class Contents:
             else:
                 documents.setdefault(spot.table, []).append((key, spot.ids))
         for table, wanted in documents.items():
-            for some in runs_of(wanted):
-                asked = asking(table.ids, (ids for _, ids in some))
-                rows = self._db.execute(
-                    f"{asked.text} SELECT wanted.number, n.body FROM wanted "
-                    f"LEFT JOIN {table.name} AS n ON {same_ids(table)}",
-                    asked.values,
-                )
-                for number, body in rows:
-                    if body is None:
-                        raise _in_no_table(some[number][0])
-                    found[some[number][0]] = body.encode()
+            bodies = self.bodies(table, [ids for _, ids in wanted])
+            for (key, _), body in zip(wanted, bodies, strict=True):
+                if body is None:
+                    raise _in_no_table(key)
+                found[key] = body.encode()
         return [found.get(key) for key in keys]
+
+    def bodies(self, table: Table, ids: Sequence[tuple[str, ...]]) -> list[str | None]:
+        """Return the documents of some owners in a table, in order; None where there is none."""
+        found: list[str | None] = []
+        for some in runs_of(ids):
+            asked = asking(table.ids, some)
+            rows = self._db.execute(
+                f"{asked.text} SELECT n.body FROM wanted LEFT JOIN {table.name} AS n ON {same_ids(table)} "
+                "ORDER BY wanted.number",
+                asked.values,
+            )
+            found += (body for (body,) in rows)
+        return found
 
     def put(self, key: str, data: bytes) -> None:
         """Replace the bytes at a key."""
@@ -566,7 +573,7 @@ def read_rows(data: bytes) -> list[tuple[str, codec.ReadLine]] | None:
         text = data.decode()
     except UnicodeDecodeError:  # in a field that no message has, which was passed over
         return None
-    return list(zip(text.split("\n")[:-1], records, strict=True))
+    return None if "\0" in text else list(zip(text.split("\n")[:-1], records, strict=True))
 
 
 def _in_no_table(key: str) -> IntegrityError:

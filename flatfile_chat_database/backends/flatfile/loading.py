@@ -28,6 +28,7 @@ class Loading:
         self._syncs = syncs
         self._lock = threading.Lock()
         self._discarded = False
+        self._folder = ""
         self.places: list[Place] = []
         """What gives each file its name."""
 
@@ -60,11 +61,11 @@ class Loading:
                     self._files.remove(place.temporary)
 
     def _write(self, path: str, data: bytes) -> None:
-        try:
-            descriptor = self._files.create(path)
-        except FileNotFoundError:
-            make_folders(self._files, path.rpartition("/")[0])
-            descriptor = self._files.create(path)
+        folder = path.rpartition("/")[0]
+        if folder != self._folder:  # to be told that it is missing takes longer than to be told that it is there
+            make_folders(self._files, folder)
+            self._folder = folder
+        descriptor = self._files.create(path)
         try:
             self._files.write_all(descriptor, data)
         finally:

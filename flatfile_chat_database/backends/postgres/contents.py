@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import random
+import re
 from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from typing import Any, NamedTuple
 
@@ -36,6 +37,7 @@ _REMEMBERED_CHANGES = 20_000
 _LINES_AT_ONCE = 32
 """Lines of a log in one text: a text has at most 1 GB, and a line may have 16 MB."""
 _ESCAPES = (("\\", "\\\\"), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t"), ("\0", "\ufffd"))
+_ESCAPED = re.compile(r"[\\\t\r]").search
 _LISTED = "string_to_array(?, chr(10))"
 """Keys or ids as one text, which psycopg hands over much faster than an array; no control character is in them."""
 
@@ -62,7 +64,7 @@ class PostgresRows(LogRows):
         """Return how many rows logs have; a statement for each table."""
         found: dict[str, int] = {}
         for table, spots in self._by_table(keys).items():
-            asked = _asked(table, spots.values())
+            asked = _asked(table, [spot.ids for spot in spots.values()])
             newest = f"SELECT n.position + 1 FROM {table.name} AS n WHERE {same_ids(table)}"
             rows = self._db.execute(
                 f"SELECT ({newest} ORDER BY n.position DESC LIMIT 1) FROM {asked.text} ORDER BY number", asked.values
@@ -89,7 +91,7 @@ class PostgresRows(LogRows):
         """Return the sizes of logs; a statement for each table."""
         found = dict.fromkeys(keys, 0)
         for table, spots in self._by_table(keys).items():
-            named, asked = list(spots), _asked(table, spots.values())
+            named, asked = list(spots), _asked(table, [spot.ids for spot in spots.values()])
             rows = self._db.execute(
                 f"SELECT wanted.number, sum({self._db.size_of_body} + 1) FROM {asked.text} "
                 f"JOIN {table.name} AS n ON {same_ids(table)} GROUP BY wanted.number",
@@ -102,7 +104,7 @@ class PostgresRows(LogRows):
         """Return the bytes of logs; a statement for each table, in which a row is some lines of a log in one text."""
         found: dict[str, list[str]] = {key: [] for key in keys}
         for table, spots in self._by_table(keys).items():
-            named, asked = list(spots), _asked(table, spots.values())
+            named, asked = list(spots), _asked(table, [spot.ids for spot in spots.values()])
             rows = self._db.execute(
                 "SELECT wanted.number, count(*), min(position), max(position), "
                 f"string_agg(body, chr(10) ORDER BY position) FROM {asked.text} "
@@ -162,6 +164,22 @@ class PostgresContents(Contents):
         self._log_rows = PostgresRows(connection, tables)
         super().__init__(connection, tables, self._log_rows)
         self.session = connection
+
+    # --- reading many in few statements ----------------------------------------------------------------
+
+    def places(self, keys: Sequence[str]) -> dict[str, Place]:
+        rows = self._db.execute(
+            f"SELECT key, place, size, id FROM entries WHERE key = ANY({_LISTED})", ("\n".join(keys),)
+        )
+        return {key: Place(*place) for key, *place in rows}
+
+    def bodies(self, table: Table, ids: Sequence[tuple[str, ...]]) -> list[str | None]:
+        asked = _asked(table, ids)
+        rows = self._db.execute(
+            f"SELECT n.body FROM {asked.text} LEFT JOIN {table.name} AS n ON {same_ids(table)} ORDER BY wanted.number",
+            asked.values,
+        )
+        return [body for (body,) in rows]
 
     # --- reading in one statement ----------------------------------------------------------------------
 
@@ -411,6 +429,11 @@ def _copied(values: Sequence[str | None]) -> str:
 def _copied_log(spot: Spot, lines: Sequence[tuple[str, codec.ReadLine]]) -> Iterator[str]:
     """Yield the rows of a log as COPY reads them; migrations and restores spend most of their time here."""
     owner = "\t".join(map(_escaped, spot.ids))
+    if spot.table.shown and not any(_ESCAPED(line) for line, _ in lines):
+        # What JSON writes without a backslash holds no character that COPY has to be told of.
+        for position, (line, record) in enumerate(lines):
+            yield (f"{owner}\t{position}\t{record.id}\t{record.role}\t{record.content}\t{record.timestamp}\t{line}\n")
+        return
     for position, (line, record) in enumerate(lines):
         values = [_escaped(record.id)]
         if spot.table.shown:
@@ -434,12 +457,12 @@ class _Asked(NamedTuple):
     values: list[str]
 
 
-def _asked(table: Table, spots: Iterable[Spot]) -> _Asked:
+def _asked(table: Table, owners: Iterable[tuple[str, ...]]) -> _Asked:
     """Return a table `wanted` of owners, as arrays, which is one statement for any number of them."""
     lists = ", ".join([_LISTED] * len(table.ids))
     return _Asked(
         f"unnest({lists}) WITH ORDINALITY AS wanted ({', '.join(table.ids)}, number)",
-        ["\n".join(ids) for ids in zip(*(spot.ids for spot in spots), strict=True)],
+        ["\n".join(ids) for ids in zip(*owners, strict=True)],
     )
 
 
