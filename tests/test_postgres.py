@@ -13,16 +13,19 @@ import pytest
 
 from flatfile_chat_database import Message, StorageManager
 from flatfile_chat_database.backends.base import Capability, StorageBackend
-from flatfile_chat_database.backends.changes import Append, Put, Require
-from flatfile_chat_database.backends.postgres import PostgresBackend
+from flatfile_chat_database.backends.changes import Append, Put, Quota, Require
+from flatfile_chat_database.backends.gathered import Gathered
+from flatfile_chat_database.backends.postgres import PostgresBackend, contents
 from flatfile_chat_database.backends.postgres.session import PostgresSession
 from flatfile_chat_database.backends.postgres.target import Target, warned
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.errors import (
     ConfigurationError,
     ConflictError,
+    DurabilityError,
     IntegrityError,
     NotFoundError,
+    StorageError,
     StorageLimitExceeded,
     UnavailableError,
 )
@@ -270,6 +273,54 @@ async def test_waiting_for_another_writer_ends(url: str) -> None:
         assert await store.write(KEY, b"{}")
 
 
+@pytest.mark.parametrize("level", ["repeatable%5C%20read", "serializable"])
+async def test_writers_see_what_others_wrote_whatever_level_the_database_has(level: str) -> None:
+    url = f"{postgres.fresh_schema()}%20-cdefault_transaction_isolation%3D{level}"
+    assert postgres.sql(url, "SHOW default_transaction_isolation") != [("read committed",)]
+    async with opened(url) as store:
+        await store.write(KEY, b"{}")
+        [(number,)] = postgres.sql(url, "SELECT current_schema()::regnamespace::oid::bigint")
+        postgres.sql(url, "BEGIN", f"SELECT pg_advisory_xact_lock({(0x63686174 << 32) + number})")
+        commit = asyncio.ensure_future(store.commit([Quota("many", 1, "the limit"), Put("many/b/x", b"{}")]))
+
+        def wait() -> None:
+            while not postgres.sql(url, "SELECT 1 FROM pg_locks WHERE locktype = 'advisory' AND NOT granted"):
+                pass
+
+        await asyncio.to_thread(wait)
+        postgres.sql(url, "INSERT INTO entries VALUES ('many/a/x', 'pieces', 0, 'x')", "COMMIT")
+        with pytest.raises(StorageLimitExceeded):
+            await commit
+
+
+async def test_an_error_of_any_kind_leaves_no_transaction_open(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    owner = Require("users/ann/chat/session.json", "It")
+
+    def fail(self: Gathered) -> None:
+        raise RuntimeError("a secret")
+
+    async with opened(url) as store:
+        await store.commit([Put(owner.key, b"{}"), Append(LOG, (line("m0"),))])
+        with monkeypatch.context() as patch:
+            patch.setattr(Gathered, "flush", fail)
+            with pytest.raises(DurabilityError, match="RuntimeError") as caught:
+                await store.commit([owner, Append(LOG, (line("m1"),), ids=("m1",))])
+            assert "secret" not in str(caught.value)
+        assert postgres.sql(url, "SELECT state FROM pg_stat_activity WHERE state LIKE 'idle in transaction%'") == []
+        assert await store.commit([owner, Append(LOG, (line("m1"),), ids=("m1",))]) == [None, 1]
+
+
+async def test_a_message_that_is_none_harms_no_others(url: str) -> None:
+    owner = Require("users/ann/chat/session.json", "It")
+    async with opened(url) as store:
+        await store.commit([Put(owner.key, b"{}"), Append(LOG, (line("m0"),))])
+        bad = b'{"id": "bad"}\n'
+        work = [store.commit([owner, Append(LOG, (each,), ids=("x",))]) for each in (line("x"), bad)]
+        results = await asyncio.gather(*work, return_exceptions=True)
+        assert results[0] == [None, 1] and isinstance(results[1], StorageError)
+        assert await store.count_log(LOG) == 2
+
+
 async def test_a_statement_that_takes_too_long_ends() -> None:
     url = postgres.fresh_schema()
     async with opened(url, database_timeout_seconds=0.2) as store:
@@ -297,6 +348,29 @@ async def test_what_a_transaction_changed_that_ends_late_is_told(url: str) -> No
         changes = await store.changes(changes.cursor)
         assert changes.keys is not None and "late" in changes.keys
         assert (await store.changes(changes.cursor)).keys == frozenset()
+    other.close()
+
+
+async def test_a_cursor_from_before_what_was_forgotten_is_none(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(contents, "_SWEEP", 1)
+    monkeypatch.setattr(contents, "_REMEMBERED_CHANGES", 1)
+    note = "INSERT INTO changes VALUES (pg_current_xact_id(), gen_random_uuid()::text, 'late')"
+    other = psycopg.connect(url)
+    async with opened(url) as store:
+        await store.write("first", b"x")
+        other.execute(note)  # its number is smaller than that of the next one
+        await store.write("second", b"x")
+        early = await store.changes(None)
+        other.commit()
+        await store.write("third", b"x")
+        assert postgres.sql(url, "SELECT keys FROM changes WHERE keys <> '' ORDER BY transaction") == [
+            ("second",),
+            ("third",),
+        ], "late is forgotten"
+        assert (await store.changes(early.cursor)).keys is None
+        now = await store.changes(None)
+        await store.write("fourth", b"x")
+        assert (await store.changes(now.cursor)).keys == {"fourth"}
     other.close()
 
 

@@ -11,6 +11,7 @@ from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
 
+import psycopg
 import pytest
 
 from flatfile_chat_database import Message, StorageManager
@@ -171,6 +172,22 @@ async def test_a_read_whose_connection_is_lost_is_done_again() -> None:
             assert proxy.words == []
 
 
+async def test_a_read_whose_connection_is_lost_before_there_is_a_store_is_done_again() -> None:
+    url = postgres.fresh_schema()
+    store = PostgresBackend(StorageConfig(storage_url=url))
+    await store.open()
+    ends = "SELECT pg_terminate_backend(pid, 10000) FROM pg_stat_activity WHERE application_name = 'chatdb'"
+    for _ in range(2):
+        assert await store.read("a") is None
+        assert (True,) in postgres.sql(url, ends)
+    other = PostgresBackend(StorageConfig(storage_url=url))
+    await other.open()
+    await other.write("a", b"x")
+    assert await store.read("a") == b"x", "the store that was made meanwhile is found"
+    await store.close()
+    await other.close()
+
+
 async def test_a_commit_that_no_standby_confirmed_in_time_is_not_acknowledged() -> None:
     with postgres_server(durable=True) as server:
         owner = Require("users/ann/chat/session.json", "It")
@@ -328,6 +345,34 @@ async def test_a_replica_is_read_and_refuses_writes() -> None:
                     await storage.add_message("ada", session, Message("user", "text"))
                 with pytest.raises(UnavailableError, match="target_session_attrs=read-write"):
                     await storage.create_user("eve")
+
+
+async def test_a_cursor_is_none_on_a_server_that_took_the_place_of_another() -> None:
+    with postgres_server() as server:
+        store = PostgresBackend(StorageConfig(storage_url=server.url()))
+        await store.open()
+        await store.write("first", b"x")
+        with postgres_replica(server, "copy") as replica, psycopg.connect(server.url()) as other:
+            other.execute("INSERT INTO changes VALUES (pg_current_xact_id(), 'late', 'late')")
+            await store.write("seen", b"x")
+            at = server.sql("SELECT pg_current_wal_flush_lsn()")
+            while replica.sql(f"SELECT pg_last_wal_replay_lsn() >= '{at}'") != "t":
+                pass
+            copy = PostgresBackend(StorageConfig(storage_url=replica.url()))
+            await copy.open()
+            cursor = (await store.changes(None)).cursor
+            assert (await copy.changes(cursor)).keys is not None, "one that only follows has the same changes"
+            replica.sql("ALTER SYSTEM SET primary_conninfo = ''")
+            replica.sql("SELECT pg_reload_conf()")
+            while replica.sql("SELECT count(*) FROM pg_stat_wal_receiver") != "0":
+                pass
+            other.commit()  # which the replica never gets
+            changes = await store.changes(cursor)
+            assert changes.keys is not None and "late" in changes.keys
+            replica.promote()
+            assert (await copy.changes(changes.cursor)).keys is None
+            await copy.close()
+        await store.close()
 
 
 # --- forks ---------------------------------------------------------------------------------------------------

@@ -32,6 +32,7 @@ from flatfile_chat_database.transfer import Limits, backup, export_store, import
 from flatfile_chat_database.transfer.reading import Reader
 from flatfile_chat_database.transfer.staging import NewFolder
 
+from . import postgres
 from .archives import FILES, LOG, SESSION, USER, Draft, document, gz, message
 from .conftest import problems
 
@@ -149,6 +150,48 @@ async def test_a_store_moves_through_every_backend_and_comes_back_the_same(confi
         assert (again.added, again.continued, again.differing.count) == (0, 0, 0)
         assert again.left_out == 1 + 7, "trash and quarantine"
         await backend.close()
+
+
+@pytest.mark.slow
+@pytest.mark.parametrize(
+    ("how", "ending"), [("restored and exported", "tar.zst"), ("imported and backed up", "tar.gz")]
+)
+async def test_a_store_goes_through_postgresql_and_comes_back_byte_for_byte(
+    how: str, ending: str, config: Config, tmp_path: Path
+) -> None:
+    async with StorageManager(config("files")) as storage:
+        await fill(storage)
+        before = await contents(storage.backend)
+        await backup(storage, tmp_path / f"1.{ending}")
+        await export_store(storage, tmp_path / "1")
+    database = StorageConfig(storage_url=postgres.fresh_schema())
+    if how == "restored and exported":
+        assert (await restore(tmp_path / f"1.{ending}", database)).clean
+        assert await contents_of(database) == before
+    else:
+        await take(database, tmp_path / "1")
+    backend = open_backend(database)
+    await backend.open()
+    assert await problems(backend) == []
+    if how == "restored and exported":
+        await export_store(backend, tmp_path / f"2.{ending}")
+    else:
+        await backup(backend, tmp_path / f"2.{ending}")
+    await backend.close()
+
+    await take(config("back"), tmp_path / f"2.{ending}")
+    found = await contents_of(config("back"))
+    assert found.pop(OWN) != before[OWN], "it is another store"
+    assert found | {OWN: before[OWN]} == living(before)
+
+
+async def take(config: StorageConfig, source: Path) -> None:
+    """Import an archive into a store that is not there yet."""
+    backend = open_backend(config)
+    await backend.open()
+    added = await import_archive(backend, source)
+    assert (added.already_there, added.differing.count) == (0, 0)
+    await backend.close()
 
 
 async def test_an_export_is_a_store_and_its_hashes_are_those_of_sha256sum(config: Config, tmp_path: Path) -> None:

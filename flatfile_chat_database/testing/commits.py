@@ -223,6 +223,21 @@ class CommitCases(BackendCase):
         assert [isinstance(result, ConflictError) for result in results] == [bool(n % 2) for n in range(40)]
         assert sorted(await store.read_log(LOG)) == sorted(bare([line(f"m{n}") for n in range(0, 40, 2)]))
 
+    async def test_a_line_that_is_no_text_harms_no_others(self) -> None:
+        store = await self.open()
+        await store.commit([Put("owner", b"x"), Append(LOG, lines(2))])
+        owner, first = Require("owner", "It"), lines(2)[0]
+        bad = line("bad", "x").replace(b"x", b"\xff")
+        work = [
+            store.commit([owner, Append(LOG, (line("m7"),), ids=("m7",))]),
+            store.commit([owner, Append(LOG, (bad,), ids=("bad",))]),
+            store.commit([owner, Append(LOG, (line("m8"),), ids=("m8",))]),
+            store.commit([Edit(LOG, "m0", first, bad)]),
+        ]
+        results = await asyncio.gather(*work, return_exceptions=True)
+        assert [type(result) for result in results] == [list, ValidationError, list, ValidationError]
+        assert await store.read_log(LOG) == bare([*lines(2), line("m7"), line("m8")])
+
     @leaves_damage
     @says("StorageBackend.commit", "When a condition fails its error is raised and nothing has changed.")
     async def test_a_commit_that_the_medium_refuses_changes_nothing(self) -> None:
