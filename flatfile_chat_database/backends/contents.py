@@ -16,7 +16,7 @@ from ..errors import IntegrityError
 from ..models import new_id
 from .base import Changes, LogPart
 from .rows import Connection, Fresh, LogRows, asking, good_rows, marks, of, runs_of, same_ids, twice
-from .rules import begins_no_key, good_lines
+from .rules import begins_no_key, good_lines, is_text
 from .tables import LINES, Table, Tables, body_of, shown
 
 PIECE_BYTES = 1 << 20
@@ -337,7 +337,7 @@ class Contents:
         if place is None or place.kind != "log":
             lines = self.records(key, 0, None, strict=False) if place is not None else []
             return next(((at, line) for at, line in enumerate(lines) if codec.line_id(line) == record_id), None)
-        return self._rows.find(key, record_id)
+        return self._rows.find(key, record_id) if is_text(record_id) else None
 
     def newest(self, keys: Sequence[str]) -> list[bytes | None]:
         """Return the newest record of each log, in order."""

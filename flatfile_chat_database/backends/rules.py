@@ -20,6 +20,7 @@ logger = logging.getLogger("flatfile_chat_database")
 
 _KEY_SEGMENT = r"(?!\.\.?(/|\Z))[^/\\\x00-\x1f\x7f-\x9f\ud800-\udfff]+"
 _IN_NO_KEY = re.compile(r"[\\\x00-\x1f\x7f-\x9f\ud800-\udfff]")
+_SURROGATE = re.compile("[\\ud800-\\udfff]")
 _KEY = re.compile(f"{_KEY_SEGMENT}(/{_KEY_SEGMENT})*")
 
 
@@ -42,6 +43,11 @@ def begins_no_key(text: str) -> bool:
     return _IN_NO_KEY.search(text) is not None
 
 
+def is_text(text: str) -> bool:
+    """Tell whether a text can be written as UTF-8: half a surrogate pair cannot."""
+    return text.isascii() or _SURROGATE.search(text) is None
+
+
 def check_change(change: Change) -> None:
     """Check what a change names and carries, whatever the store holds.
 
@@ -62,6 +68,8 @@ def check_change(change: Change) -> None:
         if append.ids:
             for line in append.lines:
                 _check_text(append.key, line)
+            if not all(map(is_text, append.ids)):
+                raise ValidationError("An id has half a surrogate pair in it, which no text has.", key=append.key)
         return
     keys: tuple[str, ...]
     match change:

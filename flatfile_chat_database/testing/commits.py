@@ -237,6 +237,11 @@ class CommitCases(BackendCase):
         results = await asyncio.gather(*work, return_exceptions=True)
         assert [type(result) for result in results] == [list, ValidationError, list, ValidationError]
         assert await store.read_log(LOG) == bare([*lines(2), line("m7"), line("m8")])
+        with pytest.raises(ValidationError, match="surrogate"):
+            await store.commit([owner, Append(LOG, (line("m9"),), ids=("\ud800",))])
+        with pytest.raises(NotFoundError):
+            await store.commit([Edit(LOG, "\ud800", first, None)])
+        assert await store.find_record(LOG, "\ud800") is None
 
     @leaves_damage
     @says("StorageBackend.commit", "When a condition fails its error is raised and nothing has changed.")

@@ -24,7 +24,7 @@ from typing import Any, Protocol, TypeVar
 from ...errors import ClosedError, IntegrityError, UnavailableError
 from ...layout import Shape
 from ..base import Snapshot, StorageBackend
-from ..rules import check_key, not_found
+from ..rules import begins_no_key, check_key, not_found
 from .files import Files
 from .history import History
 from .oserrors import mapped
@@ -233,6 +233,8 @@ class Frozen:
 
     def sized_keys(self, prefix: str, after: str) -> list[tuple[str, int]]:
         """Return the first keys behind `after` that begin with `prefix`, sorted, with the bytes at each."""
+        if begins_no_key(prefix):
+            return []
         with self._lock:
             start = max(prefix, after)
             rows = self._execute(

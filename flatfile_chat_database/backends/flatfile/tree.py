@@ -10,7 +10,7 @@ from functools import partial
 
 from ...layout import Layout, Shape
 from ...models import Problem, new_id
-from ..rules import check_key
+from ..rules import begins_no_key, check_key
 from .files import PRIVATE_FILE, PRIVATE_FOLDER, FileKind, Files
 
 _TEMPORARY_AGE_SECONDS = 24 * 3600
@@ -62,6 +62,8 @@ class Tree:
 
     def keys(self, prefix: str) -> list[str]:
         """Return the keys that begin with `prefix`, sorted by code point."""
+        if begins_no_key(prefix):
+            return []
         folder, _, start = prefix.rpartition("/")
         if folder and not _is_segment(folder):  # nothing outside the store, and nothing that no key can begin with
             return []

@@ -15,7 +15,7 @@ from ..changes import ABSENT
 from ..contents import PIECE_BYTES, Contents, Place, read_rows
 from ..gathered import Known
 from ..rows import Fresh, LogRows, good_rows, missing, of, row_of, same_ids
-from ..rules import check_version
+from ..rules import check_version, is_text
 from ..tables import Spot, Table, Tables, body_of, shown
 from .session import PostgresSession
 
@@ -243,7 +243,7 @@ class PostgresContents(Contents):
             key,
             "beside.position, beside.body",
             f"{spot.table.name} AS beside ON entry.place = 'log' AND {_is(spot)} AND beside.id = ?",
-            (*spot.ids, record_id if _can_be_id(record_id) else ""),
+            (*spot.ids, record_id if is_text(record_id) and "\0" not in record_id else ""),
         )
         if rows and rows[0][0] != "log":
             return super().find(key, record_id)
@@ -472,7 +472,3 @@ def _is(spot: Spot) -> str:
 
 def _from_end(number: int) -> str:
     return "?" if number >= 0 else "newest.count + ?"
-
-
-def _can_be_id(text: str) -> bool:
-    return "\0" not in text and not any("\ud800" <= character <= "\udfff" for character in text)
