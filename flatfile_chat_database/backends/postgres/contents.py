@@ -75,7 +75,7 @@ class PostgresRows(LogRows):
     def newest(self, keys: Sequence[str]) -> dict[str, tuple[int, bytes]]:
         found: dict[str, tuple[int, bytes]] = {}
         for table, spots in self._by_table(keys).items():
-            asked = _asked(table, spots.values())
+            asked = _asked(table, [spot.ids for spot in spots.values()])
             rows = self._db.execute(
                 f"SELECT newest.position, newest.body FROM {asked.text} LEFT JOIN LATERAL "
                 f"(SELECT n.position, n.body FROM {table.name} AS n WHERE {same_ids(table)} "
