@@ -492,6 +492,7 @@ class _Pattern:
         for segment in entry.pattern.split("/"):
             match = re.fullmatch(r"\{(\w+)\}(.*)", segment)
             self._segments.append((match[1], match[2]) if match else ("", segment))
+        self.depth = len(self._segments)
         self._literals = [(at, literal) for at, (placeholder, literal) in enumerate(self._segments) if not placeholder]
         # Names of the layout that stand beside each placeholder; an id that looks like one is escaped further.
         self._reserved: list[frozenset[str]] = []
@@ -537,11 +538,6 @@ class _Pattern:
     def behind_last(self) -> list[str]:
         """The segments behind the last placeholder's."""
         return [literal for _, literal in self._segments[self.last + 1 :]]
-
-    @property
-    def depth(self) -> int:
-        """How many segments its keys have."""
-        return len(self._segments)
 
     def match(self, parts: list[str]) -> dict[str, str] | None:
         """Return the ids in the segments of a key that has as many as this pattern, or None if it is none of it."""
