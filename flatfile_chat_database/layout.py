@@ -239,13 +239,10 @@ class Layout:
         parts = key.split("/")
         for name, pattern in self._by_depth.get(len(parts), ()):
             names = pattern.match(parts)
-            if names is None:
+            if names is None or names.get("user_id") in self._refused:
                 continue
-            if name == "document" and not self._is_document_segment(names["document"]):
-                continue
-            if names.get("user_id") in self._refused:
-                continue
-            return Place(self.entries[name], names)
+            if name != "document" or self._is_document_segment(names["document"]):
+                return Place(self.entries[name], names)
         return None
 
     def is_folder(self, key: str) -> bool:
@@ -495,6 +492,7 @@ class _Pattern:
         for segment in entry.pattern.split("/"):
             match = re.fullmatch(r"\{(\w+)\}(.*)", segment)
             self._segments.append((match[1], match[2]) if match else ("", segment))
+        self.depth = len(self._segments)
         self._literals = [(at, literal) for at, (placeholder, literal) in enumerate(self._segments) if not placeholder]
         # Names of the layout that stand beside each placeholder; an id that looks like one is escaped further.
         self._reserved: list[frozenset[str]] = []
@@ -541,17 +539,10 @@ class _Pattern:
         """The segments behind the last placeholder's."""
         return [literal for _, literal in self._segments[self.last + 1 :]]
 
-    @property
-    def depth(self) -> int:
-        """How many segments its keys have."""
-        return len(self._segments)
-
     def match(self, parts: list[str]) -> dict[str, str] | None:
         """Return the ids in the segments of a key that has as many as this pattern, or None if it is none of it."""
-        # The names of the map first: that tells nearly all other keys in no time, before ids are read.
-        if any(parts[depth] != literal for depth, literal in self._literals):
-            return None
-        return self._match(parts)
+        # The names of the map first, which tell nearly all other keys before ids are read.
+        return None if any(parts[at] != literal for at, literal in self._literals) else self._match(parts)
 
     def match_folder(self, key: str) -> dict[str, str] | None:
         """Return the ids in the key of a folder that is no id's and that keys of this pattern stand in, or None."""
