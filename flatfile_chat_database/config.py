@@ -396,7 +396,7 @@ def without_password(url: str) -> str:
         def shown(found: re.Match[str]) -> str:
             return f"{found[1]}={quote(without_password(unquote_plus(found[2])), safe='*')}"
 
-        return f"{scheme}:{_PARAMETER.sub(shown, rest)}"
+        return _CREDENTIALS.sub(r"\1:***@", f"{scheme}:{_PARAMETER.sub(shown, rest)}")
     url = _CREDENTIALS.sub(r"\1:***@", url)
     return _PARAMETER.sub(lambda found: f"{found[1]}=***" if _SECRET.search(found[0]) else found[0], url)
 

@@ -30,6 +30,8 @@ from flatfile_chat_database.layout import Layout
 from flatfile_chat_database.testing.case import LOG, line
 from flatfile_chat_database.testing.contract import BackendContract
 
+from . import postgres
+
 LAYOUT = Layout(StorageConfig())
 OWN = f"{LAYOUT.mirror}/"
 CHAT = LAYOUT.key("messages", user_id="ada", session_id="s")
@@ -543,7 +545,7 @@ async def test_a_stop_that_died_half_way_loses_nothing_that_was_written_alone(re
         await both.start()
         await both.switch()
         await both.start()
-    await (old, new)[reached].commit([RemoveTree(LAYOUT.mirror)])
+    await again((old, new)[reached]).commit([RemoveTree(LAYOUT.mirror)])
     alone = again(new)
     await alone.write("users/alone", b"2")
     await alone.delete("users/a")
@@ -555,17 +557,27 @@ async def test_a_stop_that_died_half_way_loses_nothing_that_was_written_alone(re
         assert contents(old) == contents(new) == {"users/alone": b"2", "users/b": b"3"}
 
 
-async def test_stop_begins_with_the_second_store() -> None:
+async def test_a_stop_that_does_not_reach_the_second_store_loses_nothing_either() -> None:
     old, new = MemoryBackend(StorageConfig()), Second(StorageConfig())
     async with mirrored(old, new) as both:
         await both.write("users/a", b"1")
         await both.start()
-        new.held = Held(lambda change: isinstance(change, RemoveTree) and change.folder == LAYOUT.mirror)
-        stopping = asyncio.ensure_future(both.stop())
-        await new.held.wait()
-        assert LAYOUT.mirror_state in old._data
-        assert await new.held.let_go()
-        await stopping
+        commit = new.commit
+
+        async def fail(changes: Sequence[Change]) -> list[Outcome]:
+            if RemoveTree(LAYOUT.mirror) in changes:
+                raise UnavailableError("It is down.")
+            return await commit(changes)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(new, "commit", fail)
+            with pytest.raises(UnavailableError, match="It is down"):
+                await both.stop()
+    await again(old).write("users/alone", b"2")
+    async with mirrored(again(old), again(new)) as both:
+        await both.start()
+        assert contents(new) == contents(old) == {"users/a": b"1", "users/alone": b"2"}
+        await both.stop()
         assert [key for key in [*old._data, *new._data] if key.startswith(OWN)] == []
 
 
@@ -729,11 +741,11 @@ async def contents_of(backend: StorageBackend) -> dict[str, bytes | None]:
 async def test_writers_that_are_killed_leave_nothing_behind_that_is_not_copied(tmp_path: Path) -> None:
     url = url_of(tmp_path)
     said: list[str] = []
-    for cycle in range(6):
+    for cycle in range(2):
         programs = [writer(url, f"{name}{cycle}-", 100_000) for name in "pq"]
         for program in programs:
             assert program.stdout is not None
-            said += [(await asyncio.to_thread(program.stdout.readline)).strip() for _ in range(15 + 7 * cycle)]
+            said += [(await asyncio.to_thread(program.stdout.readline)).strip() for _ in range(10 + 15 * cycle)]
         for program in programs:
             program.send_signal(signal.SIGKILL)
         for program in programs:
@@ -755,7 +767,7 @@ async def test_writers_that_are_killed_leave_nothing_behind_that_is_not_copied(t
 @pytest.mark.slow
 async def test_processes_go_on_writing_while_the_command_switches(tmp_path: Path) -> None:
     url = url_of(tmp_path)
-    programs = [writer(url, name, 400) for name in "pq"]
+    programs = [writer(url, name, 60) for name in "pq"]
     for program in programs:
         assert program.stdout is not None
         await asyncio.to_thread(program.stdout.readline)
@@ -767,7 +779,7 @@ async def test_processes_go_on_writing_while_the_command_switches(tmp_path: Path
     for program in programs:
         said += (await asyncio.to_thread(program.communicate))[0].split()
         assert program.returncode == 0
-    assert len(said) == 2 * 399
+    assert len(said) == 2 * 59
     backend = open_backend(StorageConfig(storage_url=url))
     await backend.open()
     assert isinstance(backend, MirroredBackend)
@@ -775,9 +787,40 @@ async def test_processes_go_on_writing_while_the_command_switches(tmp_path: Path
         await backend.start()
         assert (await backend.status()).first == 1
         assert await contents_of(backend.first) == await contents_of(backend.second)
-        assert await backend.count_log(LOG) == 800
+        assert await backend.count_log(LOG) == 120
     finally:
         await backend.close()
+
+
+@pytest.mark.slow
+async def test_files_are_mirrored_to_postgresql_and_back(tmp_path: Path) -> None:
+    target = quote(postgres.empty_store(), safe="")
+    url = f"mirrored:?from={quote(f'file:{tmp_path}/old', safe='')}&to={target}"
+    alone = open_backend(StorageConfig(storage_url=f"file:{tmp_path}/old"))
+    async with StorageManager(alone.config, backend=alone) as storage:
+        await storage.create_user("ada")
+        session = await storage.create_session("ada", "before")
+        await storage.add_message("ada", session, Message("user", "first"))
+    both = open_backend(StorageConfig(storage_url=url))
+    assert isinstance(both, MirroredBackend)
+    async with StorageManager(both.config, backend=both) as storage:
+        await both.start()
+        await storage.add_message("ada", session, Message("user", "second"))
+        await storage.save_document("ada", session, "a.bin", b"\0" * (1 << 21))
+        await both.start()
+        assert (await both.compare()).count == 0
+        assert await both.switch() == 1
+        await storage.add_message("ada", session, Message("user", "third"))
+        await storage.save_document("ada", session, "b.bin", b"\1")
+        assert await both.switch() == 0
+        assert [message.content for message in await storage.get_messages("ada", session)] == [
+            "first",
+            "second",
+            "third",
+        ]
+        assert (await both.compare()).count == 0
+        await both.stop()
+        assert await contents_of(both.first) == await contents_of(both.second)
 
 
 # --- the URL and the commands ------------------------------------------------------------------------------

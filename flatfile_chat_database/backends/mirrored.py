@@ -115,6 +115,10 @@ class MirroredBackend(StorageBackend):
         with self._idle:
             self._idle.wait_for(lambda: not self._under_way)
             worker = worker or self._worker  # what was begun may have begun to copy
+        self._end(worker)
+
+    @staticmethod
+    def _end(worker: Copying | None) -> None:
         if worker is not None:
             worker.stop()
 
@@ -487,9 +491,13 @@ class MirroredBackend(StorageBackend):
         """
         await self._writing()
         await self._catch_up()
-        # The second first: as long as the first store says that it is open, whoever comes next begins anew.
+        with self._state_lock:
+            worker, self._worker = self._worker, None
+        await asyncio.to_thread(self._end, worker)
+        # The first store first: if it ends there, it says nothing while the second does, and whoever mirrors them again
+        # knows that the first one may have been written alone since (`Sides.make_open`).
         try:
-            for store in (self.second, self.first):
+            for store in (self.first, self.second):
                 await store.commit([RemoveTree(self.layout.mirror)])
         except StorageError as error:
             raise unreachable(error) from error
