@@ -386,8 +386,17 @@ def without_password(url: str) -> str:
     """Return a URL as it may be shown: stars in the place of passwords, and of what may be one.
 
     What is between the first colon behind `//` and the last `@` is taken for one, for a password that is not
-    percent-encoded may hold any character; so are the values of parameters that have such a name or an `@`.
+    percent-encoded may hold any character; so are the values of parameters that have such a name or an `@`. The URLs
+    that a `mirrored:` URL names are shown in the same way.
     """
+    scheme, colon, rest = url.partition(":")
+    if colon and scheme == "mirrored":
+        from urllib.parse import quote, unquote_plus  # half of what it imports is of no use to a store
+
+        def shown(found: re.Match[str]) -> str:
+            return f"{found[1]}={quote(without_password(unquote_plus(found[2])), safe='*')}"
+
+        return _CREDENTIALS.sub(r"\1:***@", f"{scheme}:{_PARAMETER.sub(shown, rest)}")
     url = _CREDENTIALS.sub(r"\1:***@", url)
     return _PARAMETER.sub(lambda found: f"{found[1]}=***" if _SECRET.search(found[0]) else found[0], url)
 

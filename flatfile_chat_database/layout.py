@@ -450,13 +450,13 @@ class Layout:
 
     @property
     def mirror_second(self) -> str:
-        """The key that is there as long as the store is the second one, and may be copied to."""
-        return f"{self.mirror}/second.json"
+        """The folder of the mark that is there as long as the store is the second one, and may be copied to."""
+        return f"{self.mirror}/second"
 
     @property
-    def mirror_records(self) -> str:
-        """The folder of the records of what the second store may lack."""
-        return f"{self.mirror}/behind"
+    def mirror_writers(self) -> str:
+        """The folder of what each process that writes keeps there, such as the record of what the other store lacks."""
+        return f"{self.mirror}/writers"
 
     # --- all of it -----------------------------------------------------------------------------------
 

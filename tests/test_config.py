@@ -906,6 +906,21 @@ def test_a_file_that_is_missing_or_unreadable_is_named(tmp_path: Path) -> None:
         ("postgresql:///chats?pass%77ord=hunter2", "postgresql:///chats?pass%77ord=***"),
         ("postgresql://db/x?sslPassword=hunter2", "postgresql://db/x?sslPassword=***"),
         ("file:x?cache=redis%3A%2F%2F%3Ahunter2%40h", "file:x?cache=***"),
+        (
+            "mirrored:?from=file%3Achats&to=postgresql%3A%2F%2Fada%3Ahunter2%40db%2Fchats",
+            "mirrored:?from=file%3Achats&to=postgresql%3A%2F%2Fada%3A***%40db%2Fchats",
+        ),
+        (
+            "mirrored:?to=postgresql%3A%2F%2F%2Fx%3Fpassword%3Dhunter2",
+            "mirrored:?to=postgresql%3A%2F%2F%2Fx%3Fpassword%3D***",
+        ),
+        ("mirrored:?to=postgresql%3A%2F%2Fada%3Ahunter2%2540x%40db", "mirrored:?to=postgresql%3A%2F%2Fada%3A***%40db"),
+        (
+            "mirrored:?from=mirrored%3A%3Fto%3Dredis%253A%252F%252F%253Ahunter2%2540h",
+            "mirrored:?from=mirrored%3A%3Fto%3Dredis%253A%252F%252F%253A***%2540h",
+        ),
+        ("mirrored:?to=postgresql://ada:hunter2@db", "mirrored:?to=postgresql%3A%2F%2Fada%3A***%40db"),
+        ("mirrored:postgresql://ada:hunter2@db", "mirrored:postgresql://ada:***@db"),
         ("postgresql://db/x?options=-csearch_path%3Dname", "postgresql://db/x?options=-csearch_path%3Dname"),
     ],
 )

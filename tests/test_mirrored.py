@@ -5,6 +5,7 @@ import os
 import signal
 import subprocess
 import sys
+import threading
 from collections.abc import AsyncIterator, Callable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -15,22 +16,25 @@ import pytest
 from click.testing import CliRunner
 
 from flatfile_chat_database import Message, StorageConfig, StorageManager
-from flatfile_chat_database.backends import copying
+from flatfile_chat_database.backends import copying, writers
 from flatfile_chat_database.backends.alike import Alike
 from flatfile_chat_database.backends.base import Capability, StorageBackend, open_backend
-from flatfile_chat_database.backends.changes import Append, Change, Delete, Move, Outcome, Put
+from flatfile_chat_database.backends.changes import Append, Change, Delete, Move, Outcome, Put, RemoveTree
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.backends.memory import MemoryBackend
 from flatfile_chat_database.backends.mirrored import MirroredBackend
 from flatfile_chat_database.backends.sqlite import SqliteBackend
 from flatfile_chat_database.cli import cli
-from flatfile_chat_database.errors import ConfigurationError, UnavailableError
+from flatfile_chat_database.errors import ConfigurationError, NotFoundError, UnavailableError
 from flatfile_chat_database.layout import Layout
 from flatfile_chat_database.testing.case import LOG, line
 from flatfile_chat_database.testing.contract import BackendContract
 
+from . import postgres
+
 LAYOUT = Layout(StorageConfig())
 OWN = f"{LAYOUT.mirror}/"
+CHAT = LAYOUT.key("messages", user_id="ada", session_id="s")
 
 
 class TestMirroredMemory(BackendContract):
@@ -109,6 +113,9 @@ class TestMirroredFiles(BackendContract):
 def at_once(monkeypatch: pytest.MonkeyPatch) -> None:
     """Let nobody wait long for the second store."""
     monkeypatch.setattr(copying, "_RETRY_SECONDS", (0.02, 0.05))
+    monkeypatch.setattr(copying, "LOOK_SECONDS", 0.05)
+    monkeypatch.setattr(copying, "BEAT_SECONDS", 0.05)
+    monkeypatch.setattr(writers, "LEFT_SECONDS", 1.0)
 
 
 class Second(MemoryBackend):
@@ -116,9 +123,13 @@ class Second(MemoryBackend):
 
     down = False
     slow = 0.0
+    held: "Held | None" = None
 
     async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
         await asyncio.sleep(self.slow)
+        if self.held is not None:
+            async with self.held.looking(changes):
+                return await super().commit(changes)
         if self.down:
             raise UnavailableError("It is down.")
         return await super().commit(changes)
@@ -127,6 +138,39 @@ class Second(MemoryBackend):
         if self.down:
             raise UnavailableError("It is down.")
         return await super().read(key)
+
+
+class Held:
+    """Holds the first commit that a condition picks, until it is let go."""
+
+    def __init__(self, picks: Callable[[Change], bool]) -> None:
+        self.picks = picks
+        self.came = threading.Event()
+        self.arrived = False
+        self._go = threading.Event()
+        self._done = threading.Event()
+
+    @asynccontextmanager
+    async def looking(self, changes: Sequence[Change]) -> AsyncIterator[None]:
+        mine = not self.came.is_set() and any(map(self.picks, changes))
+        if mine:
+            self.came.set()
+            await asyncio.to_thread(self._go.wait, 20)
+        try:
+            yield
+            self.arrived = self.arrived or mine
+        finally:
+            if mine:
+                self._done.set()
+
+    async def wait(self) -> None:
+        assert await asyncio.to_thread(self.came.wait, 20)
+
+    async def let_go(self) -> bool:
+        """Return whether the commit arrives."""
+        self._go.set()
+        assert await asyncio.to_thread(self._done.wait, 20)
+        return self.arrived
 
 
 def contents(store: MemoryBackend) -> dict[str, bytes]:
@@ -247,7 +291,7 @@ async def test_differences_made_by_hand_are_reported_and_mended() -> None:
         for number in range(10):
             await both.write(f"users/{number}", b"x" * number)
         await both.start()
-        await until(lambda: not any(key.startswith(LAYOUT.mirror_records) for key in list(old._data)))
+        await until(lambda: not any("/behind/" in key for key in list(old._data)))
         await new.write("users/3", b"by hand")
         await new.delete("users/4")
         await new.write("users/more", b"")
@@ -320,14 +364,7 @@ async def test_a_switch_that_died_after_its_decision_is_finished_by_others() -> 
         state = await both._sides.state(0)
         assert state is not None
         closed = await both._sides.close(0, state)
-        with pytest.MonkeyPatch.context() as patch:
-
-            async def die(*_: object) -> None:
-                raise KeyboardInterrupt
-
-            patch.setattr(both._sides, "make_open", die)
-            with pytest.raises(KeyboardInterrupt):
-                await both._sides.move(0, closed)
+        await both._sides.move(0, closed)
     async with mirrored(again(old), again(new)) as both:
         assert await both.write("users/b", b"2")
         assert (both.first._data, (await both.status()).epoch) == (new._data, 2)  # type: ignore[attr-defined]
@@ -339,12 +376,12 @@ async def test_who_comes_late_with_what_was_right_before_a_switch_changes_nothin
     async with mirrored(old, new) as both:
         await both.write("users/a", b"1")
         await both.start()
-        late = Alike(LAYOUT, again(old), again(new))
+        late, mark = Alike(LAYOUT, again(old), again(new)), await both._sides.mark(1)
         await both.switch()
         await both.write("users/a", b"2")
         await old.write("users/a", b"late")
-        with pytest.raises(Exception, match="permission to copy to this store"):
-            await late.make("users/a")
+        with pytest.raises(NotFoundError, match="permission to copy to this store"):
+            await late.make("users/a", mark)
         assert await new.read("users/a") == b"2"
 
 
@@ -368,9 +405,297 @@ async def test_a_log_that_goes_on_growing_is_continued_and_not_copied_anew(tmp_p
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(old, "read_blob", growing)
             patch.setattr(Second, "write_blob", None)  # not needed
-            await late.make(LOG)
+            await late.make(LOG, await both._sides.mark(1))
         assert 0 < grown < 5
         assert new._data[LOG] == await old.read(LOG)
+
+
+# --- whatever is late ---------------------------------------------------------------------------------------
+
+DOCUMENT = "users/ada/a.json"
+
+
+async def test_a_copy_that_is_late_with_a_deletion_is_refused_once_a_switch_has_begun() -> None:
+    old, new = MemoryBackend(StorageConfig()), Second(StorageConfig())
+    slow = again(new)
+    assert isinstance(slow, Second)
+    async with mirrored(old, slow) as one, mirrored(again(old), new) as other:
+        await one.write(DOCUMENT, b"1")
+        await one.start()
+        await other.start()
+        slow.held = Held(lambda change: change == Delete(DOCUMENT))
+        await one.delete(DOCUMENT)
+        await slow.held.wait()
+        await other.write(DOCUMENT, b"1")  # the same bytes: no version tells it from before
+        move = other._sides.move
+
+        async def late(*arguments: Any) -> None:
+            assert slow.held is not None
+            assert not await slow.held.let_go()
+            await move(*arguments)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(other._sides, "move", late)
+            assert await other.switch() == 1
+        assert await other.read(DOCUMENT) == b"1"
+        await until(lambda: contents(old) == contents(new) == {DOCUMENT: b"1"})
+
+
+async def test_a_copy_of_a_process_that_dies_is_refused_once_another_has_taken_its_record() -> None:
+    old, new = MemoryBackend(StorageConfig()), Second(StorageConfig())
+    slow = again(new)
+    assert isinstance(slow, Second)
+    async with mirrored(again(old), new) as other:
+        await other.write(DOCUMENT, b"1")
+        await other.start()
+        one = MirroredBackend(StorageConfig(), old, slow)
+        await one.open()
+        slow.held = Held(lambda change: change == Delete(DOCUMENT))
+        await one.delete(DOCUMENT)
+        await slow.held.wait()
+        await other.write(DOCUMENT, b"1")
+        await other.start()
+        assert not await slow.held.let_go()  # and then it may die as well
+        assert contents(new) == contents(old) == {DOCUMENT: b"1"}
+        await one.close()
+
+
+async def test_a_large_file_that_is_late_does_not_come_back_after_a_switch() -> None:
+    old, new = MemoryBackend(StorageConfig()), Second(StorageConfig())
+    slow = again(new)
+    async with mirrored(old, slow) as one, mirrored(again(old), new) as other:
+        await one.write("users/x", b"")
+        await one.start()
+        await other.start()
+        came, go = threading.Event(), threading.Event()
+        write_blob = slow.write_blob
+
+        async def late(key: str, chunks: AsyncIterator[bytes]) -> bool:
+            if not came.is_set():
+                came.set()
+                await asyncio.to_thread(go.wait, 20)
+            return await write_blob(key, chunks)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(slow, "write_blob", late)
+            await one.write_blob("users/big", pieces(b"z" * (1 << 20), b"z"))
+            assert await asyncio.to_thread(came.wait, 20)
+            assert await other.switch() == 1
+            assert await other.exists("users/big")
+            await other.delete("users/big")
+            go.set()
+            await until(lambda: one.first is slow and one.behind.count == other.behind.count == 0)
+        assert not await other.exists("users/big")
+        await until(lambda: contents(old) == contents(new))
+
+
+async def pieces(*data: bytes) -> AsyncIterator[bytes]:
+    for piece in data:
+        yield piece
+
+
+async def test_an_append_under_way_is_waited_for_by_a_switch_and_done_once() -> None:
+    old, new = MemoryBackend(StorageConfig()), Second(StorageConfig())
+    async with mirrored(old, new) as one, mirrored(again(old), again(new)) as other:
+        await one.write("users/x", b"")
+        await one.start()
+        await other.start()
+        append, came, go = old.append, asyncio.Event(), asyncio.Event()
+
+        async def slow(key: str, data: bytes) -> bool:
+            await append(key, data)
+            came.set()
+            return await go.wait()
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(old, "append", slow)
+            appending = asyncio.ensure_future(one.append(LOG, line("m0")))
+            await came.wait()
+            switching = asyncio.ensure_future(other.switch())
+            await until(lambda: LAYOUT.mirror_open not in old._data)
+            go.set()
+            assert await appending
+        assert await switching == 1
+        assert new._data[LOG] == old._data[LOG] == line("m0")
+
+
+async def test_a_file_that_is_uploaded_while_the_stores_are_switched_arrives() -> None:
+    old, new = MemoryBackend(StorageConfig()), Second(StorageConfig())
+    async with mirrored(old, new) as one, mirrored(again(old), again(new)) as other:
+        await one.write("users/x", b"")
+        await one.start()
+
+        async def chunks() -> AsyncIterator[bytes]:
+            yield b"one"
+            assert await other.switch() == 1
+            yield b"two"
+
+        assert await one.write_blob("users/big", chunks())
+        assert new._data["users/big"] == b"onetwo"
+        assert not await one.write_blob("users/big", chunks())
+        await until(lambda: contents(old) == contents(new))
+        assert [key for key in [*old._data, *new._data] if "/staged/" in key] == []
+
+
+@pytest.mark.parametrize("reached", [0, 1])
+async def test_a_stop_that_died_half_way_loses_nothing_that_was_written_alone(reached: int) -> None:
+    old, new = MemoryBackend(StorageConfig()), Second(StorageConfig())
+    async with mirrored(old, new) as both:
+        await both.write("users/a", b"1")
+        await both.start()
+        await both.switch()
+        await both.start()
+    await again((old, new)[reached]).commit([RemoveTree(LAYOUT.mirror)])
+    alone = again(new)
+    await alone.write("users/alone", b"2")
+    await alone.delete("users/a")
+    async with mirrored(again(old), again(new)) as both:
+        await both.write("users/b", b"3")
+        await both.start()
+        assert (await both.compare()).count == 0
+        assert await both.switch() == 0
+        assert contents(old) == contents(new) == {"users/alone": b"2", "users/b": b"3"}
+
+
+async def test_a_stop_that_does_not_reach_the_second_store_loses_nothing_either() -> None:
+    old, new = MemoryBackend(StorageConfig()), Second(StorageConfig())
+    async with mirrored(old, new) as both:
+        await both.write("users/a", b"1")
+        await both.start()
+        commit = new.commit
+
+        async def fail(changes: Sequence[Change]) -> list[Outcome]:
+            if RemoveTree(LAYOUT.mirror) in changes:
+                raise UnavailableError("It is down.")
+            return await commit(changes)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(new, "commit", fail)
+            with pytest.raises(UnavailableError, match="It is down"):
+                await both.stop()
+    await again(old).write("users/alone", b"2")
+    async with mirrored(again(old), again(new)) as both:
+        await both.start()
+        assert contents(new) == contents(old) == {"users/a": b"1", "users/alone": b"2"}
+        await both.stop()
+        assert [key for key in [*old._data, *new._data] if key.startswith(OWN)] == []
+
+
+async def test_a_switch_that_is_decided_is_not_said_to_have_changed_nothing() -> None:
+    old, new = MemoryBackend(StorageConfig()), Second(StorageConfig())
+    async with mirrored(old, new) as both:
+        await both.write("users/a", b"1")
+        await both.start()
+
+        async def fail(*_: object) -> None:
+            raise UnavailableError("It is down.")
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(both._sides, "make_open", fail)
+            with pytest.raises(UnavailableError, match="The switch is decided, but"):
+                await both.switch()
+        assert await both.write("users/b", b"2")
+        assert (await both.status()).first == 1
+
+
+async def test_a_commit_of_many_keys_keeps_its_records_while_it_writes_them() -> None:
+    old, new = MemoryBackend(StorageConfig()), Second(StorageConfig())
+    async with mirrored(old, new) as both:
+        await both.write("users/0", b"")
+        await both.start()
+        commit, records = old.commit, 0
+
+        async def retiring(changes: Sequence[Change]) -> list[Outcome]:
+            nonlocal records
+            outcomes = await commit(changes)
+            if any(isinstance(change, Put) and "/behind/" in change.key for change in changes):
+                records += 1
+                both.behind.retire(at_once=True)
+            return outcomes
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(old, "commit", retiring)
+            await both.commit([Put(f"users/{number}", b"") for number in range(2000)])
+        assert records <= 5
+
+
+# --- how it gets there --------------------------------------------------------------------------------------
+
+
+@pytest.mark.parametrize("second", [line("m4"), line("m4", "another")], ids=["the same", "another"])
+@pytest.mark.parametrize("size", [1, 300_000], ids=["small", "large"])
+async def test_a_log_that_holds_an_id_twice_is_copied_as_it_is(tmp_path: Path, second: bytes, size: int) -> None:
+    old = FlatfileBackend(StorageConfig(), tmp_path / "old")
+    new = SqliteBackend(StorageConfig(), str(tmp_path / "new"))
+    async with mirrored(old, new) as both:
+        await both.commit([Append(LOG, tuple(line(f"m{number}", "x" * size) for number in range(5)))])
+        await both.start()
+        await both.append(LOG, second)
+        await both.start()
+        assert (await both.compare()).count == 0
+        assert await both.switch() == 1
+        assert (await new.read(LOG) or b"").count(b"\n") == 6
+
+
+@pytest.mark.parametrize("turned", [False, True])
+async def test_a_large_log_is_kept_in_rows_and_only_grows(tmp_path: Path, turned: bool) -> None:
+    files = FlatfileBackend(StorageConfig(), tmp_path / "old")
+    database = SqliteBackend(StorageConfig(), str(tmp_path / "new"))
+    old, new = (database, files) if turned else (files, database)
+    async with mirrored(old, new) as both:
+        await both.commit([Append(CHAT, tuple(line(f"m{number}", "x" * 500) for number in range(4000)))])
+        await both.start()
+        assert await database._in_thread(lambda contents: contents and contents.place(CHAT).kind) == "log"  # type: ignore[union-attr]
+        await until(lambda: not both.behind.count)
+        copied: list[Change] = []
+        commit = new.commit
+
+        async def noted(changes: Sequence[Change]) -> list[Outcome]:
+            copied.extend(change for change in changes if getattr(change, "key", "") == CHAT)
+            return await commit(changes)
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(new, "commit", noted)
+            await both.commit([Append(CHAT, (line("late"),))])
+            await until(lambda: not both.behind.count)
+        assert copied == [Append(CHAT, (line("late"),))]
+        assert await new.read(CHAT) == await old.read(CHAT)
+
+
+async def test_no_store_keeps_a_state_for_as_long_as_the_other_is_filled(tmp_path: Path) -> None:
+    old, new = MemoryBackend(StorageConfig()), Second(StorageConfig())
+    for number in range(50):
+        await old.write(f"users/{number}", b"x")
+    shown, filled = 0, 0
+
+    def watched(store: MemoryBackend) -> Callable[[], Any]:
+        still = store.still
+
+        @asynccontextmanager
+        async def counted() -> AsyncIterator[Any]:
+            nonlocal shown
+            async with still() as state:
+                shown += 1
+                yield state
+                shown -= 1
+
+        return counted
+
+    def picks(change: Change) -> bool:
+        nonlocal filled
+        if isinstance(change, Put) and change.key.startswith("users/"):
+            filled += 1
+            assert not shown
+        return False
+
+    new.held = Held(picks)
+    with pytest.MonkeyPatch.context() as patch:
+        for store in (old, new):
+            patch.setattr(store, "still", watched(store))
+        async with mirrored(old, new) as both:
+            await both.start()
+    assert filled >= 50
+    assert contents(new) == contents(old)
 
 
 # --- processes ---------------------------------------------------------------------------------------------
@@ -416,11 +741,11 @@ async def contents_of(backend: StorageBackend) -> dict[str, bytes | None]:
 async def test_writers_that_are_killed_leave_nothing_behind_that_is_not_copied(tmp_path: Path) -> None:
     url = url_of(tmp_path)
     said: list[str] = []
-    for cycle in range(6):
+    for cycle in range(2):
         programs = [writer(url, f"{name}{cycle}-", 100_000) for name in "pq"]
         for program in programs:
             assert program.stdout is not None
-            said += [(await asyncio.to_thread(program.stdout.readline)).strip() for _ in range(15 + 7 * cycle)]
+            said += [(await asyncio.to_thread(program.stdout.readline)).strip() for _ in range(10 + 15 * cycle)]
         for program in programs:
             program.send_signal(signal.SIGKILL)
         for program in programs:
@@ -442,7 +767,7 @@ async def test_writers_that_are_killed_leave_nothing_behind_that_is_not_copied(t
 @pytest.mark.slow
 async def test_processes_go_on_writing_while_the_command_switches(tmp_path: Path) -> None:
     url = url_of(tmp_path)
-    programs = [writer(url, name, 400) for name in "pq"]
+    programs = [writer(url, name, 60) for name in "pq"]
     for program in programs:
         assert program.stdout is not None
         await asyncio.to_thread(program.stdout.readline)
@@ -454,7 +779,7 @@ async def test_processes_go_on_writing_while_the_command_switches(tmp_path: Path
     for program in programs:
         said += (await asyncio.to_thread(program.communicate))[0].split()
         assert program.returncode == 0
-    assert len(said) == 2 * 399
+    assert len(said) == 2 * 59
     backend = open_backend(StorageConfig(storage_url=url))
     await backend.open()
     assert isinstance(backend, MirroredBackend)
@@ -462,9 +787,40 @@ async def test_processes_go_on_writing_while_the_command_switches(tmp_path: Path
         await backend.start()
         assert (await backend.status()).first == 1
         assert await contents_of(backend.first) == await contents_of(backend.second)
-        assert await backend.count_log(LOG) == 800
+        assert await backend.count_log(LOG) == 120
     finally:
         await backend.close()
+
+
+@pytest.mark.slow
+async def test_files_are_mirrored_to_postgresql_and_back(tmp_path: Path) -> None:
+    target = quote(postgres.empty_store(), safe="")
+    url = f"mirrored:?from={quote(f'file:{tmp_path}/old', safe='')}&to={target}"
+    alone = open_backend(StorageConfig(storage_url=f"file:{tmp_path}/old"))
+    async with StorageManager(alone.config, backend=alone) as storage:
+        await storage.create_user("ada")
+        session = await storage.create_session("ada", "before")
+        await storage.add_message("ada", session, Message("user", "first"))
+    both = open_backend(StorageConfig(storage_url=url))
+    assert isinstance(both, MirroredBackend)
+    async with StorageManager(both.config, backend=both) as storage:
+        await both.start()
+        await storage.add_message("ada", session, Message("user", "second"))
+        await storage.save_document("ada", session, "a.bin", b"\0" * (1 << 21))
+        await both.start()
+        assert (await both.compare()).count == 0
+        assert await both.switch() == 1
+        await storage.add_message("ada", session, Message("user", "third"))
+        await storage.save_document("ada", session, "b.bin", b"\1")
+        assert await both.switch() == 0
+        assert [message.content for message in await storage.get_messages("ada", session)] == [
+            "first",
+            "second",
+            "third",
+        ]
+        assert (await both.compare()).count == 0
+        await both.stop()
+        assert await contents_of(both.first) == await contents_of(both.second)
 
 
 # --- the URL and the commands ------------------------------------------------------------------------------

@@ -7,18 +7,23 @@ that out.
 
 from __future__ import annotations
 
+import asyncio
+import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from typing import cast
 
 from .. import codec
-from ..errors import ConflictError, NotFoundError, UnavailableError
+from ..errors import ConflictError, NotFoundError, StorageError, UnavailableError, ValidationError
 from ..layout import Layout, Shape
-from .base import StorageBackend
-from .changes import ABSENT, Append, Delete, Put, Require
+from ..models import new_id
+from .base import LogPart, Snapshot, StorageBackend
+from .changes import ABSENT, Append, Change, Delete, Move, Put, Require
 from .rules import version_of
 
 _ATTEMPTS = 50
+_BY_LINE = 2
+"""So often it is tried to append what a large log has more; then it is copied whole, as bytes."""
 _HELD_BYTES = 1 << 20
 """What is larger is compared and copied in chunks."""
 _REMEMBERED = 10_000
@@ -31,51 +36,59 @@ class Alike:
         self._layout = layout
         self.first = first
         self.second = second
-        self._may = Require(layout.mirror_second, "The permission to copy to this store")
+        self._staging = f"{layout.mirror_second}/staged"  # whoever renews the mark removes it
         self._ends: dict[str, tuple[str, int]] = {}
         """Logs that were equal: their identity, and up to where."""
 
-    async def make(self, key: str) -> None:
-        """Make the second store have what the first has at a key.
+    async def make(self, key: str, mark: Require) -> None:
+        """Make the second store have what the first has at a key, on the condition that a mark is there.
 
         Raises:
+            NotFoundError: The mark is gone.
             StorageError: One of the two cannot be read or written.
         """
-        for _ in range(_ATTEMPTS):
-            if await self._grow(key) or await self._compare(key, fix=True):
+        for attempt in range(_ATTEMPTS):
+            if await self._grow(key, mark) or await self._compare(key, mark, by_line=attempt < _BY_LINE):
                 return
         raise UnavailableError(f"{key} changes too often to be copied now.", key=key)
 
     async def is_equal(self, key: str) -> bool:
         """Tell whether both stores have the same at a key."""
-        return await self._compare(key, fix=False)
+        return await self._compare(key, None)
 
     # --- logs that have grown ------------------------------------------------------------------------
 
-    async def _grow(self, key: str) -> bool:
+    async def _grow(self, key: str, mark: Require) -> bool:
         """Append the new messages of a log that was equal up to some place; return False if it has to be compared."""
         known = self._ends.pop(key, None)
-        if known is None:
-            return False
-        identity, start = known
+        return known is not None and await self._continue(key, mark, *known)
+
+    async def _continue(self, key: str, mark: Require, identity: str, start: int, skipped: int = 0) -> bool:
+        """Append what a log has behind an offset, and some bytes more, in portions."""
         while True:
             part = await self.first.read_log_part(key, identity, start)
-            if part is None or part.identity != identity or part.start != start:
+            if part is None or part.identity != identity or part.start != start or not _is_gapless(part):
                 return False
             lines = [line + b"\n" for _, line in part.lines]
-            if sum(map(len, lines)) != part.end - start or not await self._append(key, lines, identity, part.end):
+            while lines and skipped:
+                skipped -= len(lines.pop(0))
+            if skipped < 0 or not await self._append(key, mark, lines, identity, part.end):
                 return False
             if not part.more:
                 return True
             start = part.end
 
-    async def _append(self, key: str, lines: Sequence[bytes], identity: str, end: int) -> bool:
+    async def _append(self, key: str, mark: Require, lines: Sequence[bytes], identity: str, end: int) -> bool:
         """Append lines that the first store has up to `end`; return False if the log has to be compared."""
         if any(codec.line_id(line[:-1]) is None for line in lines):
             return False
         if lines:
-            # Another process may be at it too; messages that are there already are passed over.
-            await self.second.commit([self._may, Append(key, tuple(lines))])
+            try:
+                added = (await self.second.commit([mark, Append(key, tuple(lines))]))[1]
+            except ValidationError:
+                return False  # another message has the id, as it can be in a log but not become
+            if added != len(lines):
+                return False  # one is in it twice, or somebody else is at it
             now = await self.first.read_log_part(key, identity, end)
             if now is None or now.identity != identity or now.start != end:
                 return False  # what was appended may be gone from it by now
@@ -83,53 +96,93 @@ class Alike:
         return True
 
     def _remember(self, key: str, identity: str, end: int) -> None:
+        self._ends.pop(key, None)
         if len(self._ends) >= _REMEMBERED:
             del self._ends[next(iter(self._ends))]
         self._ends[key] = identity, end
 
-    def _is_log(self, key: str) -> bool:
+    async def _end_of(self, key: str) -> tuple[str, int] | None:
+        """Return the identity of a log in the first store, and where it ends; None if it is none, or absent."""
         place = self._layout.parse(self._layout.origin(key))
-        return place is not None and place.entry.shape is Shape.LOG
+        if place is None or place.entry.shape is not Shape.LOG:
+            return None
+        identity, end = None, 0
+        while (part := await self.first.read_log_part(key, identity, end)) is not None:
+            identity, end = part.identity, part.end
+            if not part.more:
+                return identity, end
+        return None
 
     # --- anything ------------------------------------------------------------------------------------
 
-    async def _compare(self, key: str, *, fix: bool) -> bool:
-        """Return whether both are equal; if not, and `fix`, change the second store so that they should be then."""
+    async def _compare(self, key: str, mark: Require | None, *, by_line: bool = True) -> bool:
+        """Return whether both are equal; if not, and there is a mark, change the second so that they should be then."""
         # The second store first: so a log that goes on growing has in the first what it has in the second, and more.
         other = await _held(self.second, key)
-        part = await self.first.read_log_part(key, None, 0) if self._is_log(key) else None
+        end = await self._end_of(key)
         one = await _held(self.first, key)
         if one is None or other is None:
-            return await self._compare_large(key, None if part is None else part.identity, fix=fix)
+            return await self._compare_large(key, mark, end if by_line else None)
         mine, theirs = one[0], other[0]
         if mine == theirs:
-            if part is not None and mine is not None and mine.endswith(b"\n"):
-                self._remember(key, part.identity, len(mine))
+            if end is not None and mine is not None and mine.endswith(b"\n"):
+                self._remember(
+                    key, *end
+                )  # it may have grown since: then lines are appended that are there, and noticed
             return True
-        if not fix:
+        if mark is None:
             return False
-        if part is not None and mine is not None and theirs is not None and _is_beginning(theirs, mine):
+        if by_line and end and mine is not None and theirs is not None and _is_beginning(theirs, mine):
             lines = [line + b"\n" for line in mine[len(theirs) : -1].split(b"\n")]
-            if await self._append(key, lines, part.identity, len(mine)):
+            if await self._append(key, mark, lines, *end):
                 return True
+            other = await _held(self.second, key)
+            if other is None:
+                return False
+            theirs = other[0]
         expected = ABSENT if theirs is None else version_of(theirs)
+        changes: list[Change] = [
+            Put(key, b"" if mine is None else mine, expected),
+            *([Delete(key)] if mine is None else []),
+        ]
         with suppress(ConflictError):  # somebody else is at it
-            await self.second.commit([self._may, Delete(key) if mine is None else Put(key, mine, expected)])
+            await self.second.commit([mark, *changes])
         return False
 
-    async def _compare_large(self, key: str, identity: str | None, *, fix: bool) -> bool:
+    async def _compare_large(self, key: str, mark: Require | None, end: tuple[str, int] | None) -> bool:
         same, is_all = await _same_chunks(self.first, self.second, key)
-        if is_all:
-            return True
-        if fix and identity is not None and same:
-            self._remember(key, identity, same)
-            if await self._grow(key):
-                return True
-        if fix:
-            await self.second.commit([self._may, Delete(key)])
-            with suppress(NotFoundError):  # gone from the first meanwhile
-                await self.second.write_blob(key, self.first.read_blob(key))
+        if is_all or mark is None:
+            if is_all and end is not None:
+                self._remember(key, *end)
+            return is_all
+        if end is not None:
+            if not same and await self.second.exists(key):
+                await self.second.commit([mark, Delete(key)])
+            return await self._continue(key, mark, end[0], 0, skipped=same)
+        # Beside its key first: so it gets there on the same condition as everything else.
+        staged = f"{self._staging}/{new_id()}"
+        try:
+            await self.second.write_blob(staged, self.first.read_blob(key))
+            with suppress(ConflictError):  # somebody else is at it
+                await self.second.commit([mark, Delete(key)])
+                await self.second.commit([mark, Move(staged, key)])
+        except NotFoundError as error:
+            if error.key != key:
+                raise
+            await self.second.commit([mark, Delete(key)])  # it is gone from the first
+        finally:
+            with suppress(StorageError):
+                await self.second.delete(staged)
         return False
+
+
+def _is_gapless(part: LogPart) -> bool:
+    """Tell whether a part holds every line between its offsets, which may be of bytes or of lines."""
+    ends = [*(offset for offset, _ in part.lines[1:]), part.end]
+    if not part.lines or part.lines[0][0] != part.start:
+        return not part.lines and part.start == part.end
+    sizes = [end - offset for (offset, _), end in zip(part.lines, ends, strict=True)]
+    return sizes == [1] * len(sizes) or sizes == [len(line) + 1 for _, line in part.lines]
 
 
 def _is_beginning(old: bytes, new: bytes) -> bool:
@@ -179,17 +232,30 @@ async def _chunks(backend: StorageBackend, key: str) -> AsyncGenerator[bytes, No
 
 
 async def keys_below(one: StorageBackend, other: StorageBackend, prefix: str) -> AsyncIterator[list[str]]:
-    """Yield the keys that begin with a text in either of two stores, in runs."""
-    async with one.still() as mine, other.still() as theirs:  # what changes meanwhile is recorded, and looked at again
-        runs = aclosing(cast("AsyncGenerator[list[str]]", mine.keys(prefix)))
-        others = aclosing(cast("AsyncGenerator[list[str]]", theirs.keys(prefix)))
-        async with runs as left, others as right:
-            first, second = await anext(left, None), await anext(right, None)
-            while first is not None or second is not None:
-                last = min(run[-1] for run in (first, second) if run is not None)
-                found = {key for run in (first, second) for key in run or () if key <= last}
-                yield sorted(found)
-                if first is not None:
-                    first = [key for key in first if key > last] or await anext(left, None)
-                if second is not None:
-                    second = [key for key in second if key > last] or await anext(right, None)
+    """Yield the keys that begin with a text in either of two stores, in runs.
+
+    They are listed before the first is yielded: no store has to keep a state for as long as the caller takes. What
+    changes meanwhile is recorded, and looked at again.
+    """
+    async with one.still() as mine, other.still() as theirs:
+        runs = [await asyncio.to_thread(_packed, run) async for run in _merged(mine, theirs, prefix)]
+    for packed in runs:
+        yield zlib.decompress(packed).decode().split("\n")
+
+
+def _packed(keys: Sequence[str]) -> bytes:
+    return zlib.compress("\n".join(keys).encode(), 1)  # a tenth, as far as one begins like another
+
+
+async def _merged(mine: Snapshot, theirs: Snapshot, prefix: str) -> AsyncIterator[list[str]]:
+    runs = aclosing(cast("AsyncGenerator[list[str]]", mine.keys(prefix)))
+    others = aclosing(cast("AsyncGenerator[list[str]]", theirs.keys(prefix)))
+    async with runs as left, others as right:
+        first, second = await anext(left, None), await anext(right, None)
+        while first is not None or second is not None:
+            last = min(run[-1] for run in (first, second) if run is not None)
+            yield sorted({key for run in (first, second) for key in run or () if key <= last})
+            if first is not None:
+                first = [key for key in first if key > last] or await anext(left, None)
+            if second is not None:
+                second = [key for key in second if key > last] or await anext(right, None)

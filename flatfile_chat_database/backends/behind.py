@@ -7,9 +7,12 @@ rewritten. A key that is changed again and again is recorded once, until it has 
 
 from __future__ import annotations
 
+import asyncio
 import threading
 import time
-from collections.abc import Collection, Iterable
+from collections.abc import AsyncIterator, Awaitable, Callable, Collection, Iterable
+from contextlib import asynccontextmanager
+from typing import TypeVar
 
 from .. import codec
 from ..errors import IntegrityError
@@ -17,6 +20,8 @@ from ..models import new_id
 from .base import StorageBackend
 from .changes import Change, Delete, Put, Require
 from .turn import Turn
+
+T = TypeVar("T")
 
 _QUIET_SECONDS = 0.5
 _MOST_KEYS = 500
@@ -47,6 +52,11 @@ class Behind:
         self._waiting: set[str] = set()
         self._dirty: dict[str, None] = {}
         self._copying: set[str] = set()
+        self._held: list[tuple[list[Record], list[str]]] = []
+        self._unneeded: dict[str, None] = {}
+        self._failures = 0
+        self._renewed = 0
+        self._pauses = 0
 
     @property
     def count(self) -> int:
@@ -62,32 +72,42 @@ class Behind:
         Raises:
             NotFoundError: One of `conditions` does not hold.
         """
-        with self._lock:
-            self._waiting.update(name for name in names if name not in self._where)
-        while True:
-            if (found := self._take(names)) is not None:
-                return found
-            async with self._turn:
-                with self._lock:
-                    self._waiting.update(name for name in names if name not in self._where)
-                    batch = frozenset(list(self._waiting)[:_MOST_KEYS]) if self._waiting else frozenset()
-                    self._waiting -= batch
-                if batch:
-                    key = f"{self.folder}/{new_id()}.json"
-                    await first.commit([*conditions, Put(key, codec.encode_document({"keys": sorted(batch)}))])
-                    record = Record(key, batch)
+        held: dict[str, Record] = {}
+        try:
+            while missing := self._take(names, held):
+                async with self._turn:
                     with self._lock:
-                        self._records[key] = record
-                        self._where.update(dict.fromkeys(batch, record))
-
-    def _take(self, names: Collection[str]) -> list[Record] | None:
+                        self._waiting.update(name for name in missing if name not in self._where)
+                        batch = frozenset(list(self._waiting)[:_MOST_KEYS])
+                        self._waiting -= batch
+                    if batch:
+                        key = f"{self.folder}/{new_id()}.json"
+                        await first.commit([*conditions, Put(key, codec.encode_document({"keys": sorted(batch)}))])
+                        record = Record(key, batch)
+                        record.users = 1  # from now on, for the rest may take long
+                        held[key] = record
+                        with self._lock:
+                            self._records[key] = record
+                            self._where.update(dict.fromkeys(batch, record))
+        except BaseException:
+            self.release(held.values(), ())
+            raise
         with self._lock:
-            if any(name not in self._where for name in names):
-                return None
-            found = {self._where[name].key: self._where[name] for name in names}
-            for record in found.values():
-                record.users += 1
-            return list(found.values())
+            needed = {self._where[name].key for name in names if name in self._where}
+        self.release([record for key, record in held.items() if key not in needed], ())
+        return [record for key, record in held.items() if key in needed]
+
+    def _take(self, names: Iterable[str], held: dict[str, Record]) -> list[str]:
+        """Hold the records that there are; return the names that are in none."""
+        with self._lock:
+            for name in names:
+                record = self._where.get(name)
+                if record is not None and record.key not in held:
+                    record.users += 1
+                    held[record.key] = record
+            missing = [name for name in names if name not in self._where]
+            self._waiting.update(missing)
+            return missing
 
     def release(self, records: Iterable[Record], changed: Iterable[str]) -> None:
         """Let go of records; what was changed is to be copied."""
@@ -113,13 +133,39 @@ class Behind:
     # --- copying -------------------------------------------------------------------------------------
 
     def next(self, most: int) -> list[str]:
-        """Return some names that are to be copied."""
+        """Return some names that are to be copied; none while somebody else copies."""
         with self._lock:
-            found = list(self._dirty)[:most]
+            found = [] if self._pauses else list(self._dirty)[:most]
             for name in found:
                 del self._dirty[name]
             self._copying.update(found)
             return found
+
+    @property
+    def has_work(self) -> bool:
+        """Whether `next` returns anything."""
+        with self._lock:
+            return bool(self._dirty) and not self._pauses
+
+    def take(self, names: Iterable[str]) -> None:
+        """Note that names are copied by somebody who was not told by `next`."""
+        with self._lock:
+            for name in names:
+                self._dirty.pop(name, None)
+                self._copying.add(name)
+
+    @asynccontextmanager
+    async def paused(self) -> AsyncIterator[None]:
+        """Let `next` return nothing, and wait until what it returned is copied."""
+        with self._lock:
+            self._pauses += 1
+        try:
+            while self._copying:  # noqa: ASYNC110 - it is another thread that copies
+                await asyncio.sleep(0.01)
+            yield
+        finally:
+            with self._lock:
+                self._pauses -= 1
 
     def copied(self, names: Iterable[str], *, missed: Iterable[str] = ()) -> None:
         """Note that names were copied, or are to be copied later."""
@@ -141,12 +187,59 @@ class Behind:
             ]
             for record in done:
                 self._drop(record)
-            return [record.key for record in done]
+            self._unneeded.update(dict.fromkeys(record.key for record in done))
+            return list(self._unneeded)
 
-    def others(self, keys: Iterable[str]) -> list[str]:
-        """Return those keys of records that are not this process's."""
+    def dispose(self, key: str) -> None:
+        """Let a document be removed with the next records."""
         with self._lock:
-            return [key for key in keys if key not in self._records]
+            self._unneeded[key] = None
+
+    def removed(self, keys: Iterable[str]) -> None:
+        """Note that what `retire` returned is gone."""
+        with self._lock:
+            for key in keys:
+                self._unneeded.pop(key, None)
+
+    @property
+    def is_empty(self) -> bool:
+        """Whether this process has no records."""
+        with self._lock:
+            return not self._records
+
+    # --- renewing the mark of the second store -------------------------------------------------------
+
+    def hold(self, records: list[Record], names: list[str]) -> None:
+        """Keep records, whose names may be copied only when the mark has been renewed."""
+        with self._lock:
+            self._held.append((records, names))
+
+    def fail(self) -> None:
+        """Note that it is not known what has become of a copy: the mark is to be renewed before the next one."""
+        with self._lock:
+            self._failures += 1
+
+    @property
+    def to_renew(self) -> bool:
+        """Whether the mark is to be renewed."""
+        with self._lock:
+            return bool(self._held) or self._failures > self._renewed
+
+    async def renewing(self, renew: Callable[[], Awaitable[T]]) -> T:
+        """Renew the mark, and let what waited for it be copied."""
+        with self._lock:
+            (held, self._held), failures = (self._held, []), self._failures
+        try:
+            result = await renew()
+        except BaseException:
+            with self._lock:
+                self._held += held
+            raise
+        with self._lock:
+            self._renewed = max(self._renewed, failures)
+        for records, names in held:
+            self.release(records, names)
+        return result
 
 
 def names_in(data: bytes | None, key: str) -> list[str]:

@@ -8,16 +8,14 @@ import time
 from contextlib import suppress
 from typing import Protocol
 
-from ..errors import NotFoundError
-from ..layout import Layout
-from .alike import Alike
+from ..errors import NotFoundError, StorageError
 from .base import StorageBackend, logger
 from .behind import Behind, removal
+from .carrier import AT_ONCE, Carrier
+from .writers import BEAT_SECONDS
 
 LOOK_SECONDS = 1.0
 """So often it is looked whether another process has switched, and whether one has left records behind."""
-AT_ONCE = 16
-"""So many keys are copied at the same time."""
 _RETRY_SECONDS = (0.1, 5.0)
 """After an error of the second store: at first, and at most."""
 _GOODBYE_SECONDS = 5.0
@@ -27,7 +25,6 @@ _GOODBYE_SECONDS = 5.0
 class Mirror(Protocol):
     """The two stores, as whoever copies sees them."""
 
-    layout: Layout
     behind: Behind
     problem: str
     """Why the second store cannot be used now; "" if it can."""
@@ -41,11 +38,17 @@ class Mirror(Protocol):
     async def look(self) -> None:
         """Look which store is the first one."""
 
-    async def take_over(self, seen: set[str]) -> set[str]:
-        """Record anew what others have left; return all records of others."""
+    def carrier(self) -> Carrier:
+        """Return what carries from the first store to the second, in this event loop."""
 
-    async def copy(self, alike: Alike, name: str) -> None:
-        """Copy what is at a key, or below a folder."""
+    def is_switching(self, error: BaseException) -> bool:
+        """Tell whether an error says that the stores are switched, or about to be."""
+
+    async def beat(self) -> None:
+        """Show the others that this process is there."""
+
+    async def say_goodbye(self) -> None:
+        """Take that back."""
 
 
 class Copying:
@@ -57,8 +60,7 @@ class Copying:
         self._awake = asyncio.Event()
         self._until: float | None = None
         self._looked = 0.0
-        self._left: set[str] = set()
-        self._alike: Alike | None = None
+        self._carrier: Carrier | None = None
         self._thread = threading.Thread(target=self._run, name="chatdb-mirror", daemon=True)
         self._thread.start()
 
@@ -75,9 +77,26 @@ class Copying:
 
     def _run(self) -> None:
         try:
-            self._loop.run_until_complete(self._work())
+            self._loop.run_until_complete(self._live())
         finally:
             self._loop.close()
+
+    async def _live(self) -> None:
+        beating = asyncio.ensure_future(self._beat())  # beside the copying, which may take long
+        try:
+            await self._work()
+        finally:
+            beating.cancel()
+            with suppress(asyncio.CancelledError):
+                await beating
+            with suppress(StorageError):  # it is of no use to anybody any more
+                await self._mirror.say_goodbye()
+
+    async def _beat(self) -> None:
+        while True:
+            await asyncio.sleep(BEAT_SECONDS)
+            with suppress(StorageError):  # whoever writes is told
+                await self._mirror.beat()
 
     async def _work(self) -> None:
         mirror, pause = self._mirror, _RETRY_SECONDS[0]
@@ -91,13 +110,14 @@ class Copying:
                 await self._copy_some()
                 if gone := mirror.behind.retire(at_once=is_last):
                     await mirror.first.commit(removal(gone))
+                    mirror.behind.removed(gone)
                 pause = _RETRY_SECONDS[0]
                 if mirror.problem:
                     logger.warning("the second store is in use again, and gets what it lacks")
                     mirror.problem = ""
             except Exception as error:
-                if isinstance(error, NotFoundError) and error.key == mirror.layout.mirror_second:
-                    self._looked = 0.0  # it is the first store by now
+                if isinstance(error, NotFoundError) and mirror.is_switching(error):
+                    self._looked = 0.0
                 else:
                     if not mirror.problem:
                         logger.warning("the second store cannot be used now, and gets what it lacks later (%s)", error)
@@ -107,23 +127,24 @@ class Copying:
                     pause = min(2 * pause, _RETRY_SECONDS[1])
             if is_last and (mirror.problem or not mirror.behind.count or time.monotonic() > (self._until or 0)):
                 return
-            if mirror.behind.count or self._until is not None:
+            if mirror.behind.has_work or self._until is not None:
                 self._awake.set()
 
     async def _copy_some(self) -> None:
-        mirror = self._mirror
+        mirror, is_due = self._mirror, False
         if time.monotonic() - self._looked > LOOK_SECONDS:
             self._looked = time.monotonic()
             await mirror.look()
-            self._left = await mirror.take_over(self._left)
-        if self._alike is None or self._alike.first is not mirror.first:
+            is_due = True
+        if self._carrier is None or self._carrier.first is not mirror.first:
             await mirror.second.open()
-            self._alike = Alike(mirror.layout, mirror.first, mirror.second)
+            self._carrier = mirror.carrier()
+        if is_due:
+            await self._carrier.take_over()
         names = mirror.behind.next(AT_ONCE)
-        work = (mirror.copy(self._alike, name) for name in names)
-        results = await asyncio.gather(*work, return_exceptions=True)
-        missed = [name for name, result in zip(names, results, strict=True) if result is not None]
-        mirror.behind.copied(names, missed=missed)
-        for result in results:
-            if isinstance(result, BaseException):
-                raise result
+        try:
+            await self._carrier.carry(names)
+        except BaseException:
+            mirror.behind.copied(names, missed=names)
+            raise
+        mirror.behind.copied(names)

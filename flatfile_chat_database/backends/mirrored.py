@@ -4,9 +4,11 @@ Everything is read from the first store and written to it; its answer is the cal
 to the second store, in a thread of its own: so that one may be slow or down, and nobody waits for it. Which keys it may
 lack is recorded in the first store before they change (`behind.py`), so whoever finds such a record after a death goes
 on with it. Which store is the first one is told by the stores themselves (`sides.py`); to switch and to fall back is
-the same step, once in each direction.
+the same step, once in each direction. Why nothing is lost by that says `carrier.py`.
 
 A store that is mirrored for the first time has everything recorded as lacking: that copies what was there before.
+Every change of the first store is a commit that requires it to be open, or is marked as being under way, and waited for
+before a switch looks at anything: once it is closed, it stays as it is.
 """
 
 from __future__ import annotations
@@ -16,25 +18,33 @@ import threading
 import time
 from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
 from contextlib import asynccontextmanager, suppress
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, TypeVar
 
 from ..config import StorageConfig
-from ..errors import ClosedError, ConflictError, IntegrityError, NotFoundError, StorageError, UnavailableError
+from ..errors import (
+    ClosedError,
+    ConflictError,
+    DurabilityError,
+    IntegrityError,
+    NotFoundError,
+    StorageError,
+    UnavailableError,
+)
 from ..layout import Layout
 from ..models import Problem
-from .alike import Alike, keys_below
 from .base import Changes, LogPart, Snapshot, StorageBackend
-from .behind import Behind, Record, names_in, removal, requirements
+from .behind import Behind, Record, removal, requirements
+from .carrier import Carrier
 from .changes import Change, Delete, Move, Outcome, Put, Quota, RemoveTree, Require
-from .copying import AT_ONCE, LOOK_SECONDS, Copying
+from .comparison import Comparison, compared
+from .copying import LOOK_SECONDS, Copying
 from .rules import check_change, check_key, check_lines
 from .sides import Sides, State, unreachable
 from .turn import to_the_end
+from .writers import Writers
 
 T = TypeVar("T")
-
-_SHOWN = 100
 
 
 @dataclass(slots=True)
@@ -54,17 +64,6 @@ class MirrorStatus:
     """Why the second store cannot be used now."""
 
 
-@dataclass(slots=True)
-class Comparison:
-    """What two stores have in common."""
-
-    keys: int = 0
-    differing: list[str] = field(default_factory=list)
-    """The first of the keys that are not the same in both."""
-    count: int = 0
-    """How many there are."""
-
-
 class MirroredBackend(StorageBackend):
     """Two backends as one."""
 
@@ -77,11 +76,13 @@ class MirroredBackend(StorageBackend):
         self._first = 0
         self._state: State | None = None
         self._looked = -LOOK_SECONDS
-        self.behind = Behind(self.layout.mirror_records)
+        self._writers = Writers(self.layout.mirror_writers)
+        self.behind = Behind(self._writers.records)
         self._state_lock = threading.Lock()
         self._worker: Copying | None = None
         self._closed = False
         self._under_way = 0
+        self._uploads = 0
         self._idle = threading.Condition(self._state_lock)
         self.problem = ""
         """Why the second store cannot be used now."""
@@ -114,6 +115,10 @@ class MirroredBackend(StorageBackend):
         with self._idle:
             self._idle.wait_for(lambda: not self._under_way)
             worker = worker or self._worker  # what was begun may have begun to copy
+        self._end(worker)
+
+    @staticmethod
+    def _end(worker: Copying | None) -> None:
         if worker is not None:
             worker.stop()
 
@@ -213,7 +218,7 @@ class MirroredBackend(StorageBackend):
         """Do work on the first store that changes keys, on the condition that it is the first and they are recorded."""
         while True:
             first = await self._writing()
-            is_open = Require(self._sides.open_key, "The permission to write to this store")
+            is_open = self._sides.is_open
             records: list[Record] = []
             try:
                 records = await self.behind.cover(first, names, [is_open]) if names else []
@@ -242,33 +247,54 @@ class MirroredBackend(StorageBackend):
         return await self._to_the_end(self._beside([key], lambda first: first.append(key, data)))
 
     async def _beside(self, names: Sequence[str], work: Callable[[StorageBackend], Awaitable[T]]) -> T:
-        """Do work that can have no conditions; if another store is the first one afterwards, do it there as well."""
-        done: dict[int, T] = {}
+        """Do work that can have no conditions, once; whoever switches waits for it."""
+        busy = self._writers.busy()
 
-        async def checked(first: StorageBackend, conditions: Sequence[Change]) -> T:
-            if id(first) not in done:
-                await first.commit(conditions)
-                done[id(first)] = await work(first)
-            await first.commit(conditions)
-            return done[id(first)]
+        async def marked(first: StorageBackend, conditions: Sequence[Change]) -> T:
+            try:
+                await first.commit([*conditions, Put(busy, b"{}\n")])
+                result = await work(first)
+                is_there = bool((await first.commit([Delete(busy)]))[0])
+            except BaseException:
+                self.behind.dispose(busy)
+                raise
+            if not is_there:  # it was not waited for any longer
+                raise DurabilityError("The stores were switched while this was done, so it may be lost or done.")
+            return result
 
-        return await self._write(names, checked)
+        return await self._write(names, marked)
 
     async def write_blob(self, key: str, chunks: AsyncIterator[bytes]) -> bool:
+        # Beside its key first, so that it gets there by a commit like any other, once.
         check_key(key)
-        written: list[StorageBackend] = []
-
-        async def work(first: StorageBackend) -> bool:
-            # Where it is done once more, the chunks are used up.
-            is_new = await first.write_blob(key, written[0].read_blob(key) if written else chunks)
-            written.append(first)
+        first, staged = await self._writing(), self._writers.staged()
+        if await first.exists(key):
+            return False
+        self._uploads += 1
+        places, is_new = [first], False
+        try:
+            await first.write_blob(staged, chunks)
+            is_new = await self._to_the_end(self._adopt(places, staged, key))
             return is_new
+        finally:
+            self._uploads -= 1
+            for place in places[:-1] if is_new else places:
+                with suppress(StorageError):  # who finds that this process has left removes it
+                    await place.delete(staged)
 
-        return await self._beside([key], work)
+    async def _adopt(self, places: list[StorageBackend], staged: str, key: str) -> bool:
+        async def work(first: StorageBackend, conditions: Sequence[Change]) -> bool:
+            if first is not places[-1]:  # switched meanwhile
+                before = places[-1]
+                places.append(first)
+                await first.write_blob(staged, before.read_blob(staged))
+            try:
+                await first.commit([*conditions, Require(staged, "The file"), Move(staged, key)])
+            except ConflictError:
+                return False
+            return True
 
-    async def set_aside(self, key: str, reason: str) -> str:
-        names = [check_key(key), f"{self.layout.quarantine}/"]
-        return await self._to_the_end(self._beside(names, lambda first: first.set_aside(key, reason)))
+        return await self._write([key], work)
 
     async def verify(self, *, fix: bool = False) -> list[Problem]:
         first = await self._reading()
@@ -378,8 +404,7 @@ class MirroredBackend(StorageBackend):
     async def status(self) -> MirrorStatus:
         """Return how the two stores stand."""
         await self.look()
-        keys = await self.first.list_keys(f"{self.layout.mirror_records}/")
-        names = [name for key in keys for name in names_in(await self.first.read(key), key)]
+        keys, names = await self.carrier().recorded()
         try:
             await self.second.open()
             await self.second.read(self.layout.mirror_state)
@@ -404,40 +429,12 @@ class MirroredBackend(StorageBackend):
         Raises:
             UnavailableError: The second store cannot be used now.
         """
-        await self.look()
-        found, alike = Comparison(), Alike(self.layout, self.first, self.second)
+        await (self._writing() if fix else self.look())
         try:
             await self.second.open()
-            async for run in keys_below(self.first, self.second, ""):
-                for key in run:
-                    if self._is_own(key):
-                        continue
-                    found.keys += 1
-                    # What is on its way is no difference: a key counts if it still differs after it was waited for.
-                    if not await alike.is_equal(key) and not await self._becomes_equal(alike, key):
-                        found.count += 1
-                        found.differing = [*found.differing, key][:_SHOWN]
-                        if fix:
-                            await alike.make(key)
-                if progress is not None:
-                    progress(found.keys)
+            return await compared(self.carrier(), fix=fix, progress=progress)
         except StorageError as error:
             raise unreachable(error) from error
-        return found
-
-    async def _becomes_equal(self, alike: Alike, key: str) -> bool:
-        names = {
-            name
-            for record in await self.first.list_keys(f"{self.layout.mirror_records}/")
-            for name in names_in(await self.first.read(record), record)
-        }
-        if not any(key == name or (key.startswith(name) and name[-1:] in ("", "/")) for name in names):
-            return await alike.is_equal(key)  # it may have arrived since
-        for _ in range(20):
-            await asyncio.sleep(0.1)
-            if await alike.is_equal(key):
-                return True
-        return False
 
     async def switch(self) -> int:
         """Make the second store the first one, and the first the second; return which that is, 0 or 1.
@@ -445,8 +442,9 @@ class MirroredBackend(StorageBackend):
         Others may go on writing: they wait for a moment. Called again it falls back.
 
         Raises:
-            UnavailableError: The second store cannot be used now, or does not get all in time; nothing has changed.
-            ConflictError: Somebody else switches at this moment.
+            UnavailableError: The second store cannot be used now, or does not get all in time; nothing has changed,
+                unless the message says that the switch is decided.
+            ConflictError: Somebody else switches at this moment, or nobody waited any longer; nothing has changed.
         """
         await self._writing()
         await self._catch_up()  # so that the moment is short
@@ -454,24 +452,36 @@ class MirroredBackend(StorageBackend):
         if state is None or state.phase != "open":
             raise ConflictError("Somebody else is switching the stores.", hint="Look at the status, and try again.")
         closed = await self._sides.close(side, state)
+        self._state = None
         try:
             async with asyncio.timeout(max(1.0, closed.until - time.time() - 5)):
-                await self._drain()
-            await self._sides.move(side, closed)
-            records = await self._sides.stores[side].list_keys(f"{self.layout.mirror_records}/")
-            await self._sides.stores[side].commit(removal(records))
+                carrier, conditions = self.carrier(), [self._sides.still_closed(closed)]
+                await carrier.wait_for_busy(conditions)
+                await carrier.renew()  # what was begun before is refused, so what is looked at now stays
+                records = await carrier.drain(conditions)
+            await self._sides.move(side, closed, removal(records))
         except ConflictError:
             raise
         except BaseException as error:
-            await asyncio.shield(self._sides.reopen(side, closed))
-            self._state = None
+            if not await asyncio.shield(self._undo(side, closed)):
+                raise _decided(error) from error
             if isinstance(error, TimeoutError):
                 raise UnavailableError("The second store did not get everything in time.", hint="Try again.") from error
             if isinstance(error, StorageError):
                 raise unreachable(error) from error
             raise
-        await self.look()
+        try:
+            await self._sides.make_open(1 - side, closed.epoch + 1)
+            await self.look()
+        except StorageError as error:
+            raise _decided(error) from error
         return self._first
+
+    async def _undo(self, side: int, closed: State) -> bool:
+        """Open the first store again; return False if the switch is decided already."""
+        await self._sides.reopen(side, closed)
+        state = await self._sides.state(side)
+        return state is None or state.phase != "moved"
 
     async def stop(self) -> None:
         """Take out of both stores what the mirroring keeps in them; from now on use the first one alone.
@@ -481,8 +491,16 @@ class MirroredBackend(StorageBackend):
         """
         await self._writing()
         await self._catch_up()
-        for store in (self.first, self.second):
-            await store.commit([RemoveTree(self.layout.mirror)])
+        with self._state_lock:
+            worker, self._worker = self._worker, None
+        await asyncio.to_thread(self._end, worker)
+        # The first store first: if it ends there, it says nothing while the second does, and whoever mirrors them again
+        # knows that the first one may have been written alone since (`Sides.make_open`).
+        try:
+            for store in (self.first, self.second):
+                await store.commit([RemoveTree(self.layout.mirror)])
+        except StorageError as error:
+            raise unreachable(error) from error
         self._state = None
         self.behind.forget()
 
@@ -490,49 +508,45 @@ class MirroredBackend(StorageBackend):
         """Copy what all records name, while others may write."""
         try:
             await self.second.open()
-            await self._drain()
+            carrier = self.carrier()
+            async with self.behind.paused():  # not the same by two at once
+                await carrier.take_over(at_once=True)
+                await carrier.drain()
+        except NotFoundError as error:
+            if self.is_switching(error):
+                self._state = None
+                raise ConflictError("Somebody else is switching the stores.", hint="Try again.") from error
+            raise
         except StorageError as error:
             raise unreachable(error) from error
 
-    async def _drain(self) -> None:
-        """Copy what the records of now name, and remove those that no process has in use."""
-        alike = Alike(self.layout, self.first, self.second)
-        await self.take_over(set(), at_once=True)
-        for record in await self.first.list_keys(f"{self.layout.mirror_records}/"):
-            for name in names_in(await self.first.read(record), record):
-                await self.copy(alike, name)
+    # --- for whoever copies --------------------------------------------------------------------------
 
-    async def copy(self, alike: Alike, name: str) -> None:
-        """Make the second store have what the first has at a key, or below a folder that ends in a slash."""
-        if name and not name.endswith("/"):
-            await alike.make(name)
-            return
-        async for run in keys_below(alike.first, alike.second, name):
-            for at in range(0, len(run), AT_ONCE):
-                part = [key for key in run[at : at + AT_ONCE] if not self._is_own(key)]
-                async with asyncio.TaskGroup() as group:
-                    for key in part:
-                        group.create_task(alike.make(key))
+    def carrier(self) -> Carrier:
+        """Return what carries from the first store to the second, in this event loop."""
+        return Carrier(self.layout, self._sides, self._first, self.behind, self._writers)
 
-    async def take_over(self, seen: set[str], *, at_once: bool = False) -> set[str]:
-        """Record anew what others have recorded and left, and remove their records; return all of theirs.
+    def is_switching(self, error: BaseException) -> bool:
+        """Tell whether an error says that the stores are switched, or about to be."""
+        return self._sides.is_refusal(error) or getattr(error, "key", None) == self._sides.open_key
 
-        Those that were `seen` a while ago count as left. A process that still uses one records its keys anew as well.
-        """
-        first = self.first
-        keys = self.behind.others(await first.list_keys(f"{self.layout.mirror_records}/"))
-        if self._state is None or self._state.phase != "open":
-            return set()
-        for key in [key for key in keys if at_once or key in seen]:
-            names = names_in(await first.read(key), key)
-            with suppress(NotFoundError):  # switched meanwhile
-                is_open = Require(self._sides.open_key, "The permission to write to this store")
-                records = await self.behind.cover(first, names, [is_open])
-                try:
-                    await first.commit([*requirements(records), *removal([key])])
-                finally:
-                    self.behind.release(records, names)
-        return set(keys)
+    async def beat(self) -> None:
+        """Show the others that this process is there, as long as it has something there."""
+        if self._uploads or not self.behind.is_empty:
+            with suppress(NotFoundError):  # nobody takes anything over while the store is closed
+                await self.first.commit([self._sides.is_open, self._writers.beat()])
+
+    async def say_goodbye(self) -> None:
+        """Take that back."""
+        if changes := self._writers.goodbye():
+            await self.first.commit(changes)
+
+
+def _decided(error: BaseException) -> UnavailableError:
+    return UnavailableError(
+        f"The switch is decided, but the store that is the first one now cannot be opened yet: {error}",
+        hint="Whoever writes next opens it; look at the status.",
+    )
 
 
 class _Shown(Snapshot):

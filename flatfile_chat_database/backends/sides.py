@@ -1,12 +1,14 @@
 """Which of two stores is the first one, and how that changes while others write.
 
 Each store has a document of its state: an epoch, and a phase. In the first store the phase is "open", and a mark stands
-beside it that every write requires to be there. In the second it is "moved", and stands beside another mark, which
-everything that is copied there requires. To switch, the phase becomes "closed" and the mark goes, so nobody can write;
-when the other store has everything, the phase becomes "moved", which is the decision, and then the other store opens
-with the next epoch, and is not copied to any more. Each step is one commit on the condition that the state is as the
-step before left it, so whoever dies between two of them leaves what others go on from, and whoever comes late with what
-was right before the switch changes nothing.
+beside it that every write requires to be there. In the second it is "moved", and names another mark, which everything
+that is copied there requires. To switch, the phase becomes "closed" and the mark goes, so nobody can write; when the
+other store has everything, the phase becomes "moved", which is the decision, and then the other store opens with the
+next epoch, and is not copied to any more. Each step is one commit on the condition that the state is as the step before
+left it, so whoever dies between two of them leaves what others go on from.
+
+The mark of the second store never has the name of an earlier one, and can be renewed: from then on whatever was looked
+at before is refused there, however late it comes. `carrier.py` says when that has to be done, and why it is enough.
 """
 
 from __future__ import annotations
@@ -17,16 +19,19 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from .. import codec
-from ..errors import ConflictError, IntegrityError, StorageError, UnavailableError
+from ..errors import ConflictError, IntegrityError, NotFoundError, StorageError, UnavailableError
 from ..layout import Layout
+from ..models import new_id
 from .base import StorageBackend
-from .changes import ABSENT, Change, Delete, Put
-from .rules import version_of
+from .changes import ABSENT, Change, Delete, Put, RemoveTree, Require
+from .rules import not_found, version_of
+from .writers import everything
 
 CLOSED_SECONDS = 60.0
 """After which a switch that has come to nothing is undone by whoever wants to write."""
 
 _MARK = b"{}\n"
+_MAY_COPY = "The permission to copy to this store"
 
 
 @dataclass(frozen=True, slots=True)
@@ -39,6 +44,8 @@ class State:
     until: float
     """When "closed": seconds since 1970 after which it may be opened again."""
     version: str
+    mark: str = ""
+    """When "moved": the name of the mark."""
 
 
 class Sides:
@@ -48,8 +55,13 @@ class Sides:
         self.stores = stores
         self._key = layout.mirror_state
         self.open_key = layout.mirror_open
-        self.second_key = layout.mirror_second
-        self._records = layout.mirror_records
+        self._marks = layout.mirror_second
+        self._writers = layout.mirror_writers
+
+    @property
+    def is_open(self) -> Change:
+        """The condition that the first store is open."""
+        return Require(self.open_key, "The permission to write to this store")
 
     async def state(self, side: int) -> State | None:
         """Return what a store says, None if nothing.
@@ -66,7 +78,7 @@ class Sides:
         epoch, phase, until = found.get("epoch"), found.get("phase"), found.get("until", 0)
         if not isinstance(epoch, int) or phase not in ("open", "closed", "moved") or not isinstance(until, int | float):
             raise IntegrityError(f"{self._key} does not say which store is the first.", key=self._key)
-        return State(epoch, str(phase), float(until), version_of(data))
+        return State(epoch, str(phase), float(until), version_of(data), str(found.get("mark", "")))
 
     async def first(self, guess: int) -> tuple[int, State | None]:
         """Return which store is the first one, 0 or 1, and its state; None if nothing was written yet.
@@ -104,19 +116,76 @@ class Sides:
             StorageError: One of the two is out of reach.
         """
         with suppress(ConflictError):  # somebody else is at it
-            await self._put(1, {"epoch": 0, "phase": "moved"}, None, [Put(self.second_key, _MARK)])
+            await self._put_second(1, 0, None)
         await self.make_open(0, 1)
 
     async def make_open(self, side: int, epoch: int) -> None:
-        """Open a store with an epoch, unless it has that already; at first all that it holds is recorded as lacking."""
+        """Open a store with an epoch, unless it has that already.
+
+        A store that says nothing may have been written past the record: everything in it is recorded as lacking.
+        """
         state = await self.state(side)
         if state is not None and state.epoch >= epoch:
             return
-        more: list[Change] = [Put(self.open_key, _MARK), Delete(self.second_key)]
-        if epoch == 1:
-            more.append(Put(f"{self._records}/first.json", b'{"keys":[""]}\n'))
+        more: list[Change] = [Put(self.open_key, _MARK), RemoveTree(self._marks)]
+        if state is None:
+            more.append(everything(self._writers))
         with suppress(ConflictError):  # somebody else did
             await self._put(side, {"epoch": epoch, "phase": "open"}, state, more)
+
+    # --- copying to the second -----------------------------------------------------------------------
+
+    async def mark(self, side: int) -> Require:
+        """Return the condition under which the second store may be copied to.
+
+        Raises:
+            NotFoundError: It is not the second one; `is_refusal` tells.
+        """
+        state = await self.state(side)
+        if state is None:
+            # It said what it is once, or never did. The first store may have been written alone since.
+            opened = await self.state(1 - side)
+            await self.stores[1 - side].commit([self.is_open, everything(self._writers)])
+            with suppress(ConflictError):  # somebody else is at it
+                await self._put_second(side, 0 if opened is None else opened.epoch - 1, None)
+            state = await self.state(side)
+        if state is None or state.phase != "moved":
+            raise not_found(_MAY_COPY, self._marks)
+        return self._require(state.mark) if state.mark else await self.renew(side)
+
+    async def renew(self, side: int) -> Require:
+        """Refuse all that was begun under an earlier mark of the second store, and return the new one.
+
+        Raises:
+            NotFoundError: It is not the second one.
+        """
+        state = await self.state(side)
+        if state is None:
+            return await self.mark(side)
+        if state.phase != "moved":
+            raise not_found(_MAY_COPY, self._marks)
+        try:
+            return self._require(await self._put_second(side, state.epoch, state))
+        except ConflictError:  # somebody else has renewed it after this was called, or switched
+            return await self.mark(side)
+
+    def is_refusal(self, error: BaseException) -> bool:
+        """Tell whether an error says that the mark is not there any more."""
+        key = getattr(error, "key", None) or ""
+        return isinstance(error, NotFoundError) and (key == self._marks or key.startswith(f"{self._marks}/"))
+
+    def _require(self, mark: str) -> Require:
+        return Require(f"{self._marks}/{mark}.json", _MAY_COPY)
+
+    async def _put_second(self, side: int, epoch: int, before: State | None, more: Sequence[Change] = ()) -> str:
+        mark = new_id()
+        put = Put(self._require(mark).key, _MARK)
+        await self._put(
+            side, {"epoch": epoch, "phase": "moved", "mark": mark}, before, [RemoveTree(self._marks), put, *more]
+        )
+        return mark
+
+    # --- switching -----------------------------------------------------------------------------------
 
     async def close(self, side: int, state: State) -> State:
         """Let nobody write any more, for a while.
@@ -125,7 +194,7 @@ class Sides:
             ConflictError: The state is another by now.
         """
         until = time.time() + CLOSED_SECONDS
-        closed = {"epoch": state.epoch, "phase": "closed", "until": until}
+        closed = _closed(state.epoch, until)
         version = await self._put(side, closed, state, [Delete(self.open_key)])
         return State(state.epoch, "closed", until, version)
 
@@ -134,19 +203,25 @@ class Sides:
         with suppress(ConflictError):
             await self._put(side, {"epoch": closed.epoch, "phase": "open"}, closed, [Put(self.open_key, _MARK)])
 
-    async def move(self, side: int, closed: State) -> None:
-        """Decide that the other store is the first one, and open it.
+    def still_closed(self, closed: State) -> Change:
+        """Return the condition that nobody has gone on from `close`."""
+        return Put(self._key, codec.encode_document(_closed(closed.epoch, closed.until)), closed.version)
+
+    async def move(self, side: int, closed: State, more: Sequence[Change] = ()) -> None:
+        """Decide that the other store is the first one, with further changes; `make_open` is to follow.
 
         Raises:
             ConflictError: It took so long that somebody has opened this one again.
         """
-        more = [Put(self.second_key, _MARK)]  # with the decision, not before it
-        await self._put(side, {"epoch": closed.epoch, "phase": "moved"}, closed, more)
-        await self.make_open(1 - side, closed.epoch + 1)
+        await self._put_second(side, closed.epoch, closed, more)
 
     async def _put(self, side: int, content: dict[str, object], before: State | None, more: Sequence[Change]) -> str:
         put = Put(self._key, codec.encode_document(content), ABSENT if before is None else before.version)
         return str((await self.stores[side].commit([put, *more]))[0])
+
+
+def _closed(epoch: int, until: float) -> dict[str, object]:
+    return {"epoch": epoch, "phase": "closed", "until": until}
 
 
 def unreachable(error: StorageError) -> UnavailableError:
