@@ -126,9 +126,7 @@ class Alike:
         mine, theirs = one[0], other[0]
         if mine == theirs:
             if end is not None and mine is not None and mine.endswith(b"\n"):
-                self._remember(
-                    key, *end
-                )  # it may have grown since: then lines are appended that are there, and noticed
+                self._remember(key, *end)  # if it has grown since, lines are appended that are there, and noticed
             return True
         if mark is None:
             return False
@@ -201,6 +199,10 @@ async def _held(backend: StorageBackend, key: str) -> tuple[bytes | None] | None
                     return None
     except NotFoundError:
         return (None,)
+    except UnavailableError:
+        if await backend.exists(key):
+            raise
+        return (None,)  # a folder of files, which is no key
     return (bytes(gathered),)
 
 

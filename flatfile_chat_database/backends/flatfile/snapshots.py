@@ -17,13 +17,14 @@ import contextlib
 import errno
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Sequence
 from functools import partial
-from typing import Any, Protocol, TypeVar
+from typing import Any, TypeVar
 
 from ...errors import ClosedError, IntegrityError, UnavailableError
 from ...layout import Shape
 from ..base import Snapshot, StorageBackend
+from ..readers import InThread
 from ..rules import begins_no_key, check_key, not_found
 from .files import Files
 from .history import History
@@ -47,12 +48,6 @@ CREATE TABLE held (
     seen INTEGER NOT NULL
 ) WITHOUT ROWID
 """
-
-
-class InThread(Protocol):
-    """Does blocking work in a thread."""
-
-    def __call__(self, work: Callable[[], T]) -> Awaitable[T]: ...
 
 
 class Frozen:

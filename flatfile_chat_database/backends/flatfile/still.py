@@ -8,11 +8,11 @@ from functools import partial
 from itertools import islice
 
 from ..base import Snapshot, StorageBackend
+from ..readers import InThread
 from ..rules import check_key
 from .files import Files
 from .oserrors import mapped
 from .plan import read
-from .snapshots import InThread
 from .tree import Tree
 
 _KEYS_AT_ONCE = 1000
