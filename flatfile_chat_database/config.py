@@ -207,8 +207,8 @@ class StorageConfig:
 
     # --- Beyond the specification --------------------------------------------------------------------
     storage_url: str = field(default="", repr=False)  # may hold a password
-    """Which backend and where, for instance `file:/srv/chats`, `sqlite:~/chats.db` or `memory:`; empty means files
-    under `storage_base_path`."""
+    """Which backend and where, for instance `file:/srv/chats`, `sqlite:~/chats.db`, `postgresql://user@host/database`,
+    `memory:`, or `mirrored:` with two of them; empty means files under `storage_base_path`."""
     trash_retention_days: int = 30
     """Older trash goes when `prune` is called, never by itself."""
     lock_timeout_seconds: float = 30.0

@@ -271,6 +271,13 @@ async def test_the_same_store_is_refused_by_whatever_name(source: StorageBackend
     async with opened(f"file:{tmp_path / 'link'}") as target:
         with pytest.raises(ConfigurationError, match="same store"):
             await migrate(source, target)
+    for inside in (f"file:{tmp_path / 'source' / 'users' / 'new'}", f"sqlite:{tmp_path / 'source' / 'new.db'}"):
+        async with opened(inside) as target:
+            with pytest.raises(ConfigurationError, match="lies in the source's folder"):
+                await migrate(source, target)
+    async with opened(f"file:{tmp_path}") as target:
+        with pytest.raises(ConfigurationError, match="lies in the target's folder"):
+            await migrate(source, target)
     assert await contents(source) == before
 
 

@@ -53,7 +53,7 @@ Four tables stand behind all of it:
 PostgreSQL has `word_logs` and `words` besides, which are made of the messages for searching, and `chat_store` with the
 version of the tables.
 
-What was deleted is in `lines` and `pieces`, so no question below counts it. In SQLite `messages`, `panel_messages` and
+What was deleted is in `lines` and `pieces`, under keys that begin with `system/trash/`; no question below counts it. In SQLite `messages`, `panel_messages` and
 `lines` are views of `logs`, `records` and `arrivals`, where new messages wait to be sorted in; see the
 [decision](decisions/2026-11-26-messages-arrive-in-order.md). Fields without a column come out of `body`: with
 `json_extract(body, '$.metadata.model')` in SQLite, `body::jsonb #>> '{metadata,model}'` in PostgreSQL. The columns
@@ -85,7 +85,7 @@ Who says a word, and in which session:
 
 ```sql
 SELECT sessions.user_id, sessions.title, messages.position, messages.content
-FROM messages JOIN sessions USING (user_id, session_id) WHERE messages.content LIKE '%hello%';
+FROM messages JOIN sessions USING (user_id, session_id) WHERE lower(messages.content) LIKE '%hello%';
 ```
 
 Users without sessions:
@@ -97,7 +97,7 @@ SELECT user_id FROM users WHERE user_id NOT IN (SELECT user_id FROM sessions);
 The largest uploaded files:
 
 ```sql
-SELECT key, size FROM entries WHERE place = 'pieces' ORDER BY size DESC LIMIT 10;
+SELECT key, size FROM entries WHERE key LIKE 'users/%/documents/%' AND place = 'pieces' ORDER BY size DESC LIMIT 10;
 ```
 
 How many insights each panel came to:

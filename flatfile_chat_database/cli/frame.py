@@ -184,8 +184,8 @@ def runs(function: Callable[P, Coroutine[Any, Any, int | None]]) -> Callable[P, 
 @click.option(
     "--store",
     metavar="PATH_OR_URL",
-    help="The store: a folder, or a URL such as file:/srv/chats. Default: $CHATDB_STORAGE_URL, "
-    "$CHATDB_STORAGE_BASE_PATH or ./data.",
+    help="The store: a folder, or a URL such as sqlite:chats.db or postgresql://user@host/database. Default: "
+    "$CHATDB_STORAGE_URL, $CHATDB_STORAGE_BASE_PATH or ./data.",
 )
 @click.option(
     "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a setting for this command; repeatable."
@@ -194,7 +194,7 @@ def runs(function: Callable[P, Coroutine[Any, Any, int | None]]) -> Callable[P, 
 @click.version_option(package_name="flatfile-chat-database", prog_name="chatdb", message="%(prog)s %(version)s")
 @click.pass_context
 def cli(context: click.Context, store: str | None, settings: tuple[str, ...], as_json: bool) -> None:
-    """Look into chat stores made of plain JSON files, fill them and check them.
+    """Look into chat stores, in plain JSON files or in a database, fill them, move them and check them.
 
     Every setting of the library can also be given in the environment, as CHATDB_ and its name in capitals.
     """

@@ -106,7 +106,7 @@ class _Adding:
     async def take(self, batch: list[Item]) -> None:
         """Add files, which come in the order of an archive."""
         living = [item for item in batch if item.sight.is_living and item.sight.entry != "store"]
-        self.report.left_out += len(batch) - len(living)
+        self.report.left_out += sum(not item.sight.is_living for item in batch)
         self.report.files += len(living)
         if len(living) == 1 and living[0].file is not None:
             await self._take_large(living[0], living[0].file)

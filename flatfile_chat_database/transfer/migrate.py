@@ -135,8 +135,9 @@ class _Migration:
     async def run(self) -> MigrationReport:
         report, key = self._report, self._layout.key("store")
         _refuse_other_names(self._source.config, self._target.config)
-        if self._source is self._target or await asyncio.to_thread(_is_same, self._source, self._target):
+        if self._source is self._target:
             raise _same_store()
+        await asyncio.to_thread(_refuse_nested, self._source, self._target)
         await self._target.open()
         # It says so if the source is no store, of a newer format, half copied, or has other names.
         store = Store(self._source.config, self._source, read_only=True, clock=utc_now, new_id=new_id)
@@ -584,11 +585,17 @@ def _refuse_other_names(one: StorageConfig, other: StorageConfig) -> None:
             )
 
 
-def _is_same(one: StorageBackend, other: StorageBackend) -> bool:
-    """Tell whether two backends have the same folder or file; blocks."""
-    places = [getattr(each, "root", None) or getattr(each, "path", None) for each in (one, other)]
+def _refuse_nested(source: StorageBackend, target: StorageBackend) -> None:
+    """Refuse two backends of which one has the place of the other, or a place in its folder; blocks."""
+    places = [getattr(each, "root", None) or getattr(each, "path", None) for each in (source, target)]
     paths = [os.path.realpath(place) for place in places if isinstance(place, str)]
-    return len(paths) == 2 and paths[0] == paths[1]
+    if len(paths) < 2:
+        return
+    if paths[0] == paths[1]:
+        raise _same_store()
+    for inner, outer, what in ((1, 0, "The target lies in the source's"), (0, 1, "The source lies in the target's")):
+        if paths[inner].startswith(f"{paths[outer]}{os.sep}"):
+            raise ConfigurationError(f"{what} folder, {paths[outer]}.", hint="Name a place beside it.")
 
 
 def _same_store() -> ConfigurationError:

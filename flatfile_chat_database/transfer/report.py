@@ -82,4 +82,4 @@ class ImportReport:
     differing: Keys = field(default_factory=Keys)
     """What is another one in the store, and what belongs to a session or panel of which that is true; left as it is."""
     left_out: int = 0
-    """Files of the archive that belong to no other store: trash, quarantine, and the store's own file."""
+    """Files of the archive's trash and quarantine, which belong to no other store."""
