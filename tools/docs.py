@@ -54,10 +54,10 @@ PostgreSQL has `word_logs` and `words` besides, which are made of the messages f
 version of the tables.
 
 What was deleted is in `lines` and `pieces`, under keys that begin with `system/trash/`; no question below counts it.
-In SQLite `messages`, `panel_messages` and `lines` are views of `logs`, `records` and `arrivals`, where new messages wait
-to be sorted in; see the [decision](decisions/2026-11-26-messages-arrive-in-order.md). Fields without a column come out of
-`body`: with `json_extract(body, '$.metadata.model')` in SQLite, `body::jsonb #>> '{metadata,model}'` in PostgreSQL. The
-columns beside `body` show U+FFFD for U+0000.
+In SQLite `messages`, `panel_messages` and `lines` are views of `logs`, `records` and `arrivals`, where new messages
+wait to be sorted in; see the [decision](decisions/2026-11-26-messages-arrive-in-order.md). Fields without a column
+come out of `body`: with `json_extract(body, '$.metadata.model')` in SQLite, `body::jsonb #>> '{metadata,model}'` in
+PostgreSQL. The columns beside `body` show U+FFFD for U+0000.
 
 ## Questions
 
