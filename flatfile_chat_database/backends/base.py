@@ -550,6 +550,15 @@ def _decoded(lines: Iterable[bytes], decode: Callable[[bytes], T | None]) -> lis
 # --- which backend -------------------------------------------------------------------------------------
 
 
+_FORMS = {
+    "file": "file:relative/path or file:/absolute/path",
+    "sqlite": "sqlite:path/to/file",
+    "postgresql": "postgresql://user@host/database",
+    "memory": "memory:",
+}
+"""How URLs of each scheme are written."""
+
+
 def open_backend(config: StorageConfig) -> StorageBackend:
     """Make the backend that the configuration names; do no I/O.
 
@@ -579,9 +588,12 @@ def open_backend(config: StorageConfig) -> StorageBackend:
     if colon and scheme == "mirrored":
         stores = [open_backend(dataclasses.replace(config, storage_url=url)) for url in _mirrored(rest)]
         return _make("mirrored", "MirroredBackend", config, *stores)
+    if colon and scheme in _FORMS:
+        raise ConfigurationError(
+            f"storage_url names no backend: a URL of {scheme} has another form.", hint=f"Write {_FORMS[scheme]}."
+        )
     raise ConfigurationError(
-        f"storage_url with the scheme {scheme[:20]!r} names no backend.",
-        hint="Use file:relative/path, file:/absolute/path, sqlite:path/to/file, postgresql://host/database or memory:.",
+        f"storage_url with the scheme {scheme[:20]!r} names no backend.", hint=f"Use {', '.join(_FORMS.values())}."
     )
 
 

@@ -110,6 +110,10 @@ async def import_(
         if user_id is not None:
             raise click.UsageError("--user: what an archive of chatdb holds stays with its users.")
         return await import_own(options, file, dry_run, max_ratio)
+    if format_name is None and is_folder:
+        raise click.UsageError(
+            f"{file} is a folder, but no export of chatdb. `chatdb export` makes those; `chatdb migrate` copies a store."
+        )
     if format_name is None:
         raise click.UsageError(f"Missing option '--format': {file} is no archive of chatdb.")
     if is_folder:
