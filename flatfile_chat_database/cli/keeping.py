@@ -112,7 +112,7 @@ async def import_(
         return await import_own(options, file, dry_run, max_ratio)
     if format_name is None and is_folder:
         raise click.UsageError(
-            f"{file} is a folder, but no export of chatdb. `chatdb export` makes those; `chatdb migrate` copies a store."
+            f"{file} is a folder, but no export of chatdb (`chatdb export`). A store is copied by `chatdb migrate`."
         )
     if format_name is None:
         raise click.UsageError(f"Missing option '--format': {file} is no archive of chatdb.")
