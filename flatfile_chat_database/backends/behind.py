@@ -62,7 +62,7 @@ class Behind:
     def count(self) -> int:
         """How many keys and folders are still to be copied."""
         with self._lock:
-            return len(self._dirty) + len(self._copying)
+            return len(self._dirty) + len(self._copying) + sum(len(names) for _, names in self._held)
 
     # --- writing -------------------------------------------------------------------------------------
 
