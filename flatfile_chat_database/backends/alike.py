@@ -75,6 +75,7 @@ class Alike:
             if skipped < 0 or not await self._append(key, mark, lines, identity, part.end):
                 return False
             if not part.more:
+                self._remember(key, identity, part.end)
                 return True
             start = part.end
 
@@ -92,7 +93,6 @@ class Alike:
             now = await self.first.read_log_part(key, identity, end)
             if now is None or now.identity != identity or now.start != end:
                 return False  # what was appended may be gone from it by now
-        self._remember(key, identity, end)
         return True
 
     def _remember(self, key: str, identity: str, end: int) -> None:
@@ -133,6 +133,7 @@ class Alike:
         if by_line and end and mine is not None and theirs is not None and _is_beginning(theirs, mine):
             lines = [line + b"\n" for line in mine[len(theirs) : -1].split(b"\n")]
             if await self._append(key, mark, lines, *end):
+                self._remember(key, *end)
                 return True
             other = await _held(self.second, key)
             if other is None:

@@ -62,7 +62,7 @@ class Behind:
     def count(self) -> int:
         """How many keys and folders are still to be copied."""
         with self._lock:
-            return len(self._dirty) + len(self._copying)
+            return len(self._dirty) + len(self._copying) + sum(len(names) for _, names in self._held)
 
     # --- writing -------------------------------------------------------------------------------------
 
@@ -228,15 +228,12 @@ class Behind:
     async def renewing(self, renew: Callable[[], Awaitable[T]]) -> T:
         """Renew the mark, and let what waited for it be copied."""
         with self._lock:
-            (held, self._held), failures = (self._held, []), self._failures
-        try:
-            result = await renew()
-        except BaseException:
-            with self._lock:
-                self._held += held
-            raise
+            held, failures = list(self._held), self._failures
+        result = await renew()
         with self._lock:
             self._renewed = max(self._renewed, failures)
+            held = [each for each in held if each in self._held]  # another one may have been at it too
+            self._held = [each for each in self._held if each not in held]
         for records, names in held:
             self.release(records, names)
         return result
