@@ -129,6 +129,15 @@ def pytest_addoption(parser: pytest.Parser) -> None:
     parser.addoption("--whole-matrix", action="store_true", help="run every test of the matrix on PostgreSQL as well")
 
 
+def pytest_collection_modifyitems(config: pytest.Config, items: list[pytest.Item]) -> None:
+    """Leave out what only the whole matrix runs."""
+    if not config.getoption("--whole-matrix"):
+        left_out = [item for item in items if item.get_closest_marker("whole")]
+        if left_out:
+            config.hook.pytest_deselected(items=left_out)
+            items[:] = [item for item in items if not item.get_closest_marker("whole")]
+
+
 def pytest_generate_tests(metafunc: pytest.Metafunc) -> None:
     """Run what uses `backend_name` once for each backend."""
     if "backend_name" in metafunc.fixturenames:

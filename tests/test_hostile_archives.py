@@ -44,6 +44,8 @@ from .archives import (
     zst,
 )
 
+pytestmark = pytest.mark.slow  # nothing in it depends on the version of Python
+
 Make = Callable[[], bytes]
 TAR = Draft().tar()
 TRASH = "system/trash/20260131_120000_000000_session_0a1b2c3d"

@@ -357,6 +357,8 @@ from flatfile_chat_database.backends.base import open_backend
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.transfer.migrate import migrate
 
+pytestmark = pytest.mark.slow  # nothing in it depends on the version of Python
+
 async def main():
     one, other = (open_backend(StorageConfig(storage_url=url)) for url in sys.argv[1:])
     async def zeros():

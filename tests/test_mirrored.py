@@ -37,6 +37,7 @@ OWN = f"{LAYOUT.mirror}/"
 CHAT = LAYOUT.key("messages", user_id="ada", session_id="s")
 
 
+@pytest.mark.slow
 class TestMirroredMemory(BackendContract):
     """Two dictionaries."""
 
@@ -65,8 +66,9 @@ class TestMirroredMemory(BackendContract):
 
 
 @pytest.mark.slow
+@pytest.mark.whole
 class TestMirroredFiles(BackendContract):
-    """Files and SQLite."""
+    """Files and SQLite; too long for every run, for every case takes both."""
 
     capabilities = FlatfileBackend.capabilities & SqliteBackend.capabilities
 

@@ -555,6 +555,8 @@ from flatfile_chat_database import StorageConfig, StorageManager
 from flatfile_chat_database.backends.base import open_backend
 from flatfile_chat_database.transfer import backup, export_store, import_archive, restore
 
+pytestmark = pytest.mark.slow  # nothing in it depends on the version of Python
+
 what, where, store, left = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 config = StorageConfig(storage_url=store)
 
