@@ -36,6 +36,8 @@ from . import postgres
 from .archives import FILES, LOG, SESSION, USER, Draft, document, gz, message
 from .conftest import problems
 
+pytestmark = pytest.mark.slow  # nothing in it depends on the version of Python
+
 LAYOUT = Layout(StorageConfig())
 OWN = LAYOUT.key("store")
 ENDINGS = ["backup.tar.zst", "backup.tar.gz"]
@@ -554,8 +556,6 @@ import asyncio, os, signal, sys
 from flatfile_chat_database import StorageConfig, StorageManager
 from flatfile_chat_database.backends.base import open_backend
 from flatfile_chat_database.transfer import backup, export_store, import_archive, restore
-
-pytestmark = pytest.mark.slow  # nothing in it depends on the version of Python
 
 what, where, store, left = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])
 config = StorageConfig(storage_url=store)
