@@ -89,7 +89,7 @@ def test_what_is_left_out_is_a_warning(filled: str, tmp_path: Path) -> None:
         (["restore", "{}/absent"], 2, "does not exist"),
         (["restore", "{}/text"], 1, "no archive of chatdb"),
         (["import", "{}/text"], 2, "Missing option '--format'"),
-        (["import", "{}"], 2, "Missing option '--format'"),
+        (["import", "{}"], 2, "is a folder, but no export of chatdb"),
         (["import", "--format", "openai-jsonl", "{}"], 2, "is a directory"),
         (["import", "--format", "chatdb", "{}/text"], 1, "no archive of chatdb"),
         (["import", "--user", "ada", "{}/archive"], 2, "--user"),

@@ -550,13 +550,12 @@ def _decoded(lines: Iterable[bytes], decode: Callable[[bytes], T | None]) -> lis
 # --- which backend -------------------------------------------------------------------------------------
 
 
-_FORMS = {
+_FORMS = {  # how URLs of each scheme are written
     "file": "file:relative/path or file:/absolute/path",
     "sqlite": "sqlite:path/to/file",
     "postgresql": "postgresql://user@host/database",
     "memory": "memory:",
 }
-"""How URLs of each scheme are written."""
 
 
 def open_backend(config: StorageConfig) -> StorageBackend:
