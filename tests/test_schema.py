@@ -3,7 +3,9 @@
 import json
 import re
 import sqlite3
+from contextlib import closing
 from pathlib import Path
+from typing import Any
 
 import pytest
 
@@ -33,8 +35,11 @@ async def filled(tmp_path: Path) -> Path:
     return path
 
 
-def ask(path: Path, statement: str) -> sqlite3.Cursor:
-    return sqlite3.connect(path).execute(statement)
+def ask(path: Path, statement: str) -> tuple[list[tuple[Any, ...]], tuple[str, ...]]:
+    """Return the rows and the names of their columns."""
+    with closing(sqlite3.connect(path)) as connection:
+        cursor = connection.execute(statement)
+        return cursor.fetchall(), tuple(column for column, *_ in cursor.description)
 
 
 def test_the_page_has_questions() -> None:
@@ -43,13 +48,14 @@ def test_the_page_has_questions() -> None:
 
 @pytest.mark.parametrize("question", QUESTIONS, ids=range(len(QUESTIONS)))
 def test_every_question_of_the_page_has_an_answer(filled: Path, question: str) -> None:
-    assert ask(filled, question).fetchall()
+    rows, _ = ask(filled, question)
+    assert rows
 
 
 def test_tables_have_the_columns_that_the_mapping_says(filled: Path) -> None:
     for row in Tables(Layout(StorageConfig())).mapping():
-        cursor = ask(filled, f"SELECT * FROM {row.table}")
-        assert tuple(column for column, *_ in cursor.description) == row.columns, row.table
+        _, columns = ask(filled, f"SELECT * FROM {row.table}")
+        assert columns == row.columns, row.table
 
 
 def test_the_command_prints_the_mapping_for_people_and_for_programs() -> None:
@@ -64,6 +70,6 @@ def test_the_command_prints_the_mapping_for_people_and_for_programs() -> None:
 
 
 def test_the_command_prints_statements_that_make_the_tables() -> None:
-    connection = sqlite3.connect(":memory:")
-    connection.executescript(good(None, "schema", "--sql", "sqlite"))
-    assert connection.execute("SELECT role, count(*) FROM messages GROUP BY role").fetchall() == []
+    with closing(sqlite3.connect(":memory:")) as connection:
+        connection.executescript(good(None, "schema", "--sql", "sqlite"))
+        assert connection.execute("SELECT role, count(*) FROM messages GROUP BY role").fetchall() == []
