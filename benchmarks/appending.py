@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections.abc import Mapping
 from pathlib import Path
 
 from .corpus import Texts
@@ -44,28 +45,7 @@ def run(*, quick: bool) -> Result:
 async def _measure(folder: Path, *, quick: bool) -> Result:
     sessions, messages = (10, 10) if quick else (SESSIONS, MESSAGES)
     contestants = await open_all(folder, sessions)
-    texts = Texts()
-    stored = dict.fromkeys(contestants, 0)
-
-    def contest(name: str, contestant: Contestant) -> Contest:
-        count = min(messages, FEWER.get(name, messages))
-
-        async def append() -> float:
-            said = [texts.take(count) for _ in range(sessions)]
-            if isinstance(contestant, SystemCalls):
-                contestant.prepare(said)
-            with timed() as watch:
-                await contestant.append_all(said)
-            stored[name] += sessions * count
-            return sessions * count / watch.seconds
-
-        return append
-
-    contests = {name: contest(name, contestant) for name, contestant in contestants.items()}
-    rates = await interleave(contests, quick=quick)
-    notes = [f"{name}: {contestant.durability}" for name, contestant in contestants.items()]
-    await verify(contestants, stored)
-
+    rates, notes = await race(contestants, sessions, messages, FEWER, quick=quick)
     table = Table()
     for peer in PEERS:
         ours = OURS
@@ -112,10 +92,35 @@ async def open_all(folder: Path, sessions: int) -> dict[str, Contestant]:
     return contestants
 
 
-async def verify(contestants: dict[str, Contestant], stored: dict[str, int]) -> None:
-    """Close the contestants, who must have stored what they were given."""
+async def race(
+    contestants: Mapping[str, Contestant], sessions: int, messages: int, fewer: Mapping[str, int], *, quick: bool
+) -> tuple[dict[str, list[float]], list[str]]:
+    """Have contestants append to many sessions at once, in turn, and close them; each must have what it was given.
+
+    Return the messages a second of each round, and what each promises of a message.
+    """
+    texts = Texts()
+    stored = dict.fromkeys(contestants, 0)
+
+    def contest(name: str, contestant: Contestant) -> Contest:
+        count = min(messages, fewer.get(name, messages))
+
+        async def append() -> float:
+            said = [texts.take(count) for _ in range(sessions)]
+            if isinstance(contestant, SystemCalls):
+                contestant.prepare(said)
+            with timed() as watch:
+                await contestant.append_all(said)
+            stored[name] += sessions * count
+            return sessions * count / watch.seconds
+
+        return append
+
+    rates = await interleave({name: contest(name, each) for name, each in contestants.items()}, quick=quick)
+    notes = [f"{name}: {contestant.durability}" for name, contestant in contestants.items()]
     for name, contestant in contestants.items():
         count = await contestant.count()
         await contestant.close()
         if count != stored[name]:
             raise SystemExit(f"{name} was given {stored[name]:,} messages and has {count:,}.")
+    return rates, notes

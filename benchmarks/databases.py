@@ -15,6 +15,7 @@ from pathlib import Path
 from flatfile_chat_database import Message, StorageManager
 from tests.servers import PostgresServer, is_postgres_installed, postgres_server
 
+from .appending import race
 from .corpus import ROLES, Texts, vocabulary
 from .machine import work_folder
 from .ours import OURS, USER, Ours, configuration
@@ -73,29 +74,7 @@ async def _append(
         peer = open_served(name, folder, sessions, server.url(f"peer{number}"))
         if peer is not None:
             contestants[name] = peer
-    texts = Texts()
-    stored = dict.fromkeys(contestants, 0)
-
-    def contest(name: str, contestant: Contestant) -> Contest:
-        count = min(messages, FEWER.get(name, messages))
-
-        async def append() -> float:
-            said = [texts.take(count) for _ in range(sessions)]
-            with timed() as watch:
-                await contestant.append_all(said)
-            stored[name] += sessions * count
-            return sessions * count / watch.seconds
-
-        return append
-
-    contests = {name: contest(name, contestant) for name, contestant in contestants.items()}
-    rates = await interleave(contests, quick=quick)
-    notes = [f"{name}: {contestant.durability}" for name, contestant in contestants.items() if name != OURS]
-    for name, contestant in contestants.items():
-        count = await contestant.count()
-        await contestant.close()
-        if count != stored[name]:
-            raise SystemExit(f"{name} was given {stored[name]:,} messages and has {count:,}.")
+    rates, notes = await race(contestants, sessions, messages, FEWER, quick=quick)
     for name in SERVED:
         table.compare(
             f"{sessions} sessions at once on {POSTGRES}",

@@ -5,13 +5,11 @@ from __future__ import annotations
 import asyncio
 from pathlib import Path
 
-from .appending import verify
-from .corpus import Texts
+from .appending import race
 from .machine import work_folder
 from .ours import OURS, Ours
 from .peers import Contestant, open_peer
 from .result import Bar, Result, Table, median
-from .rounds import Contest, interleave, timed
 
 MESSAGES = 2_000
 """A round."""
@@ -35,23 +33,7 @@ async def _measure(folder: Path, *, quick: bool) -> Result:
     await ours.create()
     contestants: dict[str, Contestant] = {OURS: ours}
     contestants |= {name: peer for name in BARS if (peer := open_peer(name, folder, 1)) is not None}
-    texts = Texts()
-    stored = dict.fromkeys(contestants, 0)
-
-    def contest(name: str, contestant: Contestant) -> Contest:
-        async def append() -> float:
-            said = [texts.take(messages)]
-            with timed() as watch:
-                await contestant.append_all(said)
-            stored[name] += messages
-            return messages / watch.seconds
-
-        return append
-
-    contests = {name: contest(name, contestant) for name, contestant in contestants.items()}
-    rates = await interleave(contests, quick=quick)
-    notes = [f"{name}: {contestant.durability}" for name, contestant in contestants.items()]
-    await verify(contestants, stored)
+    rates, notes = await race(contestants, 1, messages, {}, quick=quick)
     table = Table()
     for name, bar in BARS.items():
         table.compare("one session, one writer", "messages/s", rates[OURS], name, rates.get(name), bar)

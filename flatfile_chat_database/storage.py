@@ -29,7 +29,8 @@ from pathlib import Path
 from types import TracebackType
 from typing import TYPE_CHECKING, Any, Literal, Self
 
-from .backends.base import StorageBackend, open_backend
+from .backends.base import StorageBackend
+from .backends.opening import open_backend
 from .config import StorageConfig
 from .errors import ConfigurationError, NotFoundError
 from .models import (

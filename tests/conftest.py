@@ -23,9 +23,10 @@ import pytest
 from blockbuster import BlockBuster, BlockBusterFunction
 from hypothesis import HealthCheck, settings
 
-from flatfile_chat_database.backends.base import StorageBackend, open_backend
+from flatfile_chat_database.backends.base import StorageBackend
 from flatfile_chat_database.backends.flatfile import files
 from flatfile_chat_database.backends.memory import MemoryBackend
+from flatfile_chat_database.backends.opening import open_backend
 from flatfile_chat_database.check import check
 from flatfile_chat_database.config import NAMING_FIELDS, StorageConfig
 from flatfile_chat_database.layout import Layout

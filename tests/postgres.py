@@ -8,7 +8,6 @@ from __future__ import annotations
 
 import atexit
 import itertools
-import json
 import os
 from contextlib import ExitStack
 from pathlib import Path
@@ -22,6 +21,7 @@ from flatfile_chat_database.backends.tables import Tables
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.layout import Layout
 
+from .backdoors import records_of
 from .servers import PostgresServer, postgres_server
 
 SCRIPT = Path(scripts.__path__[0], "postgres_0001.sql")
@@ -104,7 +104,7 @@ def peek(url: str, key: str) -> bytes | None:
 def poke(url: str, key: str, data: bytes) -> None:
     """Put bytes at a key."""
     cursor = connection(url).cursor()
-    records = _records(data) if key.endswith(".jsonl") else None
+    records = records_of(data) if key.endswith(".jsonl") else None
     row: tuple[object, ...]
     if records is None:
         cut = ((f"poked {key}", at, data[at : at + 100_000]) for at in range(0, len(data), 100_000))
@@ -124,15 +124,3 @@ def poke(url: str, key: str, data: bytes) -> None:
 def peek_keys(url: str) -> list[str]:
     """Return all keys."""
     return [key for (key,) in connection(url).execute("SELECT key FROM entries")]
-
-
-def _records(data: bytes) -> list[dict[str, Any]] | None:
-    """Return the messages of a log that has nothing else in it."""
-    try:
-        records = [json.loads(line) for line in data.splitlines()]
-        whole = data.endswith(b"\n") and all(
-            isinstance(record["id"], str) and record["id"] and record["role"] for record in records
-        )
-        return records if whole and len({record["id"] for record in records}) == len(records) else None
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None

@@ -2,22 +2,23 @@
 
 import asyncio
 import os
-import re
 import threading
 from pathlib import Path
 
 import pytest
 
 from flatfile_chat_database import codec
-from flatfile_chat_database.backends.base import Capability, StorageBackend, open_backend
+from flatfile_chat_database.backends.base import Capability, StorageBackend
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.backends.memory import MemoryBackend
+from flatfile_chat_database.backends.opening import open_backend
 from flatfile_chat_database.backends.rules import check_key, mended, quarantine_keys
 from flatfile_chat_database.backends.sqlite import SqliteBackend
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.errors import ConfigurationError, ValidationError
-from flatfile_chat_database.layout import Layout
 from flatfile_chat_database.testing.contract import BackendContract
+
+from .backdoors import Files
 
 
 class TestMemory(BackendContract):
@@ -43,10 +44,6 @@ class TestMemory(BackendContract):
 
     def peek_keys(self) -> list[str]:
         return list(self.data)
-
-
-OWN = Layout(StorageConfig())
-OF_A_SNAPSHOT = re.compile(r"\.[0-9a-f-]{36}\.tmp/")
 
 
 class SixMethods(StorageBackend):
@@ -124,7 +121,7 @@ class TestSixMethods(BackendContract):
 
 
 @pytest.mark.disk
-class TestFlatfile(BackendContract):
+class TestFlatfile(Files, BackendContract):
     """Files, looked at with plain Python."""
 
     capabilities = frozenset(
@@ -144,33 +141,6 @@ class TestFlatfile(BackendContract):
 
     def make_backend(self, config: StorageConfig) -> StorageBackend:
         return FlatfileBackend(config, self.root)
-
-    def peek(self, key: str) -> bytes | None:
-        path = self.root / key
-        return path.read_bytes() if path.is_file() else None
-
-    def poke(self, key: str, data: bytes) -> None:
-        path = self.root / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-
-    def peek_keys(self) -> list[str]:
-        paths = (path.relative_to(self.root).as_posix() for path in self.root.rglob("*") if not path.is_dir())
-        return sorted(path for path in paths if not OWN.is_own(path) and not OF_A_SNAPSHOT.match(path))
-
-    def is_untouched(self) -> bool:
-        return not self.root.exists()
-
-    def hinder(self) -> bool:
-        self.root.joinpath("system/journal").mkdir(exist_ok=True)
-        (self.root / "system/journal/00000001.jsonl").write_text("no journal\n")
-        return True
-
-    def break_folder(self, folder: str) -> bool:
-        path = self.root / folder
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.symlink(path.name, path)  # leads to itself, and is an error even for root
-        return True
 
 
 @pytest.mark.slow

@@ -14,10 +14,11 @@ from typing import TYPE_CHECKING, Any
 
 import pytest
 
-from flatfile_chat_database.backends.base import StorageBackend, open_backend
+from flatfile_chat_database.backends.base import StorageBackend
 from flatfile_chat_database.backends.changes import Change
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.backends.flatfile.files import Files
+from flatfile_chat_database.backends.opening import open_backend
 from flatfile_chat_database.check import HARMLESS, KINDS, Report, check
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.errors import ConfigurationError, ConflictError, IntegrityError

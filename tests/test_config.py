@@ -15,9 +15,9 @@ from typing import Any
 import pytest
 
 from flatfile_chat_database import Message, SituationalContext, StorageManager
-from flatfile_chat_database.backends.base import open_backend
 from flatfile_chat_database.backends.flatfile.files import Files
 from flatfile_chat_database.backends.memory import MemoryBackend
+from flatfile_chat_database.backends.opening import open_backend
 from flatfile_chat_database.backends.postgres import PostgresBackend
 from flatfile_chat_database.config import (
     DevelopmentConfig,

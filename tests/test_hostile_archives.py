@@ -14,7 +14,8 @@ from typing import Any
 
 import pytest
 
-from flatfile_chat_database.backends.base import StorageBackend, open_backend
+from flatfile_chat_database.backends.base import StorageBackend
+from flatfile_chat_database.backends.opening import open_backend
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.errors import StorageError
 from flatfile_chat_database.models import Message

@@ -4,10 +4,11 @@ import asyncio
 import os
 import random
 import signal
+import sqlite3
 import subprocess
 import sys
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from pathlib import Path
 from typing import Any
 
@@ -15,13 +16,15 @@ import pytest
 from click.testing import CliRunner
 
 from flatfile_chat_database import Message, SituationalContext, StorageConfig, StorageManager
-from flatfile_chat_database.backends.base import StorageBackend, open_backend
+from flatfile_chat_database.backends.base import StorageBackend
 from flatfile_chat_database.backends.changes import Put
+from flatfile_chat_database.backends.opening import open_backend
 from flatfile_chat_database.cli import cli
 from flatfile_chat_database.errors import ConfigurationError, ConflictError, NotFoundError, UnavailableError
 from flatfile_chat_database.layout import Layout
 from flatfile_chat_database.testing.case import line
 from flatfile_chat_database.transfer import migrate as module
+from flatfile_chat_database.transfer import putting
 from flatfile_chat_database.transfer.migrate import MigrationReport, migrate
 
 pytestmark = pytest.mark.slow  # nothing in it depends on the version of Python
@@ -119,8 +122,8 @@ async def test_everything_is_copied_byte_for_byte(of: str, to: str, tmp_path: Pa
 @pytest.mark.parametrize("to", KINDS)
 async def test_large_things_are_streamed(to: str, tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(module, "_RUN_BYTES", 1000)
-    monkeypatch.setattr(module, "_PART_BYTES", 1000)
-    monkeypatch.setattr(module, "_BATCH_KEYS", 3)
+    monkeypatch.setattr(putting, "_PART_BYTES", 1000)
+    monkeypatch.setattr(putting, "_BATCH_KEYS", 3)
     async with opened(f"file:{tmp_path / 'one'}") as one, opened(url(to, tmp_path / "other")) as other:
         await fill(one)
         await migrate(one, other, dry_run=True)
@@ -128,6 +131,20 @@ async def test_large_things_are_streamed(to: str, tmp_path: Path, monkeypatch: p
         report = await migrate(one, other)
         assert report.finished
         assert await contents(other) == await contents(one)
+
+
+async def test_a_log_that_is_too_large_to_be_held_has_rows_in_a_database(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_RUN_BYTES", 1000)
+    monkeypatch.setattr(putting, "_PART_BYTES", 1000)
+    async with opened(f"file:{tmp_path / 'one'}") as one, opened(f"sqlite:{tmp_path / 'other'}") as other:
+        await fill(one)
+        assert (await migrate(one, other)).finished
+        assert await contents(other) == await contents(one)
+        with closing(sqlite3.connect(tmp_path / "other")) as connection:
+            asked = "SELECT count(*) FROM messages WHERE user_id = 'ada' AND content LIKE 'number %'"
+            assert connection.execute(asked).fetchall() == [(30,)]
 
 
 async def test_a_dry_run_writes_nothing(source: StorageBackend, tmp_path: Path) -> None:
@@ -142,7 +159,7 @@ async def test_a_dry_run_writes_nothing(source: StorageBackend, tmp_path: Path) 
 async def test_an_interrupted_migration_is_no_store_and_goes_on_where_it_was(
     source: StorageBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(module, "_BATCH_KEYS", 5)
+    monkeypatch.setattr(putting, "_BATCH_KEYS", 5)
     async with opened(f"file:{tmp_path / 'target'}") as target:
         load, count = target.load, 0
 
@@ -296,10 +313,10 @@ async def test_what_is_no_store_or_has_other_names_is_refused(source: StorageBac
 PROGRAM = """
 import asyncio, sys
 from flatfile_chat_database.config import StorageConfig
-from flatfile_chat_database.backends.base import open_backend
-from flatfile_chat_database.transfer import migrate as module
+from flatfile_chat_database.backends.opening import open_backend
+from flatfile_chat_database.transfer import migrate as module, putting
 
-module._BATCH_KEYS, module._RUN_BYTES, module._BATCH_BYTES, module._PART_BYTES = 40, 2000, 20_000, 3000
+putting._BATCH_KEYS, module._RUN_BYTES, putting.BATCH_BYTES, putting._PART_BYTES = 40, 2000, 20_000, 3000
 
 async def main():
     one, other = (open_backend(StorageConfig(storage_url=url)) for url in sys.argv[1:])
@@ -355,7 +372,7 @@ async def test_a_migration_that_is_killed_again_and_again_comes_to_its_end(to: s
 async def test_memory_does_not_grow_with_the_store(tmp_path: Path) -> None:
     program = """
 import asyncio, sys
-from flatfile_chat_database.backends.base import open_backend
+from flatfile_chat_database.backends.opening import open_backend
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.transfer.migrate import migrate
 

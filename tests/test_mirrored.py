@@ -1,7 +1,6 @@
 """Two stores at once: the contract, and nothing lost when one is down, a writer dies, or the stores are switched."""
 
 import asyncio
-import os
 import signal
 import subprocess
 import sys
@@ -18,11 +17,12 @@ from click.testing import CliRunner
 from flatfile_chat_database import Message, StorageConfig, StorageManager
 from flatfile_chat_database.backends import copying, writers
 from flatfile_chat_database.backends.alike import Alike
-from flatfile_chat_database.backends.base import Capability, StorageBackend, open_backend
+from flatfile_chat_database.backends.base import Capability, StorageBackend
 from flatfile_chat_database.backends.changes import Append, Change, Delete, Move, Outcome, Put, RemoveTree
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.backends.memory import MemoryBackend
 from flatfile_chat_database.backends.mirrored import MirroredBackend
+from flatfile_chat_database.backends.opening import open_backend
 from flatfile_chat_database.backends.sqlite import SqliteBackend
 from flatfile_chat_database.cli import cli
 from flatfile_chat_database.errors import ConfigurationError, NotFoundError, UnavailableError
@@ -31,6 +31,7 @@ from flatfile_chat_database.testing.case import LOG, line
 from flatfile_chat_database.testing.contract import BackendContract
 
 from . import postgres
+from .backdoors import Files
 
 LAYOUT = Layout(StorageConfig())
 OWN = f"{LAYOUT.mirror}/"
@@ -67,7 +68,7 @@ class TestMirroredMemory(BackendContract):
 
 @pytest.mark.slow
 @pytest.mark.whole
-class TestMirroredFiles(BackendContract):
+class TestMirroredFiles(Files, BackendContract):
     """Files and SQLite; too long for every run, for every case takes both."""
 
     capabilities = FlatfileBackend.capabilities & SqliteBackend.capabilities
@@ -80,34 +81,8 @@ class TestMirroredFiles(BackendContract):
     def make_backend(self, config: StorageConfig) -> StorageBackend:
         return MirroredBackend(config, FlatfileBackend(config, self.root), SqliteBackend(config, str(self.other)))
 
-    def peek(self, key: str) -> bytes | None:
-        path = self.root / key
-        return path.read_bytes() if path.is_file() else None
-
-    def poke(self, key: str, data: bytes) -> None:
-        path = self.root / key
-        path.parent.mkdir(parents=True, exist_ok=True)
-        path.write_bytes(data)
-
     def peek_keys(self) -> list[str]:
-        found = []
-        for folder, _, names in os.walk(self.root):  # which bears with folders that vanish meanwhile
-            found += [Path(folder, name).relative_to(self.root).as_posix() for name in names]
-        return sorted(path for path in found if not LAYOUT.is_own(path) and not path.startswith((OWN, ".")))
-
-    def is_untouched(self) -> bool:
-        return not self.root.exists()
-
-    def hinder(self) -> bool:
-        self.root.joinpath("system/journal").mkdir(exist_ok=True)
-        (self.root / "system/journal/00000001.jsonl").write_text("no journal\n")
-        return True
-
-    def break_folder(self, folder: str) -> bool:
-        path = self.root / folder
-        path.parent.mkdir(parents=True, exist_ok=True)
-        os.symlink(path.name, path)
-        return True
+        return [key for key in super().peek_keys() if not key.startswith(OWN)]
 
 
 # --- two stores --------------------------------------------------------------------------------------------
@@ -707,7 +682,7 @@ async def test_no_store_keeps_a_state_for_as_long_as_the_other_is_filled(tmp_pat
 
 WRITER = """
 import asyncio, sys
-from flatfile_chat_database.backends.base import open_backend
+from flatfile_chat_database.backends.opening import open_backend
 from flatfile_chat_database.backends.changes import Append, Put
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.testing.case import LOG, line

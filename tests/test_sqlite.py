@@ -1,7 +1,6 @@
 """The SQLite backend: the contract, looked at with SQL, and what only it does."""
 
 import asyncio
-import json
 import multiprocessing
 import sqlite3
 from collections.abc import AsyncIterator
@@ -26,6 +25,8 @@ from flatfile_chat_database.layout import Layout
 from flatfile_chat_database.models import new_id
 from flatfile_chat_database.testing.case import LOG, line
 from flatfile_chat_database.testing.contract import BackendContract
+
+from .backdoors import records_of
 
 SCRIPT = Path(scripts.__path__[0], "sqlite_0001.sql")
 TABLES = Tables(Layout(StorageConfig()))
@@ -87,7 +88,7 @@ class TestSqlite(BackendContract):
 
     def poke(self, key: str, data: bytes) -> None:
         connection = self._connect()
-        records = _records(data) if key.endswith(".jsonl") else None
+        records = records_of(data) if key.endswith(".jsonl") else None
         if records is None:
             cut = ((f"poked {key}", at, data[at : at + 100_000]) for at in range(0, len(data), 100_000))
             connection.executemany("INSERT INTO pieces VALUES (?, ?, ?)", cut)
@@ -118,18 +119,6 @@ class TestSqlite(BackendContract):
 
     def is_untouched(self) -> bool:
         return not self.path.parent.exists()
-
-
-def _records(data: bytes) -> list[dict[str, Any]] | None:
-    """Return the messages of a log that has nothing else in it."""
-    try:
-        records = [json.loads(line) for line in data.splitlines()]
-        whole = data.endswith(b"\n") and all(
-            isinstance(record["id"], str) and record["id"] and record["role"] for record in records
-        )
-        return records if whole and len({record["id"] for record in records}) == len(records) else None
-    except (ValueError, TypeError, KeyError, RecursionError):
-        return None
 
 
 # --- what only a database does ---------------------------------------------------------------------------

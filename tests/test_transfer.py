@@ -13,9 +13,10 @@ from typing import Any
 
 import pytest
 
-from flatfile_chat_database.backends.base import StorageBackend, open_backend
+from flatfile_chat_database.backends.base import StorageBackend
 from flatfile_chat_database.backends.changes import ABSENT, Append, Put
 from flatfile_chat_database.backends.memory import MemoryBackend
+from flatfile_chat_database.backends.opening import open_backend
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.errors import (
     ConfigurationError,
@@ -554,7 +555,7 @@ async def test_whoever_is_cancelled_leaves_nothing(small: MemoryBackend, config:
 DYING = """
 import asyncio, os, signal, sys
 from flatfile_chat_database import StorageConfig, StorageManager
-from flatfile_chat_database.backends.base import open_backend
+from flatfile_chat_database.backends.opening import open_backend
 from flatfile_chat_database.transfer import backup, export_store, import_archive, restore
 
 what, where, store, left = sys.argv[1], sys.argv[2], sys.argv[3], int(sys.argv[4])

@@ -17,8 +17,6 @@ A medium that cannot be read or written raises UnavailableError; what cannot be 
 from __future__ import annotations
 
 import asyncio
-import dataclasses
-import importlib
 import logging
 from abc import ABC, abstractmethod
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterable, Sequence
@@ -29,9 +27,8 @@ from typing import TypeVar, cast
 import msgspec
 
 from .. import codec
-from ..config import StorageConfig, at_home
+from ..config import StorageConfig
 from ..errors import (
-    ConfigurationError,
     ConflictError,
     NotFoundError,
 )
@@ -545,74 +542,3 @@ class StorageBackend(ABC):
 
 def _decoded(lines: Iterable[bytes], decode: Callable[[bytes], T | None]) -> list[T]:
     return [record for line in lines if (record := decode(line)) is not None]
-
-
-# --- which backend -------------------------------------------------------------------------------------
-
-
-_FORMS = {  # how URLs of each scheme are written
-    "file": "file:relative/path or file:/absolute/path",
-    "sqlite": "sqlite:path/to/file",
-    "postgresql": "postgresql://user@host/database",
-    "memory": "memory:",
-}
-
-
-def open_backend(config: StorageConfig) -> StorageBackend:
-    """Make the backend that the configuration names; do no I/O.
-
-    `storage_url` is empty (files under `storage_base_path`), `file:relative`, `file:/absolute`, `file:~/in-home`, the
-    same with `sqlite:` for a file of SQLite, or `memory:`; the path is percent-decoded. Or it is a URL of PostgreSQL as
-    its own tools take it, `postgresql://user@host/database`. `mirrored:?from=URL&to=URL` is two stores at once, whose
-    URLs are percent-encoded.
-
-    Raises:
-        ConfigurationError: The URL's scheme is unknown or its form is wrong, or an extra is missing.
-    """
-    from urllib.parse import unquote  # half of what it imports is of no use to a store
-
-    scheme, colon, rest = config.storage_url.partition(":")
-    if not config.storage_url:
-        return _make("flatfile", "FlatfileBackend", config, config.storage_base_path)
-    path = unquote(rest)
-    if path.startswith("///"):  # file:///absolute, as browsers write it
-        path = path[2:]
-    if colon and scheme in ("file", "sqlite") and path and not path.startswith("//") and "\0" not in path:
-        module, name = ("flatfile", "FlatfileBackend") if scheme == "file" else ("sqlite", "SqliteBackend")
-        return _make(module, name, config, at_home("storage_url", path))
-    if colon and scheme == "memory" and not rest:
-        return _make("memory", "MemoryBackend", config)
-    if scheme in ("postgresql", "postgres") and rest.startswith("//"):
-        return _make("postgres", "PostgresBackend", config)
-    if colon and scheme == "mirrored":
-        stores = [open_backend(dataclasses.replace(config, storage_url=url)) for url in _mirrored(rest)]
-        return _make("mirrored", "MirroredBackend", config, *stores)
-    if colon and scheme in _FORMS:
-        raise ConfigurationError(
-            f"storage_url names no backend: a URL of {scheme} has another form.", hint=f"Write {_FORMS[scheme]}."
-        )
-    raise ConfigurationError(
-        f"storage_url with the scheme {scheme[:20]!r} names no backend.", hint=f"Use {', '.join(_FORMS.values())}."
-    )
-
-
-def _mirrored(rest: str) -> tuple[str, str]:
-    """Return the URLs of the two stores that a `mirrored:` URL names."""
-    from urllib.parse import parse_qs
-
-    try:
-        found = parse_qs(rest.removeprefix("?"), strict_parsing=True)
-        [old], [new] = found.pop("from"), found.pop("to")
-    except (ValueError, KeyError):
-        found, old, new = {"": []}, "", ""
-    if found or old == new or any(url.startswith("mirrored:") or ":" not in url for url in (old, new)):
-        raise ConfigurationError(
-            "storage_url with the scheme 'mirrored' names two stores.",
-            hint="Use mirrored:?from=URL&to=URL, both percent-encoded.",
-        )
-    return old, new
-
-
-def _make(module: str, name: str, *arguments: object) -> StorageBackend:
-    kind = getattr(importlib.import_module(f".{module}", __package__), name)
-    return cast("StorageBackend", kind(*arguments))

@@ -16,10 +16,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
-from contextlib import asynccontextmanager, suppress
+from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import aclosing, asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar
+from typing import Any, TypeVar, cast
 
 from ..config import StorageConfig
 from ..errors import (
@@ -335,8 +335,9 @@ class MirroredBackend(StorageBackend):
         return await (await self._reading()).read_log(key, start, stop, strict=strict)
 
     async def stream_log(self, key: str, *, strict: bool = False) -> AsyncIterator[list[bytes]]:
-        async for run in (await self._reading()).stream_log(key, strict=strict):
-            yield run
+        async with _ended((await self._reading()).stream_log(key, strict=strict)) as runs:
+            async for run in runs:
+                yield run
 
     async def read_log_as(
         self,
@@ -352,8 +353,9 @@ class MirroredBackend(StorageBackend):
     async def stream_log_as(
         self, key: str, decode: Callable[[bytes], T | None], *, strict: bool = False
     ) -> AsyncIterator[Iterable[T]]:
-        async for run in (await self._reading()).stream_log_as(key, decode, strict=strict):
-            yield run
+        async with _ended((await self._reading()).stream_log_as(key, decode, strict=strict)) as runs:
+            async for run in runs:
+                yield run
 
     async def count_log(self, key: str) -> int:
         return await (await self._reading()).count_log(key)
@@ -380,8 +382,9 @@ class MirroredBackend(StorageBackend):
         return await (await self._reading()).read_log_at(places)
 
     async def read_blob(self, key: str) -> AsyncIterator[bytes]:
-        async for chunk in (await self._reading()).read_blob(key):
-            yield chunk
+        async with _ended((await self._reading()).read_blob(key)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Snapshot]:
@@ -549,6 +552,11 @@ def _decided(error: BaseException) -> UnavailableError:
     )
 
 
+def _ended(items: AsyncIterator[T]) -> aclosing[AsyncGenerator[T, None]]:
+    """Return a context that ends a store's iterator with whoever reads it, at once and not when it is forgotten."""
+    return aclosing(cast("AsyncGenerator[T, None]", items))
+
+
 class _Shown(Snapshot):
     """A snapshot without what the mirroring keeps for itself."""
 
@@ -558,13 +566,15 @@ class _Shown(Snapshot):
         self._shown = shown
 
     async def sized(self, prefix: str = "") -> AsyncIterator[list[tuple[str, int]]]:
-        async for run in self._shown.sized(prefix):
-            if kept := [each for each in run if not self._own(each[0])]:
-                yield kept
+        async with _ended(self._shown.sized(prefix)) as runs:
+            async for run in runs:
+                if kept := [each for each in run if not self._own(each[0])]:
+                    yield kept
 
     async def read(self, key: str) -> AsyncIterator[bytes]:
-        async for chunk in self._shown.read(key):
-            yield chunk
+        async with _ended(self._shown.read(key)) as chunks:
+            async for chunk in chunks:
+                yield chunk
 
     async def read_many(self, keys: Sequence[str]) -> list[bytes | None]:
         return await self._shown.read_many(keys)

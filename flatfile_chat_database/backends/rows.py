@@ -115,14 +115,7 @@ class LogRows:
             f"SELECT position, body FROM {of(spot)} AND position >= ? AND position < ? ORDER BY position",
             (*spot.ids, first, end),
         )
-        wanted = first
-        for position, body in rows:
-            if position != wanted:
-                break
-            yield body.encode()
-            wanted += 1
-        if wanted < end:
-            raise missing(key, wanted)
+        yield from whole(key, rows, first, end)
 
     def find(self, key: str, record_id: str) -> tuple[int, bytes] | None:
         """Return position and line of a record."""
@@ -242,6 +235,22 @@ class LogRows:
 def row_of(spot: Spot, position: int, record_id: str, line: bytes) -> tuple[object, ...]:
     """Return the row of a message, its columns in the order of the table's."""
     return (*spot.ids, position, record_id, *shown(spot.table, line), line[:-1].decode())
+
+
+def whole(key: str, rows: Iterable[Sequence[Any]], first: int, end: int) -> Iterator[bytes]:
+    """Yield the lines of rows of position and line, which are to be all from one position up to another.
+
+    Raises:
+        IntegrityError: One of them is not there.
+    """
+    wanted = first
+    for position, body in rows:
+        if position != wanted:
+            break
+        yield body.encode()
+        wanted += 1
+    if wanted < end:
+        raise missing(key, wanted)
 
 
 def missing(key: str, position: int) -> IntegrityError:

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from .rows import Fresh, LogRows, asking, missing, runs_of
+from .rows import Fresh, LogRows, asking, runs_of, whole
 
 _BITS: Final = 32
 _LAST: Final = (1 << _BITS) - 1
@@ -100,14 +100,8 @@ class StagedRows(LogRows):
 
     def lines(self, key: str, first: int, end: int) -> Iterator[bytes]:
         base, _ = self._look(key) or (0, 0)
-        wanted = first
-        for place, body in self._db.stream(_LINES, (base + first, base + end - 1)):
-            if place - base != wanted:
-                break
-            yield body.encode()
-            wanted += 1
-        if wanted < end:
-            raise missing(key, wanted)
+        rows = self._db.stream(_LINES, (base + first, base + end - 1))
+        yield from whole(key, ((place - base, body) for place, body in rows), first, end)
 
     def find(self, key: str, record_id: str) -> tuple[int, bytes] | None:
         found = self._look(key)

@@ -16,7 +16,8 @@ from typing import Any, ParamSpec
 
 import click
 
-from ..backends.base import StorageBackend, open_backend
+from ..backends.base import StorageBackend
+from ..backends.opening import open_backend
 from ..config import ENVIRONMENT_PREFIX, StorageConfig, load_config, set_from_text, without_password
 from ..errors import ConfigurationError, NotFoundError, StorageError
 from ..layout import Layout

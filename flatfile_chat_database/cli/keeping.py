@@ -16,7 +16,7 @@ from typing import Any
 
 import click
 
-from ..backends.base import open_backend
+from ..backends.opening import open_backend
 from ..check import check as check_store
 from ..config import StorageConfig, without_password
 from ..demo import run_demo

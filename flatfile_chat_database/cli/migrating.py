@@ -8,7 +8,7 @@ from typing import Any
 
 import click
 
-from ..backends.base import open_backend
+from ..backends.opening import open_backend
 from ..terminal import duration, visible
 from ..transfer.migrate import MigrationReport, migrate
 from .frame import Options, cli, closing, dim, place, runs

@@ -9,8 +9,8 @@ from urllib.parse import parse_qs
 
 import click
 
-from ..backends.base import open_backend
 from ..backends.mirrored import MirroredBackend
+from ..backends.opening import open_backend
 from ..config import without_password
 from ..terminal import visible
 from .frame import Options, cli, closing, runs

@@ -21,7 +21,7 @@ from typing import Final, Literal, cast
 
 from .. import codec
 from ..backends.base import Snapshot, StorageBackend
-from ..backends.changes import ABSENT, ANY, Absent, Put, RemoveTree
+from ..backends.changes import ABSENT, Absent, Put, RemoveTree
 from ..backends.rules import version_of
 from ..config import NAMING_FIELDS, StorageConfig
 from ..errors import ConfigurationError, ConflictError, IntegrityError, NotFoundError
@@ -29,6 +29,7 @@ from ..layout import Layout
 from ..models import new_id, utc_now
 from ..records.store import Store
 from .ahead import ahead
+from .putting import BATCH_BYTES, Look, Putting
 from .tally import Content, Keys, Tally
 
 _Sized = tuple[str, int]
@@ -40,10 +41,6 @@ Progress = Callable[[int, int], None]
 _RUN_BYTES = 2 << 20
 """So much is read at a time; what is larger by itself is streamed."""
 _RUN_KEYS = 256
-_BATCH_BYTES = 4 << 20
-"""So much is written at a time."""
-_BATCH_KEYS = 2048
-_PART_BYTES = 1 << 20
 _ODD_KEYS = 1000
 """So many keys that only the target has are gathered before it is looked up whose they are."""
 _LOOK_BYTES = 1000
@@ -101,21 +98,6 @@ async def migrate(
     return await _Migration(source, target, dry_run=dry_run, progress=progress).run()
 
 
-@dataclass(slots=True)
-class _Look:
-    """A key of the source, and what the target has there."""
-
-    content: Content
-    data: bytes | None
-    """The bytes; None if they are too many to be held."""
-    state: str = "absent"
-    """Of the target's: "absent", "equal", "beginning" of what the source's log has, or "other"."""
-    old: Content | None = None
-    """What the target has, unless it is absent or equal."""
-    version: str | None = None
-    """Of what the target has, if it could be held."""
-
-
 class _Migration:
     def __init__(
         self, source: StorageBackend, target: StorageBackend, *, dry_run: bool, progress: Progress | None
@@ -128,7 +110,7 @@ class _Migration:
         self._done = self._steps = 0
         self._cursor: str | None = None
         self._passes = 2
-        self._odd: list[_Look] = []
+        self._odd: list[Look] = []
         self._odd_bytes = 0
         self._extra: list[Content] = []
 
@@ -188,8 +170,10 @@ class _Migration:
                 hint="Go on with that migration, or remove what is there.",
             )
         async with self._target.still() as shown:
-            async for run in shown.keys():
-                raise ConflictError("The target is not empty.", key=run[0], hint="Migrate to an empty place.")
+            async with aclosing(cast("AsyncGenerator[list[str]]", shown.keys())) as runs:
+                first = await anext(runs, None)
+            if first:
+                raise ConflictError("The target is not empty.", key=first[0], hint="Migrate to an empty place.")
         return "empty"
 
     async def _begin(self) -> None:
@@ -213,7 +197,7 @@ class _Migration:
             # Nobody else writes to it; and an empty place need not be looked at while it is filled.
             target = await stack.enter_async_context(self._target.still()) if looks_at_target else None
             await self._count(source)
-            writer = _Writer(self._target, self._layout, source)
+            writer = Putting(self._target, self._layout, source)
             stack.push_async_callback(writer.stop)
             writing = writer if writes and not self._report.dry_run else None
             runs = await stack.enter_async_context(aclosing(ahead(self._looks(source, target))))
@@ -222,14 +206,14 @@ class _Migration:
                     tally.add(look.content)
                     await self._take(look, writing)
                 self._extra += extra
-                if len(self._extra) >= _ODD_KEYS or self._odd_bytes >= _BATCH_BYTES:
+                if len(self._extra) >= _ODD_KEYS or self._odd_bytes >= BATCH_BYTES:
                     await self._settle(writing)
                 self._step(len(looks))
             await self._settle(writing)
             await writer.finish()
         return tally
 
-    async def _take(self, look: _Look, writer: _Writer | None) -> None:
+    async def _take(self, look: Look, writer: Putting | None) -> None:
         report = self._report
         match look.state:
             case "absent":
@@ -246,7 +230,7 @@ class _Migration:
                 self._odd.append(look)
                 self._odd_bytes += len(look.data or b"") + _LOOK_BYTES
 
-    async def _settle(self, writer: _Writer | None) -> None:
+    async def _settle(self, writer: Putting | None) -> None:
         """Replace and remove what the target has otherwise, if it is the migration's own."""
         report = self._report
         wanted = {look.old.mark for look in self._odd if look.old is not None}
@@ -333,7 +317,7 @@ class _Migration:
 
     async def _looks(
         self, source: Snapshot, target: Snapshot | None, *, described: bool = True
-    ) -> AsyncGenerator[tuple[list[_Look], list[Content]], None]:
+    ) -> AsyncGenerator[tuple[list[Look], list[Content]], None]:
         """Yield the keys of the source in order with what the target has there, and what only the target has.
 
         Memory is bounded by a few runs, however many keys there are, and however large each is.
@@ -351,11 +335,12 @@ class _Migration:
         """Yield the keys that are to be copied with their sizes, in sorted runs that are not empty."""
         start, key_of_store = f"{self._layout.migration}/", self._layout.key("store")
         if snapshot is not None:
-            async for run in snapshot.sized():
-                for at in range(0, len(run), _RUN_KEYS):
-                    part = run[at : at + _RUN_KEYS]
-                    if kept := [each for each in part if each[0] != key_of_store and not each[0].startswith(start)]:
-                        yield kept
+            async with aclosing(cast("AsyncGenerator[list[_Sized]]", snapshot.sized())) as runs:
+                async for run in runs:
+                    for at in range(0, len(run), _RUN_KEYS):
+                        part = run[at : at + _RUN_KEYS]
+                        if kept := [each for each in part if each[0] != key_of_store and not each[0].startswith(start)]:
+                            yield kept
 
     async def _look_at(
         self,
@@ -364,11 +349,11 @@ class _Migration:
         part: Sequence[_Sized],
         theirs: Mapping[str, int],
         layout: Layout | None,
-    ) -> list[_Look]:
+    ) -> list[Look]:
         """Look at keys that can be held together, or at one that cannot."""
         if part[0][1] > _RUN_BYTES:
             try:
-                look = _Look(await self._content(source, part[0][0]), None)
+                look = Look(await self._content(source, part[0][0]), None)
             except NotFoundError:  # the source has no snapshots, and it has gone meanwhile
                 return []
             if target is not None and part[0][0] in theirs:
@@ -382,7 +367,7 @@ class _Migration:
                 await self._look_at_small(target, [both[key] for key, _ in those], those[0][1])
         return looks
 
-    async def _look_at_small(self, target: Snapshot, looks: Sequence[_Look], size: int) -> None:
+    async def _look_at_small(self, target: Snapshot, looks: Sequence[Look], size: int) -> None:
         """Look what the target has where the source has what can be held; `size` is that of the first."""
         if size > _RUN_BYTES:
             await self._look_at_old(target, looks[0])
@@ -395,7 +380,7 @@ class _Migration:
                 if look.old.is_log and _is_beginning(old, look.data or b""):
                     look.state = "beginning"
 
-    async def _look_at_old(self, target: Snapshot, look: _Look) -> bool:
+    async def _look_at_old(self, target: Snapshot, look: Look) -> bool:
         """Look what the target has at a key; return whether that ends in a whole line."""
         old, ends_whole = Content(self._layout, look.content.key), True
         try:
@@ -408,7 +393,7 @@ class _Migration:
         look.state, look.old = ("equal", None) if is_equal else ("other", old)
         return ends_whole
 
-    async def _look_at_large(self, source: Snapshot, target: Snapshot, look: _Look) -> None:
+    async def _look_at_large(self, source: Snapshot, target: Snapshot, look: Look) -> None:
         """Look what the target has where the source has what is too large to be held."""
         ends_whole = await self._look_at_old(target, look)
         old = look.old
@@ -431,95 +416,12 @@ class _Migration:
         return content
 
 
-class _Writer:
-    """Puts bytes into the target, one batch while the next is gathered."""
-
-    def __init__(self, target: StorageBackend, layout: Layout, source: Snapshot) -> None:
-        self._target = target
-        self._layout = layout
-        self._source = source
-        self._items: list[tuple[str, bytes]] = []
-        self._marks: list[bytes] = []
-        self._size = 0
-        self._at_work: asyncio.Task[None] | None = None
-
-    async def copy(self, look: _Look) -> None:
-        """Put what the target has not."""
-        if look.data is None:
-            await self._mark(look)
-            if not await self._target.write_blob(look.content.key, self._source.read(look.content.key)):
-                raise ConflictError(f"Something is at {look.content.key} already.", key=look.content.key)
-            return
-        self._items.append((look.content.key, look.data))
-        self._marks.append(look.content.mark)
-        self._size += len(look.data)
-        if self._size >= _BATCH_BYTES or len(self._items) >= _BATCH_KEYS:
-            await self._hand_over()
-
-    async def go_on(self, look: _Look) -> None:
-        """Append what the target's log lacks."""
-        assert look.old is not None
-        await self._mark(look)
-        skip = look.old.size
-        if look.data is not None:
-            await self._target.append(look.content.key, look.data[skip:])
-            return
-        held = bytearray()
-        async for chunk in self._source.read(look.content.key):
-            held += chunk[skip:]
-            skip -= min(skip, len(chunk))
-            end = held.rfind(b"\n") + 1
-            if end >= _PART_BYTES:
-                await self._target.append(look.content.key, bytes(held[:end]))
-                del held[:end]
-        if held:
-            await self._target.append(look.content.key, bytes(held))
-
-    async def replace(self, look: _Look) -> None:
-        """Put what the source has in the place of what the migration had put there."""
-        await self._mark(look)
-        if look.data is not None:
-            expected = ANY if look.version is None else look.version
-            await self._target.commit([Put(look.content.key, look.data, expected)])
-            return
-        await self._target.delete(look.content.key)
-        await self.copy(look)
-
-    async def finish(self) -> None:
-        """Write what is left."""
-        await self._hand_over()
-        await self._wait()
-
-    async def stop(self) -> None:
-        """Wait for what is being written, whatever comes of it."""
-        if self._at_work is not None:
-            await asyncio.wait([self._at_work])
-
-    async def _mark(self, look: _Look) -> None:
-        await self._target.write(f"{self._layout.migration}/{new_id()}", look.content.mark)
-
-    async def _hand_over(self) -> None:
-        await self._wait()
-        if self._items:
-            self._at_work = asyncio.ensure_future(self._load(self._items, b"".join(self._marks)))
-        self._items, self._marks, self._size = [], [], 0
-
-    async def _wait(self) -> None:
-        task, self._at_work = self._at_work, None
-        if task is not None:
-            await task
-
-    async def _load(self, items: Sequence[tuple[str, bytes]], marks: bytes) -> None:
-        await self._target.load([(f"{self._layout.migration}/{new_id()}", marks)])
-        await self._target.load(items)
-
-
 # --- small things --------------------------------------------------------------------------------------
 
 
-def _looked_at(layout: Layout | None, keys: Sequence[str], datas: Sequence[bytes | None]) -> list[_Look]:
+def _looked_at(layout: Layout | None, keys: Sequence[str], datas: Sequence[bytes | None]) -> list[Look]:
     found = zip(keys, datas, strict=True)  # None: the source has no snapshots, and it has gone meanwhile
-    return [_Look(_fed(layout, key, data), data) for key, data in found if data is not None]
+    return [Look(_fed(layout, key, data), data) for key, data in found if data is not None]
 
 
 def _fed(layout: Layout | None, key: str, data: bytes) -> Content:

@@ -6,8 +6,9 @@ import os
 from dataclasses import replace
 
 from .. import codec
-from ..backends.base import StorageBackend, open_backend
+from ..backends.base import StorageBackend
 from ..backends.changes import ABSENT, Delete, Put, RemoveTree
+from ..backends.opening import open_backend
 from ..backends.turn import to_the_end
 from ..check import check
 from ..config import StorageConfig

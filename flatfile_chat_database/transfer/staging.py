@@ -10,12 +10,13 @@ import contextlib
 import fcntl
 import os
 import shutil
+from abc import ABC, abstractmethod
 from typing import BinaryIO
 
 from ..errors import ConflictError, UnavailableError
 
 
-class _Staging:
+class _Staging(ABC):
     """A path, and an unfinished one beside it."""
 
     _FLAGS = os.O_RDWR
@@ -29,8 +30,9 @@ class _Staging:
         self.path = os.path.join(folder, f".{name}.unfinished")
         self._lock = -1
 
+    @abstractmethod
     def _make(self) -> None:
-        raise NotImplementedError
+        """Make the unfinished place; raise FileExistsError if it is there."""
 
     def _take(self) -> None:
         """Make the unfinished place, or take over that of somebody who died."""

@@ -14,7 +14,7 @@ from ..base import Changes
 from ..changes import ABSENT
 from ..contents import PIECE_BYTES, Contents, Place, read_rows
 from ..gathered import Known
-from ..rows import Fresh, LogRows, good_rows, missing, of, row_of, same_ids
+from ..rows import Fresh, LogRows, good_rows, of, row_of, same_ids, whole
 from ..rules import check_version, is_text
 from ..tables import Spot, Table, Tables, body_of, shown
 from .session import PostgresSession
@@ -403,18 +403,6 @@ class PostgresContents(Contents):
         )
         if not fits:
             raise IntegrityError("There are rows that the table `entries` does not name.")
-
-
-def whole(key: str, rows: Iterable[Sequence[Any]], first: int, end: int) -> Iterator[bytes]:
-    """Yield the lines of rows of position and line, which are to be all from one position up to another."""
-    wanted = first
-    for position, body in rows:
-        if position != wanted:
-            break
-        yield body.encode()
-        wanted += 1
-    if wanted < end:
-        raise missing(key, wanted)
 
 
 def _count(spot: Spot) -> str:
