@@ -15,7 +15,7 @@ from flatfile_chat_database.errors import DurabilityError, IntegrityError, Stora
 from flatfile_chat_database.testing.faults import FaultyFiles
 
 from .test_flatfile import DOCUMENT, LOG, ids
-from .test_journal import OTHER, Open, append, copy, opened, quarantined, segments, started
+from .test_journal import OTHER, Open, append, batches, copy, opened, quarantined, segments, started
 
 __all__ = ["opened"]  # a fixture
 
@@ -127,10 +127,11 @@ async def test_a_process_at_the_level_os_syncs_what_one_at_full_acknowledged(ope
     assert lazy.statistics()["checkpoints"] > 0
     assert str(store_path / LOG) in files.paths
     crashed = copy(store_path)
+    is_named = any(batches(segment) for segment in segments(crashed))  # not if all of it had just been folded
     files = Synced()
     again = await started(opened, files, crashed, durability="os")
     assert await ids(again) == ["a"]
-    assert str(crashed / OTHER) in files.paths or segments(store_path) == []
+    assert str(crashed / OTHER) in files.paths or not is_named
 
 
 async def test_at_normal_whoever_closes_a_store_is_told_that_the_last_flush_failed(opened: Open) -> None:

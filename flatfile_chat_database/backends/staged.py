@@ -45,18 +45,19 @@ _FREE = """
 _COUNT = f"""
 SELECT log, coalesce({_NEWEST.format("arrivals")}, {_NEWEST.format("records")}) FROM logs WHERE key = ?
 """
+# Not `?1`: Python 3.12 takes a numbered parameter for a named one, and warns.
 _LINES = """
-SELECT place, body FROM records WHERE place BETWEEN ?1 AND ?2
-UNION ALL SELECT place, body FROM arrivals WHERE place BETWEEN ?1 AND ?2 ORDER BY place
+SELECT place, body FROM records WHERE place BETWEEN ? AND ?
+UNION ALL SELECT place, body FROM arrivals WHERE place BETWEEN ? AND ? ORDER BY place
 """
 _FIND = """
-SELECT place, body FROM records WHERE id = ?1 AND place >> 32 = ?2
-UNION ALL SELECT place, body FROM arrivals WHERE id = ?1 AND place >> 32 = ?2
+SELECT place, body FROM records WHERE id = ? AND place >> 32 = ?
+UNION ALL SELECT place, body FROM arrivals WHERE id = ? AND place >> 32 = ?
 """
 _SIZE = """
 SELECT sum(length(CAST(body AS BLOB)) + 1) FROM (
-    SELECT body FROM records WHERE place BETWEEN ?1 AND ?2 UNION ALL
-    SELECT body FROM arrivals WHERE place BETWEEN ?1 AND ?2)
+    SELECT body FROM records WHERE place BETWEEN ? AND ? UNION ALL
+    SELECT body FROM arrivals WHERE place BETWEEN ? AND ?)
 """
 
 
@@ -80,7 +81,7 @@ class StagedRows(LogRows):
 
     def size(self, key: str) -> int:
         base, count = self._look(key) or (0, 0)
-        [(size,)] = self._db.execute(_SIZE, (base, base + count - 1))
+        [(size,)] = self._db.execute(_SIZE, 2 * (base, base + count - 1))
         return int(size or 0)
 
     def _counted(self) -> Iterator[tuple[str, int, int]]:
@@ -100,12 +101,12 @@ class StagedRows(LogRows):
 
     def lines(self, key: str, first: int, end: int) -> Iterator[bytes]:
         base, _ = self._look(key) or (0, 0)
-        rows = self._db.stream(_LINES, (base + first, base + end - 1))
+        rows = self._db.stream(_LINES, 2 * (base + first, base + end - 1))
         yield from whole(key, ((place - base, body) for place, body in rows), first, end)
 
     def find(self, key: str, record_id: str) -> tuple[int, bytes] | None:
         found = self._look(key)
-        rows = [] if found is None else self._db.execute(_FIND, (record_id, found[0] >> _BITS))
+        rows = [] if found is None else self._db.execute(_FIND, 2 * (record_id, found[0] >> _BITS))
         return (rows[0][0] & _LAST, rows[0][1].encode()) if rows else None
 
     def newest(self, keys: Sequence[str]) -> dict[str, tuple[int, bytes]]:
