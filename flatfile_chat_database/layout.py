@@ -209,6 +209,8 @@ class Layout:
                 Entry("quarantine", blob, f"{self.system}/quarantine/{{item}}", "damaged bytes set aside"),
             )
         }
+        self.leaves = _leaves(self.entries.values())
+        """Last segments of the map's own, with how what is at keys that end in them is stored: faster than `parse`."""
         self._patterns = _patterns(tuple(self.entries.values()))
         self._by_depth: dict[int, list[tuple[str, _Pattern]]] = {}
         for name, pattern in self._patterns.items():
@@ -583,6 +585,13 @@ class _Pattern:
         if canonical is not None and canonical + literal in self._reserved[depth]:
             canonical = _escape_first(text)
         return text if segment == canonical else None
+
+
+def _leaves(entries: Iterable[Entry]) -> dict[str, Shape]:
+    found: dict[str, set[Shape]] = {}
+    for entry in entries:
+        found.setdefault(entry.pattern.rpartition("/")[2], set()).add(entry.shape)
+    return {leaf: min(shapes) for leaf, shapes in found.items() if "{" not in leaf and len(shapes) == 1}
 
 
 def _check_segment(segment: str, placeholder: str) -> str:

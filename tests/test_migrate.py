@@ -227,6 +227,40 @@ async def test_what_changes_meanwhile_is_counted_and_copied_by_the_next_run(
         assert await contents(target) == await contents(source)
 
 
+@pytest.mark.parametrize("large", [True, False])
+async def test_a_source_that_is_written_without_a_pause_is_copied_when_it_rests(
+    large: bool, source: StorageBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    if large:
+        monkeypatch.setattr(module, "_RUN_BYTES", 300)
+        monkeypatch.setattr(putting, "_PART_BYTES", 300)
+    storage = StorageManager(source.config, backend=source)
+    sessions = [session.id for session in await storage.list_sessions("ada")]
+    rounds, rests = 0, False
+
+    async def write() -> None:
+        nonlocal rounds
+        while not rests:
+            rounds += 1
+            for session in sessions:
+                await storage.add_message("ada", session, Message("user", f"round {rounds}"))
+            passing = await storage.create_session("ada", "passes")
+            await storage.add_messages("ada", passing, [Message("user", "x" * 100)] * 20)
+            await storage.delete_session("ada", passing)
+            await source.write(LOG, line("m0") * (rounds % 7))
+
+    async with opened(f"sqlite:{tmp_path / 'target'}") as target:
+        writer = asyncio.create_task(write())
+        reports = [await migrate(source, target) for _ in range(4)]
+        rests = True
+        await writer
+        assert rounds > 4
+        assert not any(report.finished for report in reports)
+        assert all(report.changed and not report.differing and not report.foreign for report in reports)
+        assert (await migrate(source, target)).finished
+        assert await contents(target) == await contents(source)
+
+
 async def test_what_somebody_else_put_there_is_reported_and_left(
     source: StorageBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

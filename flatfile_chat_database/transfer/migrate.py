@@ -193,7 +193,9 @@ class _Migration:
         """Go through both stores once, and write what is missing; return what the source holds."""
         tally = Tally()
         async with AsyncExitStack() as stack:
-            source = await stack.enter_async_context(self._source.snapshot())
+            # A store that tells what changed needs no snapshot to be copied: if anything did, that is found at the end.
+            tells = writes and not self._report.dry_run and self._cursor is not None
+            source = await stack.enter_async_context(self._source.still() if tells else self._source.snapshot())
             # Nobody else writes to it; and an empty place need not be looked at while it is filled.
             target = await stack.enter_async_context(self._target.still()) if looks_at_target else None
             await self._count(source)
@@ -274,7 +276,7 @@ class _Migration:
                 now = await self._tally(source, described=True)
                 if now.digest != there.digest:
                     unequal = await self._unequal(source, target)
-                    if there.digest == copied.digest:  # it has what was read at first
+                    if changed or there.digest == copied.digest:  # it has what was read at first, as far as can be told
                         self._report.changed = unequal.count
                     else:
                         self._report.differing = unequal

@@ -4,13 +4,13 @@ from __future__ import annotations
 
 import asyncio
 from collections.abc import AsyncGenerator, Sequence
-from contextlib import aclosing
+from contextlib import aclosing, suppress
 from dataclasses import dataclass
 from typing import Final, cast
 
 from ..backends.base import Snapshot, StorageBackend
 from ..backends.changes import ANY, Put
-from ..errors import ConflictError
+from ..errors import ConflictError, NotFoundError
 from ..layout import Layout
 from ..models import new_id
 from .tally import Content
@@ -53,16 +53,21 @@ class Putting:
         """Put what the target has not."""
         if look.data is None:
             await self._mark(look)
-            if look.content.is_log and not look.content.damage:
-                await self._put_lines(look.content.key, 0)
-            elif not await self._target.write_blob(look.content.key, self._source.read(look.content.key)):
-                raise ConflictError(f"Something is at {look.content.key} already.", key=look.content.key)
+            with suppress(NotFoundError):  # it has gone from a source that is written, which is found at the end
+                await self._copy_large(look.content)
             return
         self._items.append((look.content.key, look.data))
         self._marks.append(look.content.mark)
         self._size += len(look.data)
         if self._size >= BATCH_BYTES or len(self._items) >= _BATCH_KEYS:
             await self._hand_over()
+
+    async def _copy_large(self, content: Content) -> None:
+        key = content.key
+        if content.is_log and not content.damage:
+            await self._put_lines(key, 0)
+        elif not await self._target.write_blob(key, self._source.read(key)):
+            raise ConflictError(f"Something is at {key} already.", key=key)
 
     async def go_on(self, look: Look) -> None:
         """Append what the target's log lacks."""
@@ -86,8 +91,8 @@ class Putting:
                     await self._put_part(key, bytes(held[:end]), is_there=is_there)
                     del held[:end]
                     is_there = True
-        if held:
-            await self._put_part(key, bytes(held), is_there=is_there)
+        if end := held.rfind(b"\n") + 1:  # half a line behind it is being written to the source
+            await self._put_part(key, bytes(held[:end]), is_there=is_there)
 
     async def _put_part(self, key: str, lines: bytes, *, is_there: bool) -> None:
         if is_there:

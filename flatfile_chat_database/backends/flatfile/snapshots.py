@@ -17,7 +17,7 @@ import contextlib
 import errno
 import sqlite3
 import threading
-from collections.abc import AsyncIterator, Iterable, Sequence
+from collections.abc import AsyncIterator, Iterable, Iterator, Sequence
 from functools import partial
 from typing import Any, TypeVar
 
@@ -60,6 +60,8 @@ class Frozen:
         self._folder = tree.temporary("snapshot")
         self._catalogue: sqlite3.Connection | None = None
         self._cursor = ""
+        self._taken: list[tuple[str, int, int, int, int]] = []
+        """Rows that are not in the catalogue yet."""
         self._count = 0
         self._looks = 0
         self._has_ended = False
@@ -174,7 +176,9 @@ class Frozen:
             size, inode = self._hold(key, self._place(number))
         except (FileNotFoundError, NotADirectoryError):  # gone meanwhile
             return
-        self._execute("INSERT INTO held VALUES (?, ?, ?, ?, ?)", (key, number, size, inode, self._looks))
+        self._taken.append((key, number, size, inode, self._looks))
+        if len(self._taken) >= _KEYS_AT_ONCE:
+            self._note()
 
     def _hold(self, key: str, place: str) -> tuple[int, int]:
         """Keep the bytes at a key in `place`; return how many they are, and which inode has them, -1 for a copy."""
@@ -192,7 +196,7 @@ class Frozen:
         return size, inode
 
     def _is_replaced_whole(self, key: str) -> bool:
-        return self._tree.shape(key) in (Shape.DOCUMENT, Shape.BLOB)
+        return self._tree.likely_shape(key) in (Shape.DOCUMENT, Shape.BLOB)
 
     def _ends_in_newline(self, place: str, size: int) -> bool:
         descriptor = self._files.open_to_read(place)
@@ -263,10 +267,23 @@ class Frozen:
                 self._files.close(descriptor)
 
     def _execute(self, statement: str, parameters: Sequence[object] = ()) -> list[tuple[Any, ...]]:
+        """Do a statement on the catalogue, with all that was taken in it."""
+        if self._taken:
+            self._note()
+        with self._catalogued() as catalogue:
+            return catalogue.execute(statement, parameters).fetchall()
+
+    def _note(self) -> None:
+        taken, self._taken = self._taken, []
+        with self._catalogued() as catalogue:
+            catalogue.executemany("INSERT INTO held VALUES (?, ?, ?, ?, ?)", taken)
+
+    @contextlib.contextmanager
+    def _catalogued(self) -> Iterator[sqlite3.Connection]:
         if self._catalogue is None:
             raise ClosedError("The snapshot has ended.")
         try:
-            return self._catalogue.execute(statement, parameters).fetchall()
+            yield self._catalogue
         except sqlite3.Error as error:
             raise UnavailableError(f"The catalogue of the snapshot: {error}.", hint="Is the disk full?") from error
 
