@@ -34,6 +34,9 @@ BARS = {RAW: Bar(least=3), OPENAI: Bar(least=5)}
 FILES, SQLITE, POSTGRES = "flat files", "SQLite", "PostgreSQL"
 _LISTED, _LOG = 1_000, 20_000
 """Sessions of a user, and messages of one session."""
+_SHORT, _LONG, _FILLED = 1_000, 1_000_000, 20_000
+"""Messages of a short log, of a long one, and of those that are written at a time."""
+FLAT = Bar(most=1.5)
 
 
 def run(*, quick: bool) -> Result:
@@ -49,6 +52,7 @@ async def _measure(folder: Path, server: PostgresServer, *, quick: bool) -> Resu
     sessions, messages = (10, 5) if quick else (SESSIONS, MESSAGES)
     rates, notes = await _append(folder, server, table, sessions, messages, quick=quick)
     await _use(folder, server, table, quick=quick)
+    await _page(folder, server, table, quick=quick)
     return Result(
         "databases",
         f"{sessions} sessions at once on PostgreSQL, and the same work on each backend",
@@ -111,16 +115,54 @@ async def _use(folder: Path, server: PostgresServer, table: Table, *, quick: boo
                 )
 
 
+async def _page(folder: Path, server: PostgresServer, table: Table, *, quick: bool) -> None:
+    """Read pages from a long log and from a short one of the same store."""
+    server.sql("CREATE DATABASE paged")
+    long, times = (2 * _SHORT, 5) if quick else (_LONG, 100)
+    numbers = random.Random(3)
+    for name, url in ((SQLITE, f"sqlite:{folder}/paged.sqlite3"), (POSTGRES, server.url("paged"))):
+        async with StorageManager(configuration(folder / "paged", url=url)) as store:
+            await store.create_user(USER)
+            for size in (_SHORT, long):
+                await _fill_log(store, str(size), size)
+
+            def newest(size: int, store: StorageManager = store) -> Contest:
+                return lambda: _median_ms(times, lambda: store.get_messages(USER, str(size), 100, -100))
+
+            def page(size: int, store: StorageManager = store) -> Contest:
+                return lambda: _median_ms(
+                    times, lambda: store.get_messages(USER, str(size), 100, numbers.randrange(size - 100))
+                )
+
+            for what, contest in (("newest page of 100", newest), ("page of 100 at a random place", page)):
+                figures = await interleave(
+                    {str(size): contest(size) for size in (_SHORT, long)}, quick=quick, rounds=2 if quick else 5
+                )
+                table.relate(
+                    f"{what} of {long:,}, {name}",
+                    "ms",
+                    figures[str(long)],
+                    f"the same of {_SHORT:,}",
+                    figures[str(_SHORT)],
+                    FLAT,
+                )
+
+
 async def _fill(storage: StorageManager, listed: int, log: int) -> None:
     texts = Texts()
     await storage.create_user(USER)
     for number in range(listed):
         name = await storage.create_session(USER, session_id=f"listed-{number}")
         await storage.add_messages(USER, name, [Message(ROLES[n % 2], next(texts)) for n in range(4)])
-    await storage.create_session(USER, session_id="long")
-    for start in range(0, log, 5_000):
-        some = [Message(ROLES[n % 2], next(texts)) for n in range(min(5_000, log - start))]
-        await storage.add_messages(USER, "long", some)
+    await _fill_log(storage, "long", log)
+
+
+async def _fill_log(storage: StorageManager, session: str, size: int) -> None:
+    texts = Texts()
+    await storage.create_session(USER, session_id=session)
+    for start in range(0, size, _FILLED):
+        some = [Message(ROLES[n % 2], next(texts)) for n in range(min(_FILLED, size - start))]
+        await storage.add_messages(USER, session, some)
 
 
 Work = Callable[[StorageManager], Awaitable[float]]

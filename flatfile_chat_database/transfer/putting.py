@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+from collections import deque
 from collections.abc import AsyncGenerator, Sequence
 from contextlib import aclosing, suppress
 from dataclasses import dataclass
@@ -18,6 +19,8 @@ from .tally import Content
 BATCH_BYTES: Final = 4 << 20
 """So much is written at a time."""
 _BATCH_KEYS: Final = 2048
+_AT_ONCE: Final = 2
+"""Batches: the files of one are written while another one gets its names."""
 _PART_BYTES: Final = 1 << 20
 """Of a log that is too large to be held, about so much is written at a time."""
 
@@ -38,7 +41,7 @@ class Look:
 
 
 class Putting:
-    """Puts bytes into the target, one batch while the next is gathered."""
+    """Puts bytes into the target, a few batches while the next is gathered."""
 
     def __init__(self, target: StorageBackend, layout: Layout, source: Snapshot) -> None:
         self._target = target
@@ -47,7 +50,7 @@ class Putting:
         self._items: list[tuple[str, bytes]] = []
         self._marks: list[bytes] = []
         self._size = 0
-        self._at_work: asyncio.Task[None] | None = None
+        self._at_work: deque[asyncio.Task[None]] = deque()
 
     async def copy(self, look: Look) -> None:
         """Put what the target has not."""
@@ -113,26 +116,29 @@ class Putting:
     async def finish(self) -> None:
         """Write what is left."""
         await self._hand_over()
-        await self._wait()
+        await self._wait(0)
 
     async def stop(self) -> None:
         """Wait for what is being written, whatever comes of it."""
-        if self._at_work is not None:
-            await asyncio.wait([self._at_work])
+        if self._at_work:
+            ended, _ = await asyncio.wait(self._at_work)
+            for task in ended:  # the first error was raised; of the others asyncio would complain
+                if not task.cancelled():
+                    task.exception()
 
     async def _mark(self, look: Look) -> None:
         await self._target.write(f"{self._layout.migration}/{new_id()}", look.content.mark)
 
     async def _hand_over(self) -> None:
-        await self._wait()
+        await self._wait(_AT_ONCE - 1)
         if self._items:
-            self._at_work = asyncio.ensure_future(self._load(self._items, b"".join(self._marks)))
+            self._at_work.append(asyncio.ensure_future(self._load(self._items, b"".join(self._marks))))
         self._items, self._marks, self._size = [], [], 0
 
-    async def _wait(self) -> None:
-        task, self._at_work = self._at_work, None
-        if task is not None:
-            await task
+    async def _wait(self, left: int) -> None:
+        """Wait until no more batches than so many are being written."""
+        while len(self._at_work) > left:
+            await self._at_work.popleft()
 
     async def _load(self, items: Sequence[tuple[str, bytes]], marks: bytes) -> None:
         await self._target.load([(f"{self._layout.migration}/{new_id()}", marks)])
