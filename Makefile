@@ -20,6 +20,10 @@ JOBS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
 SPREAD = -n $(JOBS) --dist worksteal
 ARGS ?=
 
+# Where the suite of the other Pythons keeps its stores: in memory where there is room, for they test Python and not the disk.
+QUICK := $(shell room=$$(df -Pk /dev/shm 2>/dev/null | awk 'NR == 2 {print $$4}'); \
+    if [ -w /dev/shm ] && [ "$${room:-0}" -gt 4000000 ]; then echo /dev/shm; else echo $${TMPDIR:-/tmp}; fi)
+
 # $(call find,3.12): a command that runs this Python, or nothing. It is run to know: a version manager leaves commands
 # on the path which only print that no version is chosen; then the version manager is asked where it has one.
 find = $(shell \
@@ -83,7 +87,9 @@ suite-%:
 	    echo "== Python $*: the suite without its slow tests", \
 	    echo "== Python $*: NOT PRESENT on this machine, so it was NOT TESTED")
 	@$(if $(call find,$*),$(MAKE) --no-print-directory $(VENV)-$*/.stamp)
-	@$(if $(call find,$*),$(VENV)-$*/bin/python -m pytest $(SPREAD) -m "not slow" $(ARGS))
+	@$(if $(call find,$*), \
+	    folder=$$(mktemp -d $(QUICK)/chatdb-suite-XXXXXX) && chmod 755 "$$folder" && trap 'rm -rf "$$folder"' EXIT INT TERM; \
+	    TMPDIR="$$folder" $(VENV)-$*/bin/python -m pytest $(SPREAD) -m "not slow" $(ARGS))
 
 # Only a step of `test`: every scenario of the benchmarks with every peer, in a few seconds; the figures mean nothing.
 suite-bench: $(BENCH)/.stamp

@@ -50,7 +50,7 @@ def run(*, quick: bool) -> Result:
     """Measure messages a second, and milliseconds from call to return."""
     if not is_postgres_installed():
         raise SystemExit("PostgreSQL is not installed: `make servers` installs it.")
-    sizes = (200, 1_000) if quick else SIZES
+    sizes = (100, 300) if quick else SIZES
     rows: list[dict[str, Any]] = []
     with work_folder() as folder, postgres_server(durable=True) as server:
         for place in _places(folder, server):

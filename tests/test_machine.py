@@ -64,7 +64,7 @@ SETTINGS = settings(
 )
 
 
-@pytest.mark.parametrize("examples", [5, pytest.param(70, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [5, pytest.param(40, marks=pytest.mark.slow)])
 def test_flat_files_answer_as_memory_does(examples: int) -> None:
     run_state_machine_as_test(FlatfileMachine, settings=settings(SETTINGS, max_examples=examples))
 

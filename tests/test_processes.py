@@ -118,11 +118,11 @@ def test_kills_of_a_process_that_writes_sqlite_lose_no_acknowledged_message(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("durability", "seed"), [("full", 2), ("normal", 3)])  # one for each worker
-def test_150_kills_of_a_writing_process_lose_no_acknowledged_message(
-    tmp_path: Path, durability: str, seed: int
+@pytest.mark.parametrize(("durability", "count", "seed"), [("full", 150, 2), ("normal", 50, 3)])
+def test_many_kills_of_a_writing_process_lose_no_acknowledged_message(
+    tmp_path: Path, durability: str, count: int, seed: int
 ) -> None:
-    report = kills.run(tmp_path, kills=150, seed=seed, durability=durability)
+    report = kills.run(tmp_path, kills=count, seed=seed, durability=durability)
     print(report)
     assert report.problems == [], report
-    assert report.kills == 150 and report.acknowledged >= 50_000 and report.torn_tails >= 15, report
+    assert report.kills == count and report.acknowledged >= 330 * count and report.torn_tails >= count // 10, report
