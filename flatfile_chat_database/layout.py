@@ -421,7 +421,7 @@ class Layout:
         """The folder of damaged bytes that were set aside."""
         return f"{self.system}/quarantine"
 
-    # --- a store that is being filled ----------------------------------------------------------------
+    # --- a store that is being filled, or mirrored ---------------------------------------------------
 
     @property
     def migration(self) -> str:
@@ -432,8 +432,6 @@ class Layout:
     def migration_note(self) -> str:
         """The key that says which store is being copied here."""
         return f"{self.migration}/note.json"
-
-    # --- a store that is mirrored --------------------------------------------------------------------
 
     @property
     def mirror(self) -> str:
@@ -459,6 +457,10 @@ class Layout:
     def mirror_writers(self) -> str:
         """The folder of what each process that writes keeps there, such as the record of what the other store lacks."""
         return f"{self.mirror}/writers"
+
+    def is_of_mirror(self, key: str) -> bool:
+        """Tell whether a key is one of those that the mirroring keeps for itself."""
+        return key == self.mirror or key.startswith(f"{self.mirror}/")
 
     # --- all of it -----------------------------------------------------------------------------------
 

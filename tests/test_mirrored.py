@@ -24,17 +24,21 @@ from flatfile_chat_database.backends.memory import MemoryBackend
 from flatfile_chat_database.backends.mirrored import MirroredBackend
 from flatfile_chat_database.backends.opening import open_backend
 from flatfile_chat_database.backends.sqlite import SqliteBackend
+from flatfile_chat_database.check import check
 from flatfile_chat_database.cli import cli
-from flatfile_chat_database.errors import ConfigurationError, NotFoundError, UnavailableError
+from flatfile_chat_database.errors import ConfigurationError, ConflictError, NotFoundError, UnavailableError
 from flatfile_chat_database.layout import Layout
 from flatfile_chat_database.testing.case import LOG, line
 from flatfile_chat_database.testing.contract import BackendContract
+from flatfile_chat_database.transfer import backup
+from flatfile_chat_database.transfer.migrate import migrate
 
 from . import postgres
 from .backdoors import Files
 
 LAYOUT = Layout(StorageConfig())
 OWN = f"{LAYOUT.mirror}/"
+DOCUMENT = "users/ada/a.json"
 CHAT = LAYOUT.key("messages", user_id="ada", session_id="s")
 
 
@@ -387,9 +391,72 @@ async def test_a_log_that_goes_on_growing_is_continued_and_not_copied_anew(tmp_p
         assert new._data[LOG] == await old.read(LOG)
 
 
-# --- whatever is late ---------------------------------------------------------------------------------------
+class Restless(MemoryBackend):
+    """A store to which somebody else writes whenever it is looked at, and copies that to the second one as well."""
 
-DOCUMENT = "users/ada/a.json"
+    other: MemoryBackend | None = None
+    written = 0
+
+    async def read_blob(self, key: str) -> AsyncIterator[bytes]:
+        if self.other is not None and key in (LOG, DOCUMENT):
+            await self._write(key, self.other)
+        async for chunk in super().read_blob(key):
+            yield chunk
+
+    async def _write(self, key: str, other: MemoryBackend) -> None:
+        self.written += 1
+        if key == LOG:
+            await self.append(LOG, line(f"late{self.written}"))
+            await other.write(LOG, self._data[LOG])
+        else:
+            await self.write(DOCUMENT, b"%d" % self.written)
+
+
+@pytest.mark.parametrize("key", [LOG, DOCUMENT])
+@pytest.mark.parametrize("size", [10, 1 << 21])
+async def test_a_store_that_somebody_changes_without_a_rest_is_mirrored_and_switched(key: str, size: int) -> None:
+    old, new = Restless(StorageConfig()), Second(StorageConfig())
+    await old.open()
+    await old.commit([Put(DOCUMENT, b"0" * size), Append(LOG, (line("m1", "x" * size),))])
+    before = old._data[key]
+    async with mirrored(old, new) as both:
+        old.other = new
+        await both.start()
+        assert old.written > 1 and both.problem == ""
+        assert new._data[LOG].startswith(old._data[LOG][:size]) and new._data[DOCUMENT] != b"0" * size
+        assert (await both.status()).behind > 0  # it is not said to be equal
+        if key == LOG:
+            assert (await both.compare()).differing in ([], [DOCUMENT])
+        with pytest.raises(ConflictError, match="is being changed: somebody writes"):
+            await both.stop()
+        old.other = None
+        await both.commit([Put(key, before) if key == DOCUMENT else Append(LOG, (line("last"),))])
+        assert await both.switch() == 1
+        assert contents(old) == contents(new)
+
+
+async def test_what_the_mirroring_keeps_in_a_store_is_no_news_to_who_looks_at_it_alone(tmp_path: Path) -> None:
+    both = open_backend(StorageConfig(storage_url=url_of(tmp_path)))
+    async with StorageManager(both.config, backend=both) as storage:
+        await storage.create_user("ada")
+    for side in (f"file:{tmp_path / 'old'}", f"sqlite:{tmp_path / 'new'}"):
+        backend = open_backend(StorageConfig(storage_url=side))
+        await backend.open()
+        try:
+            assert await backend.list_keys(OWN)
+            assert list(await check(backend)) == []
+            name = side.partition(":")[0]
+            assert (await backup(backend, tmp_path / f"{name}.tar.gz")).left_out.count == 0
+            copy = FlatfileBackend(StorageConfig(), tmp_path / f"copy-of-{name}")
+            report = await migrate(backend, copy)
+            assert report.finished and report.found.keys == 1
+            assert not await copy.list_keys(OWN)  # or it would be taken for a side of a mirror
+            await copy.close()
+        finally:
+            await backend.close()
+
+
+# --- whatever is late ---------------------------------------------------------------------------------------
 
 
 async def test_a_copy_that_is_late_with_a_deletion_is_refused_once_a_switch_has_begun() -> None:

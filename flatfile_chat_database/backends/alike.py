@@ -22,6 +22,8 @@ from .changes import ABSENT, Append, Change, Delete, Move, Put, Require
 from .rules import version_of
 
 _ATTEMPTS = 50
+_PATIENCE = 4
+"""So often both have to be equal before less will do, as for a log to which somebody adds without a rest."""
 _BY_LINE = 2
 """So often it is tried to append what a large log has more; then it is copied whole, as bytes."""
 _HELD_BYTES = 1 << 20
@@ -39,22 +41,47 @@ class Alike:
         self._staging = f"{layout.mirror_second}/staged"  # whoever renews the mark removes it
         self._ends: dict[str, tuple[str, int]] = {}
         """Logs that were equal: their identity, and up to where."""
+        self._put: set[str] = set()
+        """Keys that were copied whole, and not yet seen to be equal."""
 
-    async def make(self, key: str, mark: Require) -> None:
+    async def make(self, key: str, mark: Require) -> bool:
         """Make the second store have what the first has at a key, on the condition that a mark is there.
+
+        Return whether both were equal then. If not, the second has what was there when this was called, or what came
+        later; somebody changes it all the time, and it has to be looked at again.
 
         Raises:
             NotFoundError: The mark is gone.
             StorageError: One of the two cannot be read or written.
         """
+        self._put.discard(key)
+        size = 0
         for attempt in range(_ATTEMPTS):
             if await self._grow(key, mark) or await self._compare(key, mark, by_line=attempt < _BY_LINE):
-                return
+                return True
+            if attempt == 0:
+                size = await self.size(key)
+            elif attempt >= _PATIENCE and (key in self._put or await self.holds(key, size)):
+                return False
         raise UnavailableError(f"{key} changes too often to be copied now.", key=key)
 
     async def is_equal(self, key: str) -> bool:
         """Tell whether both stores have the same at a key."""
         return await self._compare(key, None)
+
+    async def size(self, key: str) -> int:
+        """Return how many bytes a log of the first store has; 0 for anything else."""
+        if await self._end_of(key) is None:
+            return 0
+        try:
+            async with aclosing(_chunks(self.first, key)) as chunks:
+                return sum([len(chunk) async for chunk in chunks])
+        except NotFoundError:
+            return 0
+
+    async def holds(self, key: str, size: int) -> bool:
+        """Tell whether the second store has that much of a log of the first, or more, and nothing else."""
+        return size > 0 and (await _same_chunks(self.first, self.second, key))[0] >= size
 
     # --- logs that have grown ------------------------------------------------------------------------
 
@@ -146,6 +173,7 @@ class Alike:
         ]
         with suppress(ConflictError):  # somebody else is at it
             await self.second.commit([mark, *changes])
+            self._put.add(key)
         return False
 
     async def _compare_large(self, key: str, mark: Require | None, end: tuple[str, int] | None) -> bool:
@@ -165,6 +193,7 @@ class Alike:
             with suppress(ConflictError):  # somebody else is at it
                 await self.second.commit([mark, Delete(key)])
                 await self.second.commit([mark, Move(staged, key)])
+                self._put.add(key)
         except NotFoundError as error:
             if error.key != key:
                 raise
@@ -214,8 +243,8 @@ async def _same_chunks(one: StorageBackend, other: StorageBackend, key: str) -> 
         async with aclosing(_chunks(one, key)) as mine, aclosing(_chunks(other, key)) as theirs:
             left, right = b"", b""
             while True:
+                right = right or await anext(theirs, b"")  # first: the other one may have more by then, and not less
                 left = left or await anext(mine, b"")
-                right = right or await anext(theirs, b"")
                 size = min(len(left), len(right))
                 if not size:
                     return (0 if right else same), left == right

@@ -18,7 +18,7 @@ from .. import codec
 from ..errors import IntegrityError
 from ..models import new_id
 from .base import StorageBackend
-from .changes import Change, Delete, Put, Require
+from .changes import Change, Delete, Move, Put, Quota, RemoveTree, Require
 from .turn import Turn
 
 T = TypeVar("T")
@@ -237,6 +237,22 @@ class Behind:
         for records, names in held:
             self.release(records, names)
         return result
+
+
+def touched(changes: Iterable[Change]) -> list[str]:
+    """Return the keys that changes may change, and folders, which end in a slash."""
+    names: dict[str, None] = {}
+    for change in changes:
+        match change:
+            case Move(source, target):
+                names.update(dict.fromkeys([source, f"{source}/", target, f"{target}/"]))
+            case RemoveTree(folder):
+                names[f"{folder}/"] = None
+            case Quota() | Require():
+                pass
+            case _:
+                names[change.key] = None
+    return list(names)
 
 
 def names_in(data: bytes | None, key: str) -> list[str]:

@@ -34,7 +34,7 @@ class Carrier:
     def __init__(self, layout: Layout, sides: Sides, side: int, behind: Behind, writers: Writers) -> None:
         """Carry from the store `side`."""
         self.first, self.second = sides.stores[side], sides.stores[1 - side]
-        self._layout = layout
+        self.layout = layout
         self._sides = sides
         self._to = 1 - side
         self._behind = behind
@@ -84,8 +84,10 @@ class Carrier:
 
     # --- carrying ------------------------------------------------------------------------------------
 
-    async def carry(self, names: Sequence[str], conditions: Sequence[Change] | None = None) -> None:
+    async def carry(self, names: Sequence[str], conditions: Sequence[Change] | None = None) -> list[str]:
         """Make the second store have what the first has at keys, and below folders, which end in a slash.
+
+        Return keys that somebody changes all the time, so that what came last may be missing; they stay recorded.
 
         Raises:
             StorageError: One of the two stores cannot be used; the names are to be copied again.
@@ -102,12 +104,13 @@ class Carrier:
             missed = list(errors)
             for error in errors.values():
                 raise error
+            return work.restless
         except BaseException as error:
             if not isinstance(error, StorageError) or isinstance(error, UnavailableError | DurabilityError):
                 self._behind.fail()
             raise
         finally:
-            self._behind.release(work.records, missed)
+            self._behind.release(work.records, [*missed, *work.restless])
 
     async def _copy(self, name: str, work: _Work) -> None:
         if name and not name.endswith("/"):
@@ -115,7 +118,7 @@ class Carrier:
             return
         async for run in keys_below(self.first, self.second, name):
             for at in range(0, len(run), AT_ONCE):
-                part = [key for key in run[at : at + AT_ONCE] if not self.is_own(key)]
+                part = [key for key in run[at : at + AT_ONCE] if not self.layout.is_of_mirror(key)]
                 results = await asyncio.gather(*(self._make(key, work) for key in part), return_exceptions=True)
                 for error in results:
                     if error is not None:
@@ -125,7 +128,9 @@ class Carrier:
         for _ in range(_ATTEMPTS):
             mark = await self._allowed(work)
             try:
-                await self.alike.make(key, mark)
+                if not await self.alike.make(key, mark):
+                    work.records += await self._covered([key], work.conditions)  # what names it may be a folder
+                    work.restless.append(key)
                 return
             except NotFoundError as error:
                 if not self._sides.is_refusal(error):
@@ -144,25 +149,22 @@ class Carrier:
             work.mark = mark
             return mark
 
-    def is_own(self, key: str) -> bool:
-        """Tell whether a key is one of those that the mirroring keeps for itself."""
-        return key == self._layout.mirror or key.startswith(f"{self._layout.mirror}/")
-
     # --- what records name ---------------------------------------------------------------------------
 
-    async def drain(self, conditions: Sequence[Change] | None = None) -> list[str]:
-        """Carry all that the records of now name, whose ever they are; return the records' keys."""
+    async def drain(self, conditions: Sequence[Change] | None = None) -> tuple[list[str], list[str]]:
+        """Carry all that the records of now name, whose ever they are; return the records' keys, and restless ones."""
         keys, names = await self.recorded()
+        restless: list[str] = []
         for at in range(0, len(names), AT_ONCE):
             part = names[at : at + AT_ONCE]
             self._behind.take(part)
             try:
-                await self.carry(part, conditions)
+                restless += await self.carry(part, conditions)
             except BaseException:
                 self._behind.copied(part, missed=part)
                 raise
             self._behind.copied(part)
-        return keys
+        return keys, restless
 
     async def recorded(self) -> tuple[list[str], list[str]]:
         """Return the keys of all records, and what they name."""
@@ -231,5 +233,6 @@ class _Work:
         self.names = names
         self.conditions = conditions
         self.records: list[Record] = []
+        self.restless: list[str] = []
         self.mark: Require | None = None
         """Under which the records were seen to be there."""

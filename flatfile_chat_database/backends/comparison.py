@@ -34,7 +34,7 @@ async def compared(carrier: Carrier, *, fix: bool, progress: Callable[[int], Non
     found = Comparison()
     async for run in keys_below(carrier.first, carrier.second, ""):
         for key in run:
-            if carrier.is_own(key):
+            if carrier.layout.is_of_mirror(key):
                 continue
             found.keys += 1
             # What is on its way is no difference: a key counts if it still differs after it was waited for.
@@ -52,8 +52,9 @@ async def _becomes_equal(carrier: Carrier, key: str) -> bool:
     _, names = await carrier.recorded()
     if not any(key == name or (key.startswith(name) and name[-1:] in ("", "/")) for name in names):
         return await carrier.alike.is_equal(key)  # it may have arrived since
+    size = await carrier.alike.size(key)
     for _ in range(_LOOKS):
         await asyncio.sleep(_PAUSE_SECONDS)
-        if await carrier.alike.is_equal(key):
+        if await carrier.alike.is_equal(key) or await carrier.alike.holds(key, size):
             return True
     return False

@@ -105,9 +105,9 @@ class Copying:
                 async with asyncio.timeout(LOOK_SECONDS / 2):
                     await self._awake.wait()
             self._awake.clear()
-            is_last = self._until is not None
+            is_last, restless = self._until is not None, 0
             try:
-                await self._copy_some()
+                restless = await self._copy_some()
                 if gone := mirror.behind.retire(at_once=is_last):
                     await mirror.first.commit(removal(gone))
                     mirror.behind.removed(gone)
@@ -125,12 +125,17 @@ class Copying:
                 if not is_last:
                     await asyncio.sleep(pause)
                     pause = min(2 * pause, _RETRY_SECONDS[1])
-            if is_last and (mirror.problem or not mirror.behind.count or time.monotonic() > (self._until or 0)):
+            # What others change all the time they have recorded as well.
+            is_done = mirror.behind.count <= restless or time.monotonic() > (self._until or 0)
+            if is_last and (mirror.problem or is_done):
                 return
+            if restless and not is_last:
+                await asyncio.sleep(_RETRY_SECONDS[0])  # somebody else copies it too, and two are in each other's way
             if mirror.behind.has_work or self._until is not None:
                 self._awake.set()
 
-    async def _copy_some(self) -> None:
+    async def _copy_some(self) -> int:
+        """Copy what is next; return how many keys of it change all the time."""
         mirror, is_due = self._mirror, False
         if time.monotonic() - self._looked > LOOK_SECONDS:
             self._looked = time.monotonic()
@@ -143,8 +148,9 @@ class Copying:
             await self._carrier.take_over()
         names = mirror.behind.next(AT_ONCE)
         try:
-            await self._carrier.carry(names)
+            restless = await self._carrier.carry(names)
         except BaseException:
             mirror.behind.copied(names, missed=names)
             raise
         mirror.behind.copied(names)
+        return len(restless)

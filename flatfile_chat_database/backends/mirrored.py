@@ -34,9 +34,9 @@ from ..errors import (
 from ..layout import Layout
 from ..models import Problem
 from .base import Changes, LogPart, Snapshot, StorageBackend
-from .behind import Behind, Record, removal, requirements
+from .behind import Behind, Record, removal, requirements, touched
 from .carrier import Carrier
-from .changes import Change, Delete, Move, Outcome, Put, Quota, RemoveTree, Require
+from .changes import Change, Delete, Move, Outcome, Put, RemoveTree, Require
 from .comparison import Comparison, compared
 from .copying import LOOK_SECONDS, Copying
 from .rules import check_change, check_key, check_lines
@@ -320,7 +320,7 @@ class MirroredBackend(StorageBackend):
         return await (await self._reading()).exists(key)
 
     async def list_keys(self, prefix: str) -> list[str]:
-        return [key for key in await (await self._reading()).list_keys(prefix) if not self._is_own(key)]
+        return [key for key in await (await self._reading()).list_keys(prefix) if not self.layout.is_of_mirror(key)]
 
     async def list_children(self, folder: str) -> list[str]:
         return self._seen(folder, await (await self._reading()).list_children(folder))
@@ -370,7 +370,7 @@ class MirroredBackend(StorageBackend):
         found = await (await self._reading()).changes(cursor)
         if found.keys is None:
             return found
-        return Changes(found.cursor, frozenset(key for key in found.keys if not self._is_own(key)))
+        return Changes(found.cursor, frozenset(key for key in found.keys if not self.layout.is_of_mirror(key)))
 
     async def stamps(self, keys: Sequence[str]) -> list[str | None]:
         return await (await self._reading()).stamps(keys)
@@ -396,11 +396,8 @@ class MirroredBackend(StorageBackend):
         async with (await self._reading()).still() as shown:
             yield _Shown(self, shown)
 
-    def _is_own(self, key: str) -> bool:
-        return key == self.layout.mirror or key.startswith(f"{self.layout.mirror}/")
-
     def _seen(self, folder: str, children: list[str]) -> list[str]:
-        return [child for child in children if not self._is_own(f"{folder}/{child}")]
+        return [child for child in children if not self.layout.is_of_mirror(f"{folder}/{child}")]
 
     # --- both stores ---------------------------------------------------------------------------------
 
@@ -419,6 +416,8 @@ class MirroredBackend(StorageBackend):
 
     async def start(self) -> None:
         """Copy what was there before, if that was not done, and wait until the second store has everything.
+
+        What others change all the time it has as it was when this was called, or later; the rest is on its way.
 
         Raises:
             UnavailableError: The second store cannot be used now.
@@ -461,7 +460,9 @@ class MirroredBackend(StorageBackend):
                 carrier, conditions = self.carrier(), [self._sides.still_closed(closed)]
                 await carrier.wait_for_busy(conditions)
                 await carrier.renew()  # what was begun before is refused, so what is looked at now stays
-                records = await carrier.drain(conditions)
+                records, restless = await carrier.drain(conditions)
+                if restless:
+                    raise UnavailableError(f"{restless[0]} changes in the second store meanwhile.", key=restless[0])
             await self._sides.move(side, closed, removal(records))
         except ConflictError:
             raise
@@ -491,9 +492,11 @@ class MirroredBackend(StorageBackend):
 
         Raises:
             UnavailableError: The second store cannot be used now.
+            ConflictError: Others go on writing to both.
         """
         await self._writing()
-        await self._catch_up()
+        if restless := await self._catch_up():
+            raise ConflictError(f"{restless[0]} is being changed: somebody writes.", hint="Stop the application first.")
         with self._state_lock:
             worker, self._worker = self._worker, None
         await asyncio.to_thread(self._end, worker)
@@ -507,14 +510,14 @@ class MirroredBackend(StorageBackend):
         self._state = None
         self.behind.forget()
 
-    async def _catch_up(self) -> None:
-        """Copy what all records name, while others may write."""
+    async def _catch_up(self) -> list[str]:
+        """Copy what all records name, while others may write; return keys that change all the time."""
         try:
             await self.second.open()
             carrier = self.carrier()
             async with self.behind.paused():  # not the same by two at once
                 await carrier.take_over(at_once=True)
-                await carrier.drain()
+                return (await carrier.drain())[1]
         except NotFoundError as error:
             if self.is_switching(error):
                 self._state = None
@@ -562,7 +565,7 @@ class _Shown(Snapshot):
 
     def __init__(self, backend: MirroredBackend, shown: Snapshot) -> None:
         super().__init__(backend)
-        self._own = backend._is_own
+        self._own = backend.layout.is_of_mirror
         self._shown = shown
 
     async def sized(self, prefix: str = "") -> AsyncIterator[list[tuple[str, int]]]:
@@ -578,19 +581,3 @@ class _Shown(Snapshot):
 
     async def read_many(self, keys: Sequence[str]) -> list[bytes | None]:
         return await self._shown.read_many(keys)
-
-
-def touched(changes: Iterable[Change]) -> list[str]:
-    """Return the keys that changes may change, and folders, which end in a slash."""
-    names: dict[str, None] = {}
-    for change in changes:
-        match change:
-            case Move(source, target):
-                names.update(dict.fromkeys([source, f"{source}/", target, f"{target}/"]))
-            case RemoveTree(folder):
-                names[f"{folder}/"] = None
-            case Quota() | Require():
-                pass
-            case _:
-                names[change.key] = None
-    return list(names)

@@ -40,7 +40,8 @@ class Listing:
         for key, size in sized:
             sight = look_at(self._layout, key)
             if sight is None:
-                self.left_out.add(key)
+                if not self._layout.is_of_mirror(key):
+                    self.left_out.add(key)
                 continue
             if self._kind == "export" and not sight.is_living:
                 continue

@@ -335,13 +335,18 @@ class _Migration:
 
     async def _sized(self, snapshot: Snapshot | None) -> AsyncGenerator[list[_Sized], None]:
         """Yield the keys that are to be copied with their sizes, in sorted runs that are not empty."""
-        start, key_of_store = f"{self._layout.migration}/", self._layout.key("store")
+        start, key_of_store, layout = f"{self._layout.migration}/", self._layout.key("store"), self._layout
+
+        def is_wanted(key: str) -> bool:
+            # A copy of one side of a mirror is no side of it.
+            return key != key_of_store and not key.startswith(start) and not layout.is_of_mirror(key)
+
         if snapshot is not None:
             async with aclosing(cast("AsyncGenerator[list[_Sized]]", snapshot.sized())) as runs:
                 async for run in runs:
                     for at in range(0, len(run), _RUN_KEYS):
                         part = run[at : at + _RUN_KEYS]
-                        if kept := [each for each in part if each[0] != key_of_store and not each[0].startswith(start)]:
+                        if kept := [each for each in part if is_wanted(each[0])]:
                             yield kept
 
     async def _look_at(
