@@ -228,3 +228,39 @@ def test_a_url_that_names_no_backend_is_refused_without_showing_it(url: str) -> 
     with pytest.raises(ConfigurationError, match="names no backend") as error:
         open_backend(StorageConfig(storage_url=url))
     assert "secret" not in str(error.value)
+
+
+@pytest.mark.parametrize(
+    ("url", "advice"),
+    [
+        ("postgresql:me:secret@host", "behind postgresql: stand two slashes. Write postgresql://user@host/database."),
+        ("postgres:host", "behind postgresql: stand two slashes. Write postgresql://user@host/database."),
+        ("sqlite://secret", "stands a host, and sqlite has none; a path begins right behind the colon. Write sqlite:"),
+        ("file://secret/x", "stands a host, and file has none; a path begins right behind the colon. Write file:"),
+        ("sqlite:", "behind sqlite: stands a path, which is missing. Write sqlite:path/to/file or sqlite:/absolute"),
+        ("memory:secret", "behind memory: stands nothing. Write memory:."),
+    ],
+)
+def test_a_url_of_another_form_is_told_its_own(url: str, advice: str) -> None:
+    with pytest.raises(ConfigurationError) as error:
+        open_backend(StorageConfig(storage_url=url))
+    assert advice in str(error.value) and "secret" not in str(error.value)
+
+
+async def test_a_file_in_place_of_a_folder_and_the_other_way_round_is_told_what_to_write(tmp_path: Path) -> None:
+    file, folder = tmp_path / "chats", tmp_path / "folder"
+    file.touch()
+    folder.mkdir()
+    for url, advice in [
+        (
+            f"file:{file}",
+            f"{file} is a file, and a store of files is a folder. A store in one file of SQLite is sqlite:",
+        ),
+        (f"sqlite:{folder}", f"{folder} is a folder, and a store of SQLite is a file. Name a file in it, as sqlite:"),
+    ]:
+        backend = open_backend(StorageConfig(storage_url=url))
+        with pytest.raises(ConfigurationError) as error:
+            await backend.open()
+            await backend.write("users/a", b"x")
+        assert advice in str(error.value)
+        await backend.close()

@@ -141,6 +141,8 @@ def test_no_command_is_a_usage_error_that_shows_the_commands() -> None:
         (["ls", "--limit", "-1"], "-1"),
         (["--store", "", "ls"], "--store must not be empty"),
         (["--store", "nosuch:thing", "ls"], "names no backend"),
+        (["--store", "my.db", "ls"], "my.db would be a folder. A file of SQLite is sqlite:my.db, and a folder of that"),
+        (["migrate", "/chats", "new.sqlite3"], "new.sqlite3 would be a folder. A file of SQLite is sqlite:new.sqlite3"),
         (["--set", "max_sesions_per_user=3", "ls"], "Did you mean 'max_sessions_per_user'?"),
         (["--set", "max_sessions_per_user=many", "ls"], "must be a whole number"),
         (["--set", "max_sessions_per_user", "ls"], "is not KEY=VALUE"),

@@ -12,7 +12,7 @@ from .base import StorageBackend
 
 _FORMS = {
     "file": "file:relative/path or file:/absolute/path",
-    "sqlite": "sqlite:path/to/file",
+    "sqlite": "sqlite:path/to/file or sqlite:/absolute/path",
     "postgresql": "postgresql://user@host/database",
     "memory": "memory:",
 }
@@ -48,13 +48,25 @@ def open_backend(config: StorageConfig) -> StorageBackend:
     if colon and scheme == "mirrored":
         stores = [open_backend(dataclasses.replace(config, storage_url=url)) for url in _mirrored(rest)]
         return _make("mirrored", "MirroredBackend", config, *stores)
-    if colon and scheme in _FORMS:
+    if colon and scheme in (*_FORMS, "postgres"):
         raise ConfigurationError(
-            f"storage_url names no backend: a URL of {scheme} has another form.", hint=f"Write {_FORMS[scheme]}."
+            f"storage_url names no backend: {_wrong_form(scheme, path)}.",
+            hint=f"Write {_FORMS.get(scheme, _FORMS['postgresql'])}.",
         )
     raise ConfigurationError(
         f"storage_url with the scheme {scheme[:20]!r} names no backend.", hint=f"Use {', '.join(_FORMS.values())}."
     )
+
+
+def _wrong_form(scheme: str, path: str) -> str:
+    """Return what is wrong with a URL of a scheme that we know; what follows the scheme may be a password."""
+    if scheme in ("postgresql", "postgres"):
+        return "behind postgresql: stand two slashes"
+    if scheme == "memory":
+        return "behind memory: stands nothing"
+    if path.startswith("//"):
+        return f"behind two slashes stands a host, and {scheme} has none; a path begins right behind the colon"
+    return f"behind {scheme}: stands a path, {'without a NUL character' if path else 'which is missing'}"
 
 
 def _mirrored(rest: str) -> tuple[str, str]:

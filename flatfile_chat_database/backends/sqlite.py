@@ -262,6 +262,11 @@ class SqliteSession:
             )
         if "decode to UTF-8" in text:
             return IntegrityError(f"{self._path} holds a text that is none: {error}.", hint="Restore it from a backup.")
+        if os.path.isdir(self._path):
+            return ConfigurationError(
+                f"{self._path} is a folder, and a store of SQLite is a file.",
+                hint=f"Name a file in it, as sqlite:{self._path}/chats.db; a store of files is file:{self._path}.",
+            )
         return UnavailableError(f"{self._path}: {error}.", hint=_HINTS.get(name.partition("_")[2].partition("_")[0]))
 
     # --- transactions --------------------------------------------------------------------------------

@@ -32,6 +32,9 @@ _STORE_FIELDS = ("storage_url", "storage_base_path")
 # A URL's scheme has two letters or more; `./name:x` is always a path.
 _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
+_OF_SQLITE = (".db", ".db3", ".sqlite", ".sqlite3")
+"""How files of SQLite are named: a folder of such a name is hardly what is meant."""
+
 
 class _Chatdb(click.Group):
     """A group whose every failure is one line on stderr and an exit code."""
@@ -120,6 +123,10 @@ class Options:
             click.UsageError: An option or a variable does not fit.
         """
         store = store or self.store
+        if store is not None and not _URL.match(store) and store.endswith(_OF_SQLITE):
+            raise click.UsageError(
+                f"{store} would be a folder. A file of SQLite is sqlite:{store}, and a folder of that name {store}/."
+            )
         with warnings.catch_warnings(record=True) as caught:
             warnings.simplefilter("always")
             try:
@@ -161,10 +168,10 @@ def place(config: StorageConfig) -> str:
 
 
 def no_store(config: StorageConfig) -> NotFoundError:
-    return NotFoundError(
-        f"There is no chat store at {place(config)}.",
-        hint="Name one with --store; `chatdb import` and `chatdb demo` make one.",
-    )
+    hint = "Name one with --store; `chatdb import`, `restore`, `migrate` and `demo` make one."
+    if config.storage_url.startswith("postgres"):
+        hint = f"The database is there, with no tables of a store in this schema. {hint}"
+    return NotFoundError(f"There is no chat store at {place(config)}.", hint=hint)
 
 
 def dim(text: str) -> str:

@@ -13,7 +13,7 @@ from typing import TypeVar
 
 from ... import codec
 from ...config import StorageConfig, absolute
-from ...errors import DurabilityError, IntegrityError, StorageError, UnavailableError
+from ...errors import ConfigurationError, DurabilityError, IntegrityError, StorageError, UnavailableError
 from ...layout import Layout
 from ...models import Problem
 from ..base import Capability, Changes, LogPart, Snapshot, logger
@@ -90,7 +90,20 @@ class FlatfileBackend(ThreadedBackend):
                     self._engine.open()
             except IntegrityError as error:
                 self._obstacle = error
+            except UnavailableError as error:
+                if isinstance(error.__cause__, NotADirectoryError) and self._is_file():
+                    raise ConfigurationError(
+                        f"{self.root} is a file, and a store of files is a folder.",
+                        hint=f"A store in one file of SQLite is sqlite:{self.root}.",
+                    ) from error
+                raise
             self._recovered = True
+
+    def _is_file(self) -> bool:
+        try:
+            return self._files.status(self.root).kind == "file"
+        except OSError:
+            return False
 
     def _close(self) -> None:
         super()._close()
