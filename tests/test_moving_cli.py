@@ -2,6 +2,8 @@
 
 import json
 import os
+import tarfile
+import zipfile
 from pathlib import Path
 
 import pytest
@@ -88,7 +90,14 @@ def test_what_is_left_out_is_a_warning(filled: str, tmp_path: Path) -> None:
         (["export", "{}/e"], 1, "There is no chat store"),
         (["restore", "{}/absent"], 2, "does not exist"),
         (["restore", "{}/text"], 1, "no archive of chatdb"),
-        (["import", "{}/text"], 2, "Missing option '--format'"),
+        (["import", "{}/text"], 2, "name their form with --format, such as openai-jsonl"),
+        (["import", "{}/repacked.tar.gz"], 1, "If another program packed it again, unpack it into an empty folder"),
+        (["restore", "{}/repacked.tar.gz"], 1, "If another program packed it again, unpack it into an empty folder"),
+        (["import", "{}/a.zip"], 1, "no archive of chatdb: it is a .zip"),
+        (["restore", "{}/a.zip"], 1, "no archive of chatdb: it is a .zip"),
+        (["import", "{}/a.tar"], 1, "no archive of chatdb: it is a tar that is not compressed"),
+        (["import", "{}/cut.tar.gz"], 1, "truncated"),
+        (["restore", "{}"], 1, "It is no backup and no export; a store is copied by `chatdb migrate`"),
         (["import", "{}"], 2, "is a folder, but no export of chatdb"),
         (["import", "--format", "openai-jsonl", "{}"], 2, "is a directory"),
         (["import", "--format", "chatdb", "{}/text"], 1, "no archive of chatdb"),
@@ -100,10 +109,61 @@ def test_what_is_left_out_is_a_warning(filled: str, tmp_path: Path) -> None:
 def test_what_cannot_be_done_is_one_line(arguments: list[str], code: int, expected: str, tmp_path: Path) -> None:
     (tmp_path / "text").write_text(json.dumps("text"))
     (tmp_path / "archive").write_bytes(Draft().packed())
+    (tmp_path / "cut.tar.gz").write_bytes(Draft().packed()[:12])
+    with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
+        zipped.writestr("chatdb.json", "{}")
+    for name, mode in [("a.tar", "w"), ("repacked.tar.gz", "w:gz")]:
+        with tarfile.open(tmp_path / name, mode) as packed:
+            packed.add(tmp_path / "text", "chatdb.json")
+    before = sorted(os.listdir(tmp_path))
     result = chatdb(str(tmp_path / "store"), *(each.format(tmp_path) for each in arguments))
     assert result.exit_code == code, result.output
     assert expected in result.stderr and result.stderr.startswith("chatdb: ")
-    assert sorted(os.listdir(tmp_path)) == ["archive", "text"]
+    assert sorted(os.listdir(tmp_path)) == before
+
+
+@pytest.mark.parametrize(
+    ("command", "name", "options", "becomes"),
+    [
+        ("backup", "b.zip", [], "tar.zst"),
+        ("backup", "b.tar", [], "tar.zst"),
+        ("backup", "b.gz", [], "tar.zst"),
+        ("backup", "b.tar.zst", ["--format", "tar.gz"], "tar.gz"),
+        ("backup", "b.zst", ["--format", "tar.gz"], "tar.gz"),
+        ("export", "e.ZIP", [], "folder"),
+        ("export", "e.json", [], "folder"),
+        ("export", "e.tar.gz", ["--format", "folder"], "folder"),
+    ],
+)
+def test_a_name_that_lies_is_refused(
+    command: str, name: str, options: list[str], becomes: str, filled: str, tmp_path: Path
+) -> None:
+    result = chatdb(filled, command, *options, str(tmp_path / name))
+    assert result.exit_code == 1, result.output
+    assert f"ends as something else does, and would be a {becomes}. Let it end in .tar.zst or .tar.gz" in result.stderr
+    assert os.listdir(tmp_path) == ["store"]
+
+
+@pytest.mark.parametrize(
+    ("name", "options"), [("b.TAR.GZ", []), ("b.gz", ["--format", "tar.gz"]), ("b.zst", []), ("v1.2", []), ("b", [])]
+)
+def test_a_name_that_says_nothing_or_the_truth_is_taken(
+    name: str, options: list[str], filled: str, tmp_path: Path
+) -> None:
+    made = good(filled, "backup", *options, str(tmp_path / name))
+    assert f": backup, {'tar.gz' if 'gz' in name.lower() else 'tar.zst'}, " in made
+    assert "nothing imported" in good(filled, "import", str(tmp_path / name))
+
+
+@pytest.mark.parametrize("command", ["backup", "export"])
+def test_an_archive_makes_no_folder_around_it(command: str, filled: str, tmp_path: Path) -> None:
+    result = chatdb(filled, command, str(tmp_path / "disk" / "monday"))
+    assert (result.exit_code, result.stdout) == (1, "")
+    assert result.stderr == (
+        f"chatdb: There is no folder {tmp_path / 'disk'}; nothing was written. Make it first, or is its disk not "
+        "mounted?\n"
+    )
+    assert os.listdir(tmp_path) == ["store"]
 
 
 def test_a_name_with_an_escape_steers_no_terminal(filled: str, tmp_path: Path) -> None:

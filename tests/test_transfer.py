@@ -265,7 +265,7 @@ async def small() -> MemoryBackend:
     ("name", "wanted", "expected"),
     [
         ("a.tar.zst", None, "tar.zst"), ("a.tzst", None, "tar.zst"), ("a.tar.gz", None, "tar.gz"),
-        ("a.tgz", None, "tar.gz"), ("a", None, "tar.zst"), ("a.tar.zst", "tar.gz", "tar.gz"), ("a", "tar.gz", "tar.gz"),
+        ("a.tgz", None, "tar.gz"), ("a", None, "tar.zst"), ("a.gz", "tar.gz", "tar.gz"), ("a", "tar.gz", "tar.gz"),
     ],
 )  # fmt: skip
 async def test_the_ending_says_how_a_backup_is_packed(
@@ -315,26 +315,26 @@ async def test_any_tar_reads_a_backup(config: Config, tmp_path: Path) -> None:
 
 
 async def test_nothing_is_overwritten(small: MemoryBackend, config: Config, tmp_path: Path) -> None:
-    await backup(small, tmp_path / "backup.tar.gz")
+    await backup(small, tmp_path / "backup", format="tar.gz")
     await export_store(small, tmp_path / "export")
-    before = (tmp_path / "backup.tar.gz").read_bytes()
-    for target in ("backup.tar.gz", "export"):
+    before = (tmp_path / "backup").read_bytes()
+    for target in ("backup", "export"):
         with pytest.raises(ConflictError, match=target):
             await backup(small, tmp_path / target, format="tar.gz")
         with pytest.raises(ConflictError, match=target):
             await export_store(small, tmp_path / target, format="folder")
-    assert (tmp_path / "backup.tar.gz").read_bytes() == before
+    assert (tmp_path / "backup").read_bytes() == before
     for name in ("files", "sqlite:a.db"):
-        await restore(tmp_path / "backup.tar.gz", config(name))
+        await restore(tmp_path / "backup", config(name))
         with pytest.raises(ConflictError, match="nothing was changed"):
-            await restore(tmp_path / "backup.tar.gz", config(name))
+            await restore(tmp_path / "backup", config(name))
     with pytest.raises(ConflictError, match="not empty"):
-        await restore(tmp_path / "backup.tar.gz", small)
+        await restore(tmp_path / "backup", small)
     (tmp_path / "b.db-wal").write_bytes(b"of another database")
     with pytest.raises(ConflictError, match=r"b\.db-wal"):
-        await restore(tmp_path / "backup.tar.gz", config("sqlite:b.db"))
+        await restore(tmp_path / "backup", config("sqlite:b.db"))
     assert await contents(small) == FILES
-    assert sorted(os.listdir(tmp_path)) == ["a.db", "b.db-wal", "backup.tar.gz", "export", "files"]
+    assert sorted(os.listdir(tmp_path)) == ["a.db", "b.db-wal", "backup", "export", "files"]
 
 
 async def test_an_empty_folder_is_a_place_to_restore_to(small: MemoryBackend, config: Config, tmp_path: Path) -> None:

@@ -115,7 +115,10 @@ async def import_(
             f"{file} is a folder, but no export of chatdb (`chatdb export`). A store is copied by `chatdb migrate`."
         )
     if format_name is None:
-        raise click.UsageError(f"Missing option '--format': {file} is no archive of chatdb.")
+        raise click.UsageError(
+            f"{file} is no backup and no export of chatdb. If it holds chats of another program, name their form with "
+            f"--format, such as {next(iter(FORMATS))}."
+        )
     if is_folder:
         raise click.UsageError(f"Invalid value for 'FILE': File '{file}' is a directory.")
     user_id = user_id or "local"

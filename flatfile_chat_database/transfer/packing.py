@@ -8,6 +8,7 @@ from typing import Any, Final, Protocol
 
 from ..errors import ConfigurationError, IntegrityError
 from .formats import GZIP, ZSTD
+from .tar import BLOCK, is_header
 
 _MAGIC: Final = {b"\x28\xb5\x2f\xfd": ZSTD, b"\x1f\x8b\x08": GZIP}
 _WINDOW_LOG: Final = 23
@@ -16,6 +17,17 @@ _LEVEL: Final = 3
 _READ_BYTES: Final = 1 << 18
 _SLACK_BYTES: Final = 64 << 20
 """So many bytes may come out of whatever few."""
+
+
+_OTHERS: Final = {
+    b"PK": "it is a .zip",
+    b"7z\xbc\xaf\x27\x1c": "it is a .7z",
+    b"BZh": "it is packed with bzip2",
+    b"\xfd7zXZ\0": "it is packed with xz",
+    b"SQLite format 3\0": "it is a file of SQLite",
+}
+"""How files begin that are taken for archives; more than two bytes where text could begin so."""
+_OTHER_HINT: Final = "They are .tar.zst or .tar.gz. One that was packed again can be unpacked, and its folder named."
 
 
 class File(Protocol):
@@ -58,6 +70,20 @@ def best() -> str:
 def packing_of(beginning: bytes) -> str | None:
     """Return how a file is packed that begins so; None if it is in no way that we know."""
     return next((packing for magic, packing in _MAGIC.items() if beginning.startswith(magic)), None)
+
+
+def is_packed_otherwise(beginning: bytes) -> bool:
+    """Tell whether a file that begins so is an archive of another kind, or a tar that is not compressed."""
+    return beginning.startswith(tuple(_OTHERS)) or is_header(beginning[:BLOCK])
+
+
+def _other(beginning: bytes) -> str:
+    if not beginning:
+        return "it is empty"
+    if is_header(beginning[:BLOCK]):
+        return "it is a tar that is not compressed"
+    found = next((what for magic, what in _OTHERS.items() if beginning.startswith(magic)), None)
+    return found or "it does not begin as a .tar.zst or .tar.gz does"
 
 
 class Packer:
@@ -109,7 +135,7 @@ class Unpacker:
         """Bytes that came out."""
         packing = packing_of(self._input)
         if packing is None:
-            raise IntegrityError("It is no archive of chatdb: it does not begin as a .tar.zst or .tar.gz does.")
+            raise IntegrityError(f"It is no archive of chatdb: {_other(self._input)}.", hint=_OTHER_HINT)
         self._is_zstd = packing == ZSTD
         if packing == ZSTD:
             module = zstd()

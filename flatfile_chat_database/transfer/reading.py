@@ -41,8 +41,8 @@ from .archive import (
     is_checksums,
     look_at,
 )
-from .formats import GZIP, MOST_RATIO
-from .packing import Unpacker, packing_of
+from .formats import GZIP, MOST_RATIO, said_by
+from .packing import Unpacker, is_packed_otherwise, packing_of
 
 SMALL_BYTES: Final = 4 << 20
 """Larger files are given as open temporary files."""
@@ -105,17 +105,20 @@ def open_source(path: str, limits: Limits) -> Source:
 
 
 def is_archive(path: str) -> bool:
-    """Tell whether there is, by its beginning, an archive of chatdb at a path; it may be damaged."""
+    """Tell whether there is, by its beginning, an archive at a path; it may be damaged, or not of chatdb."""
     if os.path.isdir(path):
         return os.path.exists(os.path.join(path, HEADER))
     try:
         with open(path, "rb") as file:
-            beginning = file.read(4)
+            beginning = file.read(tar.BLOCK)
             file.seek(0)
-            if packing_of(beginning) == GZIP:
-                return Unpacker(file, most_ratio=None).read(512).startswith(HEADER.encode() + b"\0")
-            return packing_of(beginning) is not None
-    except (OSError, IntegrityError):
+            if packing_of(beginning) != GZIP:
+                return packing_of(beginning) is not None or is_packed_otherwise(beginning)
+            try:
+                return tar.is_header(Unpacker(file, most_ratio=None).read(tar.BLOCK))  # or it is text, with gzip
+            except IntegrityError:
+                return said_by(path) == GZIP
+    except OSError:
         return False
 
 
@@ -273,7 +276,10 @@ class Folder:
             descriptor = os.open(last, flags | os.O_NONBLOCK, dir_fd=place)
         except OSError as error:
             if error.errno == errno.ENOENT:
-                raise IntegrityError(f"{name}: the file is missing.") from error
+                hint = (
+                    "It is no backup and no export; a store is copied by `chatdb migrate`." if name == HEADER else None
+                )
+                raise IntegrityError(f"{name}: the file is missing.", hint=hint) from error
             if error.errno in (errno.ELOOP, errno.ENOTDIR):
                 raise IntegrityError(f"{name}: a symbolic link is in its place, or on the way to it.") from error
             raise UnavailableError(f"{name}: {error.strerror}.") from error

@@ -13,7 +13,7 @@ import shutil
 from abc import ABC, abstractmethod
 from typing import BinaryIO
 
-from ..errors import ConflictError, UnavailableError
+from ..errors import ConflictError, NotFoundError, UnavailableError
 
 
 class _Staging(ABC):
@@ -191,6 +191,15 @@ def is_free_for_a_folder(path: str) -> bool:
         return not os.path.islink(path)
     except NotADirectoryError:
         return False
+
+
+def require_folder_of(path: str) -> None:
+    """Raise NotFoundError if the folder around a path is absent."""
+    folder = os.path.dirname(os.path.abspath(path))
+    if not os.path.isdir(folder):
+        raise NotFoundError(
+            f"There is no folder {folder}; nothing was written.", hint="Make it first, or is its disk not mounted?"
+        )
 
 
 def refuse_taken(path: str) -> None:

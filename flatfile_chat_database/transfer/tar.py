@@ -40,6 +40,13 @@ _KINDS: Final = {
 }
 
 
+_PLAIN: Final = (b"0", b"\0", b"5")
+"""What other programs make of the files of an archive, and of the folders around them."""
+_REPACKED: Final = (
+    "If another program packed it again, unpack it into an empty folder (`tar -C FOLDER -xf FILE`) and name that."
+)
+
+
 class Stream(Protocol):
     """What is read from."""
 
@@ -111,8 +118,18 @@ def read_header(stream: Stream) -> tuple[str, int, int] | None:
     except ValueError as error:
         raise IntegrityError(f"{_name(block)}: the header of the member cannot be read: {error}.") from error
     if expected != read:
-        raise IntegrityError(f"{_name(block)}: {_why_not(block)}.")
+        raise IntegrityError(
+            f"{_name(block)}: {_why_not(block)}.",
+            hint=_REPACKED if block[156:157] in _PLAIN and is_header(block) else None,
+        )
     return name, size, moment
+
+
+def is_header(block: bytes) -> bool:
+    """Tell whether a block is a header of a tar stream, whoever wrote it."""
+    blank = block[:148] + b" " * 8 + block[156:]
+    digits = block[148:156].strip(b"\0 ")
+    return len(block) == BLOCK and digits.isdigit() and digits.lstrip(b"0") == b"%o" % sum(blank)
 
 
 def exactly(stream: Stream, size: int, what: str) -> bytes:
@@ -170,7 +187,9 @@ def _records(member: str, data: bytes) -> dict[str, bytes]:
         if not equals or not value.endswith(b"\n"):
             raise IntegrityError(f"{member}: an extended header that is damaged.")
         if key not in (b"path", b"size") or key.decode() in found:
-            raise IntegrityError(f"{member}: an extended header with {ascii(key.decode(errors='replace'))[:50]}.")
+            raise IntegrityError(
+                f"{member}: an extended header with {ascii(key.decode(errors='replace'))[:50]}.", hint=_REPACKED
+            )
         found[key.decode()] = value[:-1]
         data = data[length:]
     return found
@@ -195,7 +214,6 @@ def _why_not(block: bytes) -> str:
     kind = block[156:157]
     if kind in _KINDS:
         return f"it is {_KINDS[kind]}; only files are taken"
-    blank = block[:148] + b" " * 8 + block[156:]
-    if block[148:156] != b"%06o\0 " % sum(blank):
+    if not is_header(block):
         return "its header is damaged (the sum of its bytes is wrong)"
     return "its header is not one that chatdb writes"

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import os
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
@@ -35,7 +36,7 @@ from .listing import Listing
 from .packing import Packer, best
 from .reading import verify
 from .report import ArchiveReport, Progress
-from .staging import NewFile, NewFolder, make_private_folders
+from .staging import NewFile, NewFolder, make_private_folders, require_folder_of
 from .thread import Thread, one_thread
 
 _AT_ONCE_BYTES: Final = 1 << 20
@@ -65,10 +66,10 @@ async def backup(
         progress: Called now and then with the bytes done and all bytes; writing and verifying count once each.
 
     Raises:
-        ConfigurationError: There is no such format, or it needs the extra `zstd`.
+        ConfigurationError: There is no such format, `path` ends as something else does, or it needs the extra `zstd`.
         ConflictError: There is something at `path`.
         IntegrityError: What the store says of a file is wrong, or what was written cannot be read again.
-        NotFoundError: There is no store.
+        NotFoundError: There is no store, or no folder for the file.
         OSError: The file cannot be written.
     """
     packing = format_of(path, format, otherwise=best())
@@ -99,10 +100,10 @@ async def export_store(
         progress: Called now and then with the bytes done and all bytes.
 
     Raises:
-        ConfigurationError: There is no such format, or it needs the extra `zstd`.
+        ConfigurationError: There is no such format, `target` ends as something else does, or it needs the extra `zstd`.
         ConflictError: There is something at `target`.
         IntegrityError: What the store says of a file is wrong.
-        NotFoundError: There is no store, or no such user.
+        NotFoundError: There is no store, no such user, or no folder for the target.
         OSError: The target cannot be written.
         ValidationError: `user_id` can name nobody.
     """
@@ -318,6 +319,7 @@ async def _write(
     backend = storage.backend if isinstance(storage, StorageManager) else storage
     store = Store(backend.config, backend, read_only=True, clock=utc_now, new_id=new_id)
     await store.reading()
+    await asyncio.to_thread(require_folder_of, target)  # not made: a backup is not to land beside a disk that is absent
     layout = store.layout
     moment = utc_now()
     async with backend.snapshot() as shown, one_thread() as thread:
