@@ -10,35 +10,39 @@ Inside a coroutine:
         await storage.add_message("ada", session_id, Message("user", "Hello"))
 """
 
-from .backends.base import StorageBackend
-from .config import DevelopmentConfig, ProductionConfig, StorageConfig, load_config
-from .errors import (
-    ClosedError,
-    ConfigurationError,
-    ConflictError,
-    DurabilityError,
-    IntegrityError,
-    NotFoundError,
-    StorageError,
-    StorageLimitExceeded,
-    UnavailableError,
-    ValidationError,
-)
-from .models import (
-    Document,
-    Message,
-    MessagePage,
-    Panel,
-    Problem,
-    PruneReport,
-    PurgeReceipt,
-    SearchHit,
-    Session,
-    SituationalContext,
-    TrashEntry,
-    User,
-)
-from .storage import StorageManager
+import importlib
+import typing
+
+if typing.TYPE_CHECKING:
+    from .backends.base import StorageBackend
+    from .config import DevelopmentConfig, ProductionConfig, StorageConfig, load_config
+    from .errors import (
+        ClosedError,
+        ConfigurationError,
+        ConflictError,
+        DurabilityError,
+        IntegrityError,
+        NotFoundError,
+        StorageError,
+        StorageLimitExceeded,
+        UnavailableError,
+        ValidationError,
+    )
+    from .models import (
+        Document,
+        Message,
+        MessagePage,
+        Panel,
+        Problem,
+        PruneReport,
+        PurgeReceipt,
+        SearchHit,
+        Session,
+        SituationalContext,
+        TrashEntry,
+        User,
+    )
+    from .storage import StorageManager
 
 __all__ = [
     "ClosedError",
@@ -70,3 +74,35 @@ __all__ = [
     "ValidationError",
     "load_config",
 ]
+
+# Loaded when a name is first asked for: so whoever stops a command while it begins is not shown where it was.
+_MODULES = {
+    "backends.base": ("StorageBackend",),
+    "config": ("DevelopmentConfig", "ProductionConfig", "StorageConfig", "load_config"),
+    "errors": (
+        "ClosedError",
+        "ConfigurationError",
+        "ConflictError",
+        "DurabilityError",
+        "IntegrityError",
+        "NotFoundError",
+        "StorageError",
+        "StorageLimitExceeded",
+        "UnavailableError",
+        "ValidationError",
+    ),
+    "storage": ("StorageManager",),
+}
+"""Where public names are; all others are in `models`."""
+
+
+def __getattr__(name: str) -> typing.Any:
+    if name not in __all__:
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    module = next((module for module, names in _MODULES.items() if name in names), "models")
+    value = globals()[name] = getattr(importlib.import_module(f".{module}", __name__), name)
+    return value
+
+
+def __dir__() -> list[str]:
+    return sorted({*globals(), *__all__})

@@ -484,8 +484,63 @@ def test_an_interrupted_import_is_exit_code_130(store: str, tmp_path: Path) -> N
             process.send_signal(signal.SIGINT)
             time.sleep(0.2)
         assert process.stderr is not None
-        assert "Traceback" not in process.stderr.read()
+        error = process.stderr.read()
+        assert error == "chatdb: Interrupted. What was imported stays; run it again, and it goes on.\n"
         assert process.wait(20) == 130
+
+
+@pytest.mark.parametrize("module", ["click", "flatfile_chat_database.storage", "flatfile_chat_database.cli.keeping"])
+def test_a_command_that_is_interrupted_while_it_begins_says_so_in_one_line(module: str) -> None:
+    program = f"""if True:
+        import sys
+        class Stopping:
+            def find_spec(self, name, path=None, target=None):
+                if name == {module!r}:
+                    raise KeyboardInterrupt
+        sys.meta_path.insert(0, Stopping())
+        from flatfile_chat_database.cli import main
+        main()
+    """
+    run = subprocess.run([sys.executable, "-c", program, "ls"], capture_output=True, text=True, check=False)
+    assert (run.returncode, run.stdout, run.stderr) == (130, "", "chatdb: Interrupted.\n")
+
+
+@pytest.mark.parametrize("more", [[], ["--json"]])
+@pytest.mark.parametrize(
+    ("place", "arguments", "left"),
+    [
+        ("transfer.writing.backup", ["backup", "{}/b"], "Nothing has the name yet; run it again, which begins anew."),
+        ("transfer.writing.export_store", ["export", "{}/e"], "Nothing has the name yet; run it again, which begins"),
+        (
+            "transfer.restoring.restore",
+            ["restore", "{}/file"],
+            "There is no store yet; run it again, which begins anew",
+        ),
+        (
+            "transfer.adding.import_archive",
+            ["import", "--format", "chatdb", "{}/file"],
+            "What was imported stays; run it",
+        ),
+        ("cli.migrating.migrate", ["migrate", "{}/store", "{}/new"], "What was copied stays, and is no store yet; run"),
+    ],
+)
+def test_a_transfer_that_is_interrupted_says_what_it_leaves(
+    place: str,
+    arguments: list[str],
+    left: str,
+    more: list[str],
+    filled: str,
+    tmp_path: Path,
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    async def interrupted(*_: Any, **__: Any) -> None:
+        raise KeyboardInterrupt
+
+    (tmp_path / "file").write_text("")
+    monkeypatch.setattr(f"flatfile_chat_database.{place}", interrupted)
+    result = chatdb(filled, *more, *(each.format(tmp_path) for each in arguments))
+    assert (result.exit_code, result.stdout) == (130, "")
+    assert result.stderr.startswith(f"chatdb: Interrupted. {left}") and result.stderr.count("\n") == 1
 
 
 # --- check ---------------------------------------------------------------------------------------------

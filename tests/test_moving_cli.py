@@ -112,9 +112,9 @@ def test_what_cannot_be_done_is_one_line(arguments: list[str], code: int, expect
     (tmp_path / "cut.tar.gz").write_bytes(Draft().packed()[:12])
     with zipfile.ZipFile(tmp_path / "a.zip", "w") as zipped:
         zipped.writestr("chatdb.json", "{}")
-    for name, mode in [("a.tar", "w"), ("repacked.tar.gz", "w:gz")]:
-        with tarfile.open(tmp_path / name, mode) as packed:
-            packed.add(tmp_path / "text", "chatdb.json")
+    with tarfile.open(tmp_path / "a.tar", "w") as plain, tarfile.open(tmp_path / "repacked.tar.gz", "w:gz") as packed:
+        plain.add(tmp_path / "text", "chatdb.json")
+        packed.add(tmp_path / "text", "chatdb.json")
     before = sorted(os.listdir(tmp_path))
     result = chatdb(str(tmp_path / "store"), *(each.format(tmp_path) for each in arguments))
     assert result.exit_code == code, result.output

@@ -1,6 +1,5 @@
 """A lock without addresses, no trace of a machine, a light import, a true `__all__`."""
 
-import importlib
 import os
 import re
 import shutil
@@ -120,7 +119,7 @@ def test_make_alone_lists_every_target() -> None:
 
 def test_importing_the_package_loads_neither_a_database_nor_the_command_line() -> None:
     heavy = ["sqlite3", "_sqlite3", "click", "rich"]
-    program = f"import sys, flatfile_chat_database; print([m for m in {heavy} if m in sys.modules])"
+    program = f"import sys; from flatfile_chat_database import *; print([m for m in {heavy} if m in sys.modules])"
     # Measuring coverage loads sqlite3 before the first line of the program.
     environment = {name: value for name, value in os.environ.items() if not name.startswith("COVERAGE_")}
     run = subprocess.run(
@@ -133,8 +132,10 @@ def test_every_public_name_can_be_imported() -> None:
     names = flatfile_chat_database.__all__
     assert len(names) == len(set(names))
     for name in names:
-        if not hasattr(flatfile_chat_database, name):
-            importlib.import_module(f"flatfile_chat_database.{name}")
+        assert getattr(flatfile_chat_database, name).__module__.startswith("flatfile_chat_database.")
+    assert set(names) <= set(dir(flatfile_chat_database))
+    with pytest.raises(AttributeError, match="no attribute 'Mesage'"):
+        flatfile_chat_database.Mesage  # noqa: B018
 
 
 def test_the_public_names_are_sorted() -> None:

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 import time
 from contextlib import suppress
@@ -119,7 +120,7 @@ class Copying:
                 if isinstance(error, NotFoundError) and mirror.is_switching(error):
                     self._looked = 0.0
                 else:
-                    if not mirror.problem:
+                    if not mirror.problem and time.monotonic() < (self._until or math.inf):  # later they are closed
                         logger.warning("the second store cannot be used now, and gets what it lacks later (%s)", error)
                     mirror.problem = str(error) or type(error).__name__
                 if not is_last:

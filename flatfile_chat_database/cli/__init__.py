@@ -6,22 +6,28 @@ Exit codes: 0 done, 1 a problem was found or something failed, 2 the command lin
 
 from __future__ import annotations
 
-import logging
 import sys
+from typing import TYPE_CHECKING, Any
 
-from . import keeping, looking, migrating, mirroring, moving, tables  # noqa: F401 - commands register themselves
-from .frame import WarningHandler, cli
+if TYPE_CHECKING:
+    from .commands import cli
 
 __all__ = ["cli", "main"]
 
 
 def main() -> None:
     """Run `chatdb` with the arguments of the process."""
-    # A terminal that cannot show a character is no reason to fail.
-    for stream in (sys.stdout, sys.stderr):
-        if hasattr(stream, "reconfigure"):
-            stream.reconfigure(errors="backslashreplace")
-    logger = logging.getLogger("flatfile_chat_database")
-    logger.addHandler(WarningHandler())
-    logger.propagate = False
-    cli(prog_name="chatdb")
+    try:
+        from .commands import run  # not above: it takes a moment, and may be interrupted
+    except KeyboardInterrupt:
+        sys.stderr.write("chatdb: Interrupted.\n")
+        sys.exit(130)
+    run()
+
+
+def __getattr__(name: str) -> Any:
+    if name != "cli":
+        raise AttributeError(f"module {__name__!r} has no attribute {name!r}")
+    from .commands import cli
+
+    return cli

@@ -68,14 +68,24 @@ class _Chatdb(click.Group):
             code = fail(_misplaced(error) or error.format_message(), 2, hint)
         except click.ClickException as error:
             code = fail(error.format_message(), error.exit_code)
-        except click.Abort:
-            code = 130
+        except (click.Abort, KeyboardInterrupt):
+            code = fail(str(Interrupted()), 130)
         except StorageError as error:
             code = fail(str(error))
         except OSError as error:
             place = f"{error.filename}: " if isinstance(error.filename, str) else ""
             code = fail(f"{place}{error.strerror or error}")
         sys.exit(code if isinstance(code, int) else 0)
+
+
+class Interrupted(click.ClickException):
+    """Somebody has stopped a command."""
+
+    exit_code = 130
+
+    def __init__(self, left: str = "") -> None:
+        """Say what it leaves, and how to go on."""
+        super().__init__(f"Interrupted. {left}".rstrip())
 
 
 def _misplaced(error: click.UsageError) -> str:
@@ -180,12 +190,23 @@ def dim(text: str) -> str:
 
 def runs(function: Callable[P, Coroutine[Any, Any, int | None]]) -> Callable[P, int | None]:
     """Make a command of a coroutine function."""
+    return leaves("")(function)
 
-    @functools.wraps(function)
-    def run(*args: P.args, **kwargs: P.kwargs) -> int | None:
-        return asyncio.run(function(*args, **kwargs))
 
-    return run
+def leaves(left: str) -> Callable[[Callable[P, Coroutine[Any, Any, int | None]]], Callable[P, int | None]]:
+    """Make a command of a coroutine function, and say what it leaves when it is interrupted, and how to go on."""
+
+    def decorate(function: Callable[P, Coroutine[Any, Any, int | None]]) -> Callable[P, int | None]:
+        @functools.wraps(function)
+        def run(*args: P.args, **kwargs: P.kwargs) -> int | None:
+            try:
+                return asyncio.run(function(*args, **kwargs))
+            except KeyboardInterrupt as error:
+                raise Interrupted(left) from error
+
+        return run
+
+    return decorate
 
 
 @click.group(cls=_Chatdb, invoke_without_command=True, context_settings={"help_option_names": ["-h", "--help"]})

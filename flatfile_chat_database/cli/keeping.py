@@ -24,7 +24,7 @@ from ..errors import ConfigurationError
 from ..importers import FORMATS, Report, import_file
 from ..storage import StorageManager
 from ..terminal import duration, one_line, visible
-from .frame import Options, cli, closing, dim, no_store, place, runs
+from .frame import Options, cli, closing, dim, leaves, no_store, place
 from .moving import import_own, max_ratio
 from .progress import Show, progress
 
@@ -83,7 +83,7 @@ def _program() -> str:
 @click.option("--dry-run", is_flag=True, help="Write nothing; report what would be added.")
 @max_ratio
 @click.pass_obj
-@runs
+@leaves("What was imported stays; run it again, and it goes on.")
 async def import_(
     options: Options, file: str, format_name: str | None, user_id: str | None, dry_run: bool, max_ratio: int
 ) -> int:
@@ -188,7 +188,7 @@ def _skipped(report: Report) -> str:
 @cli.command()
 @click.argument("user", required=False)
 @click.pass_obj
-@runs
+@leaves("Indexes that were built stay; run it again for the others.")
 async def reindex(options: Options, user: str | None) -> None:
     """Build the search index of USER anew, or of every user who has one.
 
@@ -226,7 +226,7 @@ def _sessions_done(options: Options) -> Callable[[str, int, int], None] | None:
 @cli.command()
 @click.option("--fix", is_flag=True, help="Repair what can be repaired without guessing; nothing is thrown away.")
 @click.pass_obj
-@runs
+@leaves("What was repaired stays so; run it again.")
 async def check(options: Options, fix: bool) -> int:
     """Find damage in a store, and repair it.
 

@@ -11,7 +11,7 @@ import click
 from ..backends.opening import open_backend
 from ..terminal import duration, visible
 from ..transfer.migrate import MigrationReport, migrate
-from .frame import Options, cli, closing, dim, place, runs
+from .frame import Options, cli, closing, dim, leaves, place
 from .progress import progress
 
 _SHOWN = 10
@@ -23,7 +23,7 @@ _SHOWN = 10
 @click.argument("target", metavar="TO")
 @click.option("--dry-run", is_flag=True, help="Write nothing; report what would be copied.")
 @click.pass_obj
-@runs
+@leaves("What was copied stays, and is no store yet; run it again, and it goes on.")
 async def migrate_(options: Options, source: str, target: str, dry_run: bool) -> int:
     """Copy a whole store to another place.
 

@@ -13,7 +13,7 @@ from ..backends.mirrored import MirroredBackend
 from ..backends.opening import open_backend
 from ..config import without_password
 from ..terminal import visible
-from .frame import Options, cli, closing, runs
+from .frame import Options, cli, closing, leaves, runs
 from .progress import progress
 
 
@@ -41,7 +41,7 @@ async def _opened(options: Options) -> AsyncIterator[tuple[MirroredBackend, list
 
 @mirror.command()
 @click.pass_obj
-@runs
+@leaves("What was copied stays, and those who write go on with the rest; run it again to wait for it.")
 async def start(options: Options) -> int:
     """Copy everything to the second store, and wait until it has it. Others may write meanwhile."""
     async with _opened(options) as (backend, _):
@@ -93,7 +93,7 @@ async def compare(options: Options, fix: bool) -> int:
 
 @mirror.command()
 @click.pass_obj
-@runs
+@leaves("Look at `chatdb mirror status` whether it was done.")
 async def switch(options: Options) -> None:
     """Make the second store the first one, and the first the second; call it again to fall back.
 
@@ -109,7 +109,7 @@ async def switch(options: Options) -> None:
 
 @mirror.command()
 @click.pass_obj
-@runs
+@leaves("Run it again: the mirroring may have ended in one of the two stores only.")
 async def stop(options: Options) -> None:
     """End the mirroring: take out of both stores what it keeps in them.
 

@@ -12,11 +12,13 @@ import click
 from ..storage import StorageManager
 from ..terminal import duration, visible
 from ..transfer.formats import FORMATS, GZIP, MOST_RATIO, ZSTD
-from .frame import Options, cli, dim, place, runs, warn
+from .frame import Options, cli, dim, leaves, place, warn
 from .progress import counted, progress
 
 if TYPE_CHECKING:
     from ..transfer import ArchiveReport, ImportReport, Keys
+
+_NOT_MADE = "Nothing has the name yet; run it again, which begins anew."
 
 max_ratio = click.option(
     "--max-ratio",
@@ -49,7 +51,7 @@ _LABELS = {
     help="What TARGET becomes. Default: what its ending says, otherwise a folder.",
 )
 @click.pass_obj
-@runs
+@leaves(_NOT_MADE)
 async def export(options: Options, target: str, user_id: str | None, format_name: str | None) -> int:
     """Write the records of a store to a folder or a file, for people and other programs.
 
@@ -82,7 +84,7 @@ async def export(options: Options, target: str, user_id: str | None, format_name
     help="Default: what the ending of FILE says, otherwise tar.zst where Zstandard is installed.",
 )
 @click.pass_obj
-@runs
+@leaves(_NOT_MADE)
 async def backup_(options: Options, file: str, format_name: str | None) -> int:
     """Write everything that is in a store to one file, while others go on writing.
 
@@ -134,7 +136,7 @@ def _some(keys: Keys) -> str:
 @click.argument("file", type=click.Path(exists=True))
 @max_ratio
 @click.pass_obj
-@runs
+@leaves("There is no store yet; run it again, which begins anew.")
 async def restore_(options: Options, file: str, max_ratio: int) -> int:
     """Make a store of a backup, in the place that --store names.
 
