@@ -7,6 +7,7 @@ import traceback
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
 from typing import Any
+from urllib.parse import quote, unquote
 
 import psycopg
 import pytest
@@ -15,6 +16,7 @@ from flatfile_chat_database import Message, StorageManager
 from flatfile_chat_database.backends.base import Capability, StorageBackend
 from flatfile_chat_database.backends.changes import Append, Put, Quota, Require
 from flatfile_chat_database.backends.gathered import Gathered
+from flatfile_chat_database.backends.opening import open_backend
 from flatfile_chat_database.backends.postgres import PostgresBackend, contents
 from flatfile_chat_database.backends.postgres.session import PostgresSession
 from flatfile_chat_database.backends.postgres.target import Target, warned
@@ -495,7 +497,7 @@ async def test_a_user_without_the_rights_is_told(url: str) -> None:
             store.config.storage_url,
             "DO $$BEGIN EXECUTE 'GRANT USAGE ON SCHEMA ' || current_schema() || ' TO guest'; END$$",
         )
-        with pytest.raises(ConfigurationError, match=r"permission denied for table .* Grant"):
+        with pytest.raises(ConfigurationError, match=r"for table .* Grant .* SELECT, INSERT, UPDATE and DELETE on all"):
             async with opened(store.config.storage_url.replace("postgres@", "guest@")):
                 pass
         postgres.sql(store.config.storage_url, "GRANT SELECT ON chat_store TO guest")
@@ -504,6 +506,44 @@ async def test_a_user_without_the_rights_is_told(url: str) -> None:
                 await guest.read(KEY)
             with pytest.raises(ConfigurationError, match=r"permission denied for table .* Grant"):
                 await guest.write(KEY, b"{}")
+
+
+async def test_a_user_who_may_not_make_tables_is_told_the_privilege() -> None:
+    server = postgres.server()
+    if not server.sql("SELECT 1 FROM pg_roles WHERE rolname = 'guest'"):
+        server.sql("CREATE ROLE guest LOGIN")
+    url = postgres.fresh_schema()
+    schema = url.rpartition("%3D")[2]
+    server.sql(f"GRANT USAGE ON SCHEMA {schema} TO guest")
+    async with opened(url.replace("postgres@", "guest@")) as guest:
+        with pytest.raises(
+            ConfigurationError, match=rf"permission denied for schema {schema}\. Grant .* USAGE and CREATE"
+        ):
+            await guest.write(KEY, b"{}")
+    server.sql(f"GRANT CREATE ON SCHEMA {schema} TO guest")
+    async with opened(url.replace("postgres@", "guest@")) as guest:
+        await guest.write(KEY, b"{}")
+
+
+async def test_the_privileges_that_are_named_are_enough() -> None:
+    server = postgres.server()
+    if not server.sql("SELECT 1 FROM pg_roles WHERE rolname = 'guest'"):
+        server.sql("CREATE ROLE guest LOGIN")
+    url = postgres.fresh_schema()
+    schema = url.rpartition("%3D")[2]
+    async with opened(url) as store:
+        await store.write(KEY, b"{}")
+    server.sql(f"GRANT USAGE ON SCHEMA {schema} TO guest")
+    server.sql(f"GRANT SELECT, INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} TO guest")
+    async with StorageManager(config_of(url.replace("postgres@", "guest@"))) as storage:
+        await storage.create_user("bob")
+        session = await storage.create_session("bob", "x")
+        await storage.add_message("bob", session, Message("user", "word"))
+        assert len(await storage.search_messages("bob", "word")) == 1
+        await storage.delete_session("bob", session)
+    server.sql(f"REVOKE INSERT, UPDATE, DELETE ON ALL TABLES IN SCHEMA {schema} FROM guest")
+    async with StorageManager(config_of(url.replace("postgres@", "guest@")), read_only=True) as storage:
+        assert [user.user_id for user in await storage.list_users()] == ["bob"]
 
 
 async def test_a_server_that_does_not_flush_is_told_once(url: str, caplog: pytest.LogCaptureFixture) -> None:
@@ -570,6 +610,35 @@ async def test_what_is_wrong_with_a_url_is_told_without_its_password(
     told = "".join(traceback.format_exception(caught.value)) + caplog.text + repr(vars(caught.value))
     assert "hunter" not in told and "%zz" not in told
     assert len(str(caught.value)) < 1000
+
+
+@pytest.mark.parametrize(
+    "password",
+    [
+        "hunter@zwei", "hunter/zwei", "hunter?zwei", "hunter?zwei=1", "hunter@b@zwei", "hunter:b@zwei", "hunter%zwei",
+        "hunter/b@zwei", "b@hunter,zwei", "hunter%zwei@x", "@hunter", "hunter@[zwei", "hunter?a=b&zwei=@x",
+    ],
+)  # fmt: skip
+def test_a_password_that_is_not_escaped_is_refused_unseen(password: str, caplog: pytest.LogCaptureFixture) -> None:
+    url = f"postgresql://heim:{password}@127.0.0.1:1/chats"
+    with pytest.raises(ConfigurationError, match="percent-encode") as caught:
+        open_backend(StorageConfig(storage_url=url))
+    told = "".join(traceback.format_exception(caught.value)) + caplog.text + repr(vars(caught.value))
+    assert "hunter" not in told and "zwei" not in told
+
+
+@pytest.mark.parametrize(
+    "password", ["sec#ret", "sec:ret", "sec ret", "sec&ret=", "", *map(quote, ["s@c", "s/:?#% c"])]
+)
+async def test_no_error_of_a_connection_shows_the_password(password: str, caplog: pytest.LogCaptureFixture) -> None:
+    caplog.set_level(logging.DEBUG)
+    url = f"postgresql://heim:{quote(unquote(password), safe=':#&=')}@127.0.0.1:1/chats"
+    with pytest.raises(UnavailableError, match="Connection refused") as caught:
+        async with opened(url, database_connect_timeout_seconds=2):
+            pass
+    told = str(caught.value) + caplog.text + repr(open_backend(StorageConfig(storage_url=url)))
+    assert not password or (password not in told and unquote(password) not in told)
+    assert "?. " not in str(caught.value)
 
 
 async def test_nothing_shows_the_password(keyed: str, caplog: pytest.LogCaptureFixture) -> None:

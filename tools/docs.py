@@ -32,6 +32,14 @@ LAYOUT_BEFORE = """\
 Paths are relative to the store's folder, with the default names; the configuration can change most of them when a store
 is made. Ids in `{braces}` are percent-encoded where a file name could not hold them as they are."""
 
+COMMANDS_BEFORE = """\
+Exit codes: 0, done; 1, something was found or failed; 2, the command line or the configuration is wrong; 130,
+interrupted. Results go to stdout; with `--json` they are JSON, one object a line, and nothing else is there.
+
+Errors, warnings and progress go to stderr, **also with `--json`**: an error is one line of text that begins with
+`chatdb: ` and says what is wrong and the way out, a warning one that begins with `chatdb: warning: `. A program tells by
+the exit code, and shows the line to a person."""
+
 SCHEMA_BEFORE = """\
 With `storage_url="sqlite:…"` or `"postgresql://…"` the same store is in tables. What has a file of its own in a store
 of files has a row here, and a log a row for each message. `chatdb schema` prints this list with the names of your
@@ -219,7 +227,7 @@ def _changes(config: StorageConfig) -> str:
 
 def commands_page() -> str:
     """Return the help text of every command."""
-    parts = ["# The `chatdb` command", NOTE, _fenced(_help(cli, "chatdb"))]
+    parts = ["# The `chatdb` command", NOTE, _fenced(_help(cli, "chatdb")), COMMANDS_BEFORE]
     for name, command in sorted(cli.commands.items()):
         parts += [f"## `chatdb {name}`", _fenced(_help(command, f"chatdb {name}"))]
     return _lines(*parts)

@@ -11,6 +11,12 @@ from ...errors import ConfigurationError, IntegrityError, StorageError, Unavaila
 
 _ENDED = (errors.AdminShutdown, errors.CrashShutdown, errors.CannotConnectNow, errors.IdleInTransactionSessionTimeout)
 _DAMAGE = (errors.UndefinedTable, errors.UndefinedColumn, errors.DatatypeMismatch, errors.IntegrityError)
+_DENIED = re.compile(r"permission denied for (\w+)")
+_PRIVILEGES = {
+    "database": "CONNECT on the database",
+    "schema": "USAGE and CREATE on the schema (USAGE is enough once the tables are there)",
+    "table": "SELECT, INSERT, UPDATE and DELETE on all tables of the schema (SELECT is enough to read)",
+}
 _TABLE = re.compile(r"\b(?:FROM|JOIN|INTO|UPDATE|COPY) (\w+)")
 
 
@@ -33,7 +39,7 @@ def told(error: psycopg.Error, place: str, statement: str = "") -> StorageError:
                 hint="Name the primary; with several hosts add target_session_attrs=read-write to the URL.",
             )
         case errors.InsufficientPrivilege():
-            return ConfigurationError(text, hint="Grant the user of the URL the rights, or name another one.")
+            return ConfigurationError(text, hint=f"Grant the user of the URL {_missing(text)}, or name another one.")
         case errors.LockNotAvailable():
             return UnavailableError(
                 f"{text} Another writer held the store.", hint="Retry, or raise lock_timeout_seconds."
@@ -62,7 +68,7 @@ def not_connected(error: psycopg.Error, place: str, password: str | None) -> Sto
     text = " ".join(str(error).split())
     if password:
         text = text.replace(password, "***")
-    text = f"{place} cannot be connected to: {text}{'' if text.endswith('.') else '.'}"
+    text = f"{place} cannot be connected to: {ended(text)}"
     if error.sqlstate == "28P01" or "password" in str(error) or "authentication" in str(error):
         return ConfigurationError(text, hint="Check the user and the password.")
     if "does not exist" in str(error) and "FATAL" in str(error):
@@ -76,7 +82,18 @@ def not_connected(error: psycopg.Error, place: str, password: str | None) -> Sto
     return UnavailableError(text, hint="Check the host and the port, and whether the server runs.")
 
 
+def _missing(text: str) -> str:
+    """Return the privileges whose lack an error tells of."""
+    found = _DENIED.search(text)
+    return _PRIVILEGES.get(found[1], "the rights") if found else "the rights"
+
+
 def _first_line(error: psycopg.Error) -> str:
     # Not the lines after it: they show values, and values are what people said.
     text = (error.diag.message_primary or str(error).partition("\n")[0]).strip()
-    return text if text.endswith(".") else f"{text}."
+    return ended(text)
+
+
+def ended(text: str) -> str:
+    """Return a sentence of somebody else's with a mark at its end."""
+    return text if text.endswith((".", "?", "!")) else f"{text}."

@@ -198,14 +198,33 @@ def _tables() -> dict[str, set[str]]:
     return made
 
 
+def _refuse_unescaped(url: str) -> None:
+    """Refuse a URL in which a password would be taken for something else, and then be shown as that.
+
+    PostgreSQL's own reading of it ends a password at its first `@`, and sooner at `/` or `?`.
+    """
+    authority, _, rest = url.partition("://")[2].partition("?")[0].partition("/")
+    hosts = authority.rpartition("@")[2] if authority.count("@") < 2 else authority
+    # Of an address in brackets only what follows them can be a port.
+    ports = [host.rpartition("]")[2].partition(":")[2] for host in hosts.split(",")]
+    if "@" in hosts or "@" in rest or not all(re.fullmatch("[0-9]*", port) for port in ports):
+        raise ConfigurationError(
+            "storage_url is no URL that PostgreSQL understands: behind the user, host and port it goes on otherwise.",
+            hint="Write postgresql://user:password@host:port/database, and percent-encode what is special in names and "
+            "passwords: @ is %40, / is %2F, : is %3A, ? is %3F, # is %23, % is %25.",
+        )
+
+
 def _parameters(config: StorageConfig, name: str) -> dict[str, Any]:
     problem = None
+    _refuse_unescaped(config.storage_url)
     try:
         given: dict[str, Any] = dict(conninfo_to_dict(config.storage_url))
     except psycopg.Error as error:
         # Its text may quote the password, so only the name of a parameter is taken out of it.
         found = re.search(r'URI query parameter: "(\w+)"', str(error))
-        problem = f" There is no parameter {found[1]!r}." if found else ""
+        is_name = found is not None and "@" not in config.storage_url.partition("?")[2]  # or of a password
+        problem = f" There is no parameter {found[1]!r}." if found is not None and is_name else ""
     if problem is not None:
         raise ConfigurationError(
             f"storage_url is no URL that PostgreSQL understands: {name}.{problem}",
