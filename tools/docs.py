@@ -37,8 +37,8 @@ Exit codes: 0, done; 1, something was found or failed; 2, the command line or th
 interrupted. Results go to stdout; with `--json` they are JSON, one object a line, and nothing else is there.
 
 Errors, warnings and progress go to stderr, **also with `--json`**: an error is one line of text that begins with
-`chatdb: ` and says what is wrong and the way out, a warning one that begins with `chatdb: warning: `. A program tells by
-the exit code, and shows the line to a person."""
+`chatdb: ` and says what is wrong and the way out (with exit code 2 a second line names the help), a warning one that
+begins with `chatdb: warning: `. A program goes by the exit code, and shows the line to a person."""
 
 SCHEMA_BEFORE = """\
 With `storage_url="sqlite:…"` or `"postgresql://…"` the same store is in tables. What has a file of its own in a store
