@@ -208,7 +208,7 @@ class StorageConfig:
     # --- Beyond the specification --------------------------------------------------------------------
     storage_url: str = field(default="", repr=False)  # may hold a password
     """Which backend and where, for instance `file:/srv/chats`, `sqlite:~/chats.db`, `postgresql://user@host/database`,
-    `memory:`, or `mirrored:` with two of them; empty means files under `storage_base_path`."""
+    `s3://bucket/prefix`, `memory:`, or `mirrored:` with two of them; empty means files under `storage_base_path`."""
     trash_retention_days: int = 30
     """Older trash goes when `prune` is called, never by itself."""
     lock_timeout_seconds: float = 30.0
@@ -221,6 +221,15 @@ class StorageConfig:
     """Connections to a database server for readers, at most; streams hold one each, from the first item to the last."""
     database_partitions: int = 0
     """Of a new store in PostgreSQL: into how many partitions messages go, by a hash of their owner; 0 makes none."""
+    object_store_connect_timeout_seconds: float = 5.0
+    """How long connecting to an object store may take; 0 sets no limit."""
+    object_store_timeout_seconds: float = 30.0
+    """How long one request to an object store may take; 0 sets no limit."""
+    object_store_retries: int = 3
+    """How often a request to an object store that failed is made again, with growing pauses."""
+    object_store_single_writer: bool = False
+    """Write to an object store that ignores the conditions of writes, where a second writer would overwrite what the first
+    wrote: only one process may ever write."""
     allow_network_file_system: bool = False
     """Write to a store on NFS, SMB or the like, where several hosts can damage it."""
 

@@ -6,14 +6,17 @@ installs what is missing.
 
 from __future__ import annotations
 
+import http.client
 import os
 import pwd
 import shutil
 import signal
 import socket
 import subprocess
+import sys
 import tempfile
 import time
+import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
@@ -187,3 +190,192 @@ def postgres_replica(primary: PostgresServer, name: str, *, durable: bool = Fals
         replica.make_replica_of(primary, name)
         with replica.running():
             yield replica
+
+
+# --- S3 ----------------------------------------------------------------------------------------------------
+
+ACCESS_KEY, SECRET_KEY = "TESTACCESSKEY12345", "TESTSECRETKEY12345"
+"""Of both S3 servers."""
+
+_CEPH = """[global]
+fsid = {fsid}
+mon_host = [v2:127.0.0.1:{mon}/0]
+auth_cluster_required = cephx
+auth_service_required = cephx
+auth_client_required = cephx
+keyring = {folder}/keyring
+public_addr = 127.0.0.1
+cluster_addr = 127.0.0.1
+ms_bind_ipv6 = false
+run_dir = {folder}
+crash_dir = {folder}
+admin_socket = {folder}/$name.asok
+log_file = {folder}/$name.log
+osd_pool_default_size = 1
+osd_pool_default_min_size = 1
+mon_allow_pool_size_one = true
+osd_pool_default_pg_num = 2
+osd_pool_default_pg_autoscale_mode = off
+osd_crush_chooseleaf_type = 0
+mon_max_pg_per_osd = 1000
+paxos_propose_interval = 0.01
+paxos_min_wait = 0.01
+mon_data = {folder}/mon
+mon_data_avail_crit = 1
+osd_data = {folder}/osd
+osd_objectstore = {medium}
+bluestore_block_size = 2147483648
+bluestore_block_create = true
+osd_class_load_list = *
+osd_class_default_list = *
+rgw_data = {folder}
+rgw_frontends = beast endpoint=127.0.0.1:{port} tcp_nodelay=1
+rgw_thread_pool_size = 32
+rgw_run_sync_thread = false
+"""
+"""A whole cluster of one: a monitor, one storage daemon, and the gateway that speaks S3."""
+
+
+class S3Server:
+    """Where an S3 server is, and how to come in."""
+
+    def __init__(self, port: int) -> None:
+        self.port = port
+
+    @property
+    def environment(self) -> dict[str, str]:
+        """The usual environment variables for it."""
+        return {
+            "AWS_ENDPOINT_URL": f"http://127.0.0.1:{self.port}",
+            "AWS_REGION": "us-east-1",
+            "AWS_ACCESS_KEY_ID": ACCESS_KEY,
+            "AWS_SECRET_ACCESS_KEY": SECRET_KEY,
+        }
+
+
+class CephServer(S3Server):
+    """Ceph, with its objects in memory, or durably on the disk."""
+
+    def __init__(self, folder: Path, *, durable: bool = False) -> None:
+        """Keep it in an empty folder with a short path."""
+        super().__init__(free_port())
+        self.folder = folder
+        self._durable = durable
+        self._processes: list[subprocess.Popen[bytes]] = []
+
+    def make(self) -> None:
+        """Make an empty cluster, and start it."""
+        folder, fsid, osd = self.folder, str(uuid.uuid4()), str(uuid.uuid4())
+        for name in ("mon", "osd"):
+            (folder / name).mkdir()
+        medium = "bluestore" if self._durable else "memstore"
+        mon = free_port()
+        text = _CEPH.format(fsid=fsid, mon=mon, folder=folder, port=self.port, medium=medium)
+        (folder / "c.conf").write_text(text)
+        keys = str(folder / "keyring")
+        self._run("ceph-authtool", "-C", keys, "--gen-key", "-n", "mon.", "--cap", "mon", "allow *")
+        for name in ("client.admin", "client.rgw"):
+            everything = ("--cap", "mon", "allow *", "--cap", "osd", "allow *")
+            self._run("ceph-authtool", keys, "--gen-key", "-n", name, *everything)
+        caps = ("--cap", "mon", "allow profile osd", "--cap", "osd", "allow *")
+        self._run("ceph-authtool", keys, "--gen-key", "-n", "osd.0", *caps)
+        address = f"[v2:127.0.0.1:{mon}/0]"
+        self._run("monmaptool", "--create", "--fsid", fsid, "--addv", "a", address, str(folder / "monmap"))
+        self._run("ceph-mon", "-i", "a", "--mkfs", "--monmap", str(folder / "monmap"), "--keyring", keys, ours=True)
+        self._start("ceph-mon", "-i", "a", "-f")
+        self._run("ceph", "--connect-timeout", "20", "osd", "new", osd, "0", ours=True)
+        self._run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd, ours=True)
+        self._start_others()
+        names = ("--uid=t", "--display-name=t", f"--access-key={ACCESS_KEY}", f"--secret-key={SECRET_KEY}")
+        self._run("radosgw-admin", "user", "create", *names, ours=True)
+
+    def start(self) -> None:
+        """Start it again, and wait until it answers."""
+        self._start("ceph-mon", "-i", "a", "-f")
+        self._start_others()
+
+    def _start_others(self) -> None:
+        self._start("ceph-osd", "-i", "0", "-f")
+        self._start("radosgw", "-n", "client.rgw", "-f")
+        end = time.monotonic() + _PATIENCE_SECONDS
+        while not is_answering(self.port):
+            living = all(process.poll() is None for process in self._processes)
+            assert living and time.monotonic() < end, (self.folder / "output").read_text()
+            time.sleep(0.02)
+
+    def kill(self) -> None:
+        """End it as a crash does, with all of its processes."""
+        for process in self._processes[::-1]:
+            process.kill()
+        for process in self._processes:
+            process.wait(_PATIENCE_SECONDS)
+        self._processes.clear()
+
+    def _run(self, program: str, *arguments: str, ours: bool = False) -> None:
+        cluster = ["-c", str(self.folder / "c.conf")] if ours else []
+        done = subprocess.run(
+            [_ceph(program), *cluster, *arguments], check=False, capture_output=True, text=True, cwd=self.folder
+        )
+        assert done.returncode == 0, f"{program}: {done.stderr}"
+
+    def _start(self, program: str, *arguments: str) -> None:
+        with open(self.folder / "output", "ab") as output:
+            command = [_ceph(program), "-c", str(self.folder / "c.conf"), *arguments]
+            self._processes.append(
+                subprocess.Popen(command, stdout=output, stderr=output, cwd=self.folder, start_new_session=True)
+            )
+
+
+def is_answering(port: int) -> bool:
+    """Tell whether an HTTP server answers there."""
+    try:
+        connection = http.client.HTTPConnection("127.0.0.1", port, timeout=5)
+        connection.request("GET", "/")
+        connection.getresponse().read()
+        connection.close()
+    except (OSError, http.client.HTTPException):
+        return False
+    return True
+
+
+def _ceph(name: str) -> str:
+    found = shutil.which(name)
+    if found is None:
+        missing("Ceph")
+    return str(found)
+
+
+@contextmanager
+def ceph_server(*, durable: bool = False) -> Iterator[CephServer]:
+    """A Ceph of its own, for whoever is going to kill it, and for the tests of one process."""
+    folder = Path(tempfile.mkdtemp(prefix="chatdb-c-", dir="/tmp"))
+    server = CephServer(folder, durable=durable)
+    try:
+        server.make()
+        yield server
+    finally:
+        server.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def rclone_server(folder: Path) -> Iterator[S3Server]:
+    """An S3 server that takes no notice of conditions, on a folder whose folders are its buckets."""
+    found = shutil.which("rclone", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if found is None:
+        missing("rclone")
+    server = S3Server(free_port())
+    keys = f"{ACCESS_KEY},{SECRET_KEY}"
+    command = [str(found), "serve", "s3", "--auth-key", keys, "--addr", f"127.0.0.1:{server.port}", str(folder)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={"HOME": str(folder), "PATH": "/bin"}
+    )
+    try:
+        end = time.monotonic() + _PATIENCE_SECONDS
+        while not is_answering(server.port):
+            assert process.poll() is None and time.monotonic() < end, "rclone does not start"
+            time.sleep(0.02)
+        yield server
+    finally:
+        process.kill()
+        process.wait(_PATIENCE_SECONDS)

@@ -14,6 +14,7 @@ _FORMS = {
     "file": "file:relative/path or file:/absolute/path",
     "sqlite": "sqlite:path/to/file or sqlite:/absolute/path",
     "postgresql": "postgresql://user@host/database",
+    "s3": "s3://bucket/prefix",
     "memory": "memory:",
 }
 """How URLs of each scheme are written."""
@@ -24,7 +25,7 @@ def open_backend(config: StorageConfig) -> StorageBackend:
 
     `storage_url` is empty (files under `storage_base_path`), `file:relative`, `file:/absolute`, `file:~/in-home`, the
     same with `sqlite:` for a file of SQLite, or `memory:`; the path is percent-decoded. Or it is a URL of PostgreSQL as
-    its own tools take it, `postgresql://user@host/database`. `mirrored:?from=URL&to=URL` is two stores at once, whose
+    its own tools take it, `postgresql://user@host/database`, or a bucket of an object store, `s3://bucket/prefix`. `mirrored:?from=URL&to=URL` is two stores at once, whose
     URLs are percent-encoded.
 
     Raises:
@@ -45,6 +46,8 @@ def open_backend(config: StorageConfig) -> StorageBackend:
         return _make("memory", "MemoryBackend", config)
     if scheme in ("postgresql", "postgres") and rest.startswith("//"):
         return _make("postgres", "PostgresBackend", config)
+    if scheme == "s3" and rest.startswith("//"):
+        return _make("s3", "S3Backend", config)
     if colon and scheme == "mirrored":
         stores = [open_backend(dataclasses.replace(config, storage_url=url)) for url in _mirrored(rest)]
         return _make("mirrored", "MirroredBackend", config, *stores)

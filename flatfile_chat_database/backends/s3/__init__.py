@@ -1,0 +1,395 @@
+"""A store in a bucket of S3, or of anything that speaks as S3 does. How bytes stand in objects: `forms.py`.
+
+Reading is done in a few threads, and begins with the object at the key. Writing is done by one thread (`writer.py`):
+messages that come at the same time go to each log in one put. Every other process may write as well: nothing is
+replaced but on the condition that it is what was looked at.
+"""
+
+from __future__ import annotations
+
+import os
+import time
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+from contextlib import aclosing, suppress
+from typing import Any, TypeVar, cast
+
+from ...config import StorageConfig, absolute
+from ...errors import ConfigurationError, ConflictError, NotFoundError, StorageError
+from ...models import Problem, new_id
+from ..base import Capability, Changes, LogPart
+from ..changes import ABSENT, Append, Put, Require
+from ..rules import check_key, check_lines, not_found
+from ..threaded import ThreadedBackend
+from ..writer import Job, Writer
+
+try:
+    from .appending import Appender, Ask, Extend
+    from .committing import Committer
+    from .composing import PLAIN_BYTES, Garbage
+    from .contents import Contents, Log
+    from .forms import Part
+    from .objects import Objects
+    from .planning import Adopt
+    from .target import target_of
+    from .verifying import Verifier
+except ImportError as error:
+    raise ConfigurationError(
+        f"S3 needs the extra `s3` ({error}).", hint="pip install 'flatfile-chat-database[s3]'"
+    ) from error
+
+T = TypeVar("T")
+
+_CHUNK_BYTES = 1 << 20
+"""In which blobs are read."""
+_PART_BYTES = 5 << 20
+"""In which blobs are sent, when they are larger."""
+
+
+class S3Backend(ThreadedBackend):
+    """A bucket, or a prefix of it, that `storage_url` names."""
+
+    capabilities = frozenset(
+        {
+            Capability.PERSISTENT,
+            Capability.PROCESSES,
+            Capability.ATOMIC_APPEND,
+            Capability.STREAMED_BLOBS,
+            Capability.EXTENTS,
+        }
+    )
+
+    def __init__(self, config: StorageConfig) -> None:
+        super().__init__(config, Writer(self._run, self._idle, self._end))
+        self._target = target_of(config)
+        self._objects = Objects(self._target, config.object_store_retries, "")
+        self._contents = Contents(self._objects, config)
+        self._objects.probes = self._contents.places.probes
+        self._garbage = Garbage(self._contents)
+        self._appender = Appender(self._contents, config, self._garbage)
+        self._committer = Committer(self._contents, self._appender, config, self._garbage)
+        self._is_ready = False
+
+    def __repr__(self) -> str:
+        return f"<S3Backend {self._target.name!r}{' closed' if self._closed else ''}>"
+
+    def statistics(self) -> dict[str, int]:
+        return dict(self._objects.counters)
+
+    def index_folder(self) -> str:
+        home = os.environ.get("XDG_CACHE_HOME") or os.path.join(os.path.expanduser("~"), ".cache")
+        return os.path.join(absolute(home), "flatfile_chat_database", self._target.identity)
+
+    # --- life ----------------------------------------------------------------------------------------
+
+    async def open(self) -> None:
+        await super().open()
+        if not self._is_ready:
+            await self._threads().run(self._finish_others)
+            self._is_ready = True
+
+    def _finish_others(self) -> None:
+        """Look whether the store answers, and finish what processes that died began."""
+        for path in self._committer.unfinished():
+            with suppress(StorageError):  # who may only read cannot, and the next one who writes does it
+                self._committer.finish(path)
+
+    def _close(self) -> None:
+        super()._close()
+        self._objects.close()
+
+    def _end(self) -> None:
+        with suppress(StorageError):  # `verify` finds what is left
+            self._garbage.remove(float("inf"))
+
+    # --- reading -------------------------------------------------------------------------------------
+
+    async def _in_thread(self, work: Callable[[], T]) -> T:
+        return await self._check_open().run(work)
+
+    async def _look(self, key: str, work: Callable[[Log | None], T]) -> T:
+        check_key(key)
+        return await self._in_thread(lambda: self._contents.look(key, work))
+
+    async def read(self, key: str) -> bytes | None:
+        check_key(key)
+        return await self._in_thread(lambda: self._contents.read(key))
+
+    async def exists(self, key: str) -> bool:
+        check_key(key)
+        return await self._in_thread(lambda: self._contents.exists(key))
+
+    async def list_keys(self, prefix: str) -> list[str]:
+        return await self._in_thread(lambda: self._contents.keys(prefix))
+
+    async def read_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        for key in keys:
+            check_key(key)
+        return await self._in_thread(lambda: self._objects.together(self._contents.read, keys))
+
+    async def list_children(self, folder: str) -> list[str]:
+        return await self._children(folder, folders_only=False)
+
+    async def list_folders(self, folder: str) -> list[str]:
+        return await self._children(folder, folders_only=True)
+
+    async def _children(self, folder: str, *, folders_only: bool) -> list[str]:
+        if folder:
+            check_key(folder)
+        return await self._in_thread(lambda: self._contents.children(folder, folders_only=folders_only))
+
+    async def read_log(self, key: str, start: int = 0, stop: int | None = None, *, strict: bool = False) -> list[bytes]:
+        return await self._look(key, lambda log: log.records(start, stop, strict=strict) if log else [])
+
+    async def read_log_as(
+        self,
+        key: str,
+        decode: Callable[[bytes], T | None],
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        strict: bool = False,
+    ) -> list[T]:
+        many: Callable[[list[bytes]], list[T] | None] | None = getattr(decode, "many", None)
+
+        def page(log: Log | None) -> list[T]:
+            lines = log.records(start, stop, strict=strict) if log else []
+            made = many(lines) if many is not None else None
+            return [record for line in lines if (record := decode(line)) is not None] if made is None else made
+
+        return await self._look(key, page)
+
+    async def count_log(self, key: str) -> int:
+        return await self._look(key, lambda log: log.count() if log else 0)
+
+    async def find_record(self, key: str, record_id: str) -> tuple[int, bytes] | None:
+        return await self._look(key, lambda log: log.find(record_id) if log else None)
+
+    async def newest_records(self, keys: Sequence[str]) -> list[bytes | None]:
+        for key in keys:
+            check_key(key)
+        return await self._in_thread(lambda: self._objects.together(self._newest, keys))
+
+    def _newest(self, key: str) -> bytes | None:
+        found = self._contents.look(key, lambda log: log.records(-1, None) if log else [])
+        return found[-1] if found else None
+
+    async def read_folders(self, folder: str, document: str, log: str) -> list[tuple[str, bytes | None, bytes | None]]:
+        for key in (*[folder] * bool(folder), document, log):
+            check_key(key)
+
+        def look() -> list[tuple[str, bytes | None, bytes | None]]:
+            children = self._contents.children(folder, folders_only=True)
+            places = [f"{folder}/{child}" if folder else child for child in children]
+            documents = self._objects.together(self._contents.read, [f"{place}/{document}" for place in places])
+            records = self._objects.together(self._newest, [f"{place}/{log}" for place in places])
+            return list(zip(children, documents, records, strict=True))
+
+        return await self._in_thread(look)
+
+    async def stream_log(self, key: str, *, strict: bool = False) -> AsyncIterator[list[bytes]]:
+        check_key(key)
+        runs = self._stream(lambda: self._contents.runs(key, strict=strict))
+        async with aclosing(runs):
+            async for run in runs:
+                yield run
+
+    async def read_blob(self, key: str) -> AsyncIterator[bytes]:
+        check_key(key)
+        chunks = self._stream(lambda: self._contents.chunks(key, _CHUNK_BYTES))
+        is_there = False
+        async with aclosing(chunks):
+            async for chunk in chunks:
+                is_there = True
+                if chunk:
+                    yield chunk
+        if not is_there:
+            raise NotFoundError(f"There is no file at {key}.", key=key)
+
+    async def _stream(self, begin: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:
+        """Yield what an iterator yields in a thread."""
+        threads = self._check_open()
+        items = await threads.run(begin)
+        end = cast("T", object())
+        try:
+            while (item := await threads.run(lambda: next(items, end))) is not end:
+                yield item
+        finally:
+            close = getattr(items, "close", None)
+            if close is not None:
+                await self._later(close)
+
+    # --- what a derived index needs ------------------------------------------------------------------
+
+    async def changes(self, cursor: str | None) -> Changes:
+        self._check_open()
+        return Changes("", None)
+
+    async def stamps(self, keys: Sequence[str]) -> list[str | None]:
+        for key in keys:
+            check_key(key)
+        return await self._in_thread(lambda: self._objects.together(self._contents.stamp, keys))
+
+    async def read_log_part(self, key: str, identity: str | None, start: int) -> LogPart | None:
+        return await self._look(key, lambda log: log.log_part(identity, start) if log else None)
+
+    async def read_log_at(self, places: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
+        for key, _, _ in places:
+            check_key(key)
+        return await self._in_thread(lambda: self._contents.read_at(places))
+
+    # --- writing -------------------------------------------------------------------------------------
+
+    async def append(self, key: str, data: bytes) -> bool:
+        check_lines(check_key(key), data)
+        await self._commit([Extend(key, bytes(data))])
+        return True
+
+    async def write_blob(self, key: str, chunks: AsyncIterator[bytes]) -> bool:
+        check_key(key)
+        if await self.exists(key):
+            return False
+        held, size, part, writer = bytearray(), 0, Part(new_id(), 0), None
+        try:
+            async for chunk in chunks:
+                held += chunk
+                size += len(chunk)
+                if len(held) >= PLAIN_BYTES:
+                    if writer is None:
+                        writer = await self._in_thread(lambda: self._writer_of(part))
+                    await self._in_thread(self._sending(writer, bytes(held)))
+                    held.clear()
+            if writer is None:
+                return await self._adopted(Put(key, bytes(held), ABSENT))
+            await self._in_thread(self._sending(writer, bytes(held), is_last=True))
+            return await self._adopted(Adopt(key, Part(part.name, size)))
+        except BaseException:
+            if writer is not None:
+                self._abandon(writer, part)
+            raise
+
+    async def _adopted(self, change: Put | Adopt) -> bool:
+        try:
+            [outcome] = await self._commit([change])
+        except ConflictError:
+            return False
+        return bool(outcome)
+
+    def _writer_of(self, part: Part) -> Any:
+        return self._contents.writer(part, _PART_BYTES)
+
+    def _sending(self, writer: Any, data: bytes, *, is_last: bool = False) -> Callable[[], None]:
+        return lambda: self._objects.send(writer, data, is_last=is_last)
+
+    def _abandon(self, writer: Any, part: Part) -> None:
+        """Forget an upload: what was sent is in no object unless it was ended, and then it is garbage."""
+        self._garbage.later(time.monotonic(), [part])
+
+    def _run(self, jobs: Sequence[Job]) -> None:
+        """Do jobs in their order; in the writer's thread. Appends that follow each other share puts."""
+        gathered: dict[str, list[Ask]] = {}
+        needed: dict[str, list[Job]] = {}
+        self._committer.begin()
+        for job in jobs:
+            ask = _append_of(job)
+            if ask is None or any(require.key in gathered for require in _requires(job)):
+                self._flush(gathered, needed)
+            if ask is None:
+                self._run_one(job)
+                continue
+            gathered.setdefault(ask.change.key, []).append(ask)
+            for require in _requires(job):
+                needed.setdefault(require.key, []).append(job)
+        self._flush(gathered, needed)
+        self._appender.tidy()
+
+    def _run_one(self, job: Job) -> None:
+        try:
+            job.outcomes = self._committer.commit(job.changes)
+        except StorageError as error:
+            job.error = error
+
+    def _flush(self, gathered: dict[str, list[Ask]], needed: dict[str, list[Job]]) -> None:
+        """Do the appends that were gathered, those of several logs at once."""
+        if not gathered:
+            return
+        self._committer.begin()
+        owners, logs = list(needed), list(gathered.items())
+        there = dict(zip(owners, self._objects.together(self._is_there, owners), strict=True))
+        work = []
+        for key, asks in logs:
+            able = [ask for ask in asks if ask.job is not None and _is_able(ask.job, there)]
+            if able:
+                work.append((key, able))
+        self._objects.together(self._append, work)
+        gathered.clear()
+        needed.clear()
+
+    def _is_there(self, key: str) -> bool | StorageError:
+        try:
+            return self._contents.exists(key)
+        except StorageError as error:
+            return error
+
+    def _append(self, work: tuple[str, list[Ask]]) -> None:
+        key, asks = work
+        failure: StorageError | None = None
+        try:
+            self._appender.add(key, asks)
+        except StorageError as error:
+            self._appender.forget(key)
+            failure = error
+        for ask in asks:
+            assert ask.job is not None
+            ask.job.error = ask.error or failure
+            outcome = ask.added if isinstance(ask.change, Append) else None
+            ask.job.outcomes = [*[None] * (len(ask.job.changes) - 1), outcome]
+
+    def _idle(self) -> float | None:
+        """Fold logs that have grown, and remove what nobody needs; return when there is more to do."""
+        try:
+            key = self._appender.due()
+            if key is not None:
+                self._appender.fold(key)
+                return 0.0
+            return self._garbage.remove(time.monotonic())
+        except StorageError:  # it is tried again with the next write
+            return None
+
+    # --- maintenance ---------------------------------------------------------------------------------
+
+    async def obstacles(self, *, fix: bool = False) -> list[Problem]:
+        self._check_open()
+        return []
+
+    async def verify(self, *, fix: bool = False) -> list[Problem]:
+        verifier = Verifier(self._contents, self._committer, self.config)
+        problems = await self._in_thread(lambda: verifier.problems(fix=fix))
+        for key in await self._in_thread(verifier.torn):
+            if fix:
+                await self._commit([verifier.mend(key)])
+            problems.append(Problem("torn-tail", key, "The log ends in half a line.", fixed=fix))
+        return problems
+
+
+def _requires(job: Job) -> Sequence[Require]:
+    return cast("Sequence[Require]", job.changes[:-1])
+
+
+def _append_of(job: Job) -> Ask | None:
+    """Return the append of a commit of one append and maybe what it requires; None if it is another kind of commit."""
+    if not job.changes:
+        return None
+    *requires, last = job.changes
+    if not isinstance(last, Append | Extend) or not all(type(each) is Require for each in requires):
+        return None
+    return Ask(last, job)
+
+
+def _is_able(job: Job, there: dict[str, bool | StorageError]) -> bool:
+    """Tell whether all that a commit requires is there; if not, fill in its error."""
+    for require in _requires(job):
+        found = there[require.key]
+        if found is not True:
+            job.error = found if isinstance(found, StorageError) else not_found(require.what, require.key)
+            return False
+    return True

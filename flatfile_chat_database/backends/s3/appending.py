@@ -1,0 +1,363 @@
+"""Appending to logs: what is known of a log from append to append, and how many callers share one put.
+
+What is appended becomes a segment, an object that is created under the number behind the last one. Nobody else can have
+made one there, so what is known of the log was all of it. Only then is the head looked at again: if it is still of
+this generation, the segment is part of the log, whatever happens next. If it is not, somebody has made the log anew
+meanwhile, and it is done again there, unless what replaced the log has taken the segment in.
+"""
+
+from __future__ import annotations
+
+import secrets
+import time
+from collections import OrderedDict, deque
+from collections.abc import Sequence
+
+import msgspec
+
+from ... import codec
+from ...config import StorageConfig
+from ...errors import ConflictError, StorageError, UnavailableError
+from .. import rules
+from ..changes import Append
+from ..writer import Job
+from .composing import KEPT_BYTES, KEPT_RECORDS, Composer, Garbage, folded, parts_of
+from .contents import Contents, Log
+from .forms import Head, Segment, hash_of, look_at, read_head, write_segment
+
+_TURNS = 24
+"""How often an append begins anew while others change the log."""
+_FOLDED_AFTER = 64
+"""So many segments are folded into the head when there is time."""
+_FOLDED_AT_ONCE = 512
+"""So many are, whether or not there is time."""
+_FOLDED_BYTES = 1 << 20
+_KNOWN_RECORDS = 1 << 20
+"""Ids that are remembered, of all logs together."""
+_SEALED_SECONDS = 1.0
+"""So long whoever closed a log has to replace it; then another one opens it again."""
+_LOOKS = 20
+"""How often it is looked meanwhile."""
+
+
+class Extend(msgspec.Struct, frozen=True):
+    """Append whole lines, whatever they are."""
+
+    key: str
+    data: bytes
+
+
+class Ask(msgspec.Struct, eq=False):
+    """One append of a caller, and what came of it."""
+
+    change: Append | Extend
+    job: Job | None = None
+    error: StorageError | None = None
+    added: int = 0
+    lines: list[bytes] = []
+
+
+class Tail:
+    """What is known of a log that goes on: that of its newest segment, for which nobody else can have made the next."""
+
+    def __init__(self, contents: Contents, log: Log) -> None:
+        assert log.head.manifest is not None
+        self.head = log.head
+        self.generation = log.generation
+        self.through = log.through
+        self.number = log.numbers[-1] if log.numbers else log.through
+        newest = log.newest
+        self.is_sealed = newest is not None and newest[0].is_seal
+        self.end = log.end
+        self.ids: dict[int, int] = {}
+        hashes = [
+            each
+            for part in contents.objects.together(lambda part: contents.index(log.key, part), log.head.parts)
+            for each in part.hashes()
+        ]
+        recent = look_at(log.recent)
+        self.records = len(hashes) + recent.records
+        for position, each in enumerate([*hashes, *recent.hashes]):
+            self.ids.setdefault(each, position)
+        self.window: deque[tuple[str, bytes, int]] = deque()
+        """The newest segments: the ids of their puts, their lines, and how many of these are records."""
+        if newest is not None and len(newest[0].puts) == 1:
+            self.window.append((newest[0].puts[0], newest[1], newest[0].records))
+
+    def segment(self, put: str, lines: bytes, records: int, *, is_seal: bool = False) -> bytes:
+        """Return the object for the next segment."""
+        repeated: list[tuple[str, bytes, int]] = []
+        size, count = len(lines), records
+        for each in reversed(self.window):
+            if count >= KEPT_RECORDS or size + len(each[1]) > KEPT_BYTES:
+                break
+            repeated.insert(0, each)
+            size, count = size + len(each[1]), count + each[2]
+        before = b"".join(each[1] for each in repeated)
+        segment = Segment(
+            puts=[*(each[0] for each in repeated), put],
+            at=self.end - len(before),
+            first=self.records - sum(each[2] for each in repeated),
+            records=count,
+            own_at=len(before),
+            own_records=records,
+            digest="",
+            is_seal=is_seal,
+        )
+        return write_segment(segment, before + lines)
+
+    def grow(self, put: str, lines: bytes) -> None:
+        """Take note of a segment that was made."""
+        found = look_at(lines)
+        for position, each in enumerate(found.hashes, start=self.records):
+            self.ids.setdefault(each, position)
+        self.number += 1
+        self.records += found.records
+        self.end += len(lines)
+        self.window.append((put, lines, found.records))
+        while len(self.window) > KEPT_RECORDS:
+            self.window.popleft()
+
+
+class Appender:
+    """Appends to logs. Used by the writer's thread, and by others for different logs."""
+
+    def __init__(self, contents: Contents, config: StorageConfig, garbage: Garbage) -> None:
+        self._contents = contents
+        self._objects = contents.objects
+        self._places = contents.places
+        self._config = config
+        self._garbage = garbage
+        self._tails: OrderedDict[str, Tail] = OrderedDict()
+
+    # --- what is known -------------------------------------------------------------------------------
+
+    def tail(self, key: str) -> Tail | None:
+        """Return what is known of a log; None if it is absent, or does not go on in segments."""
+        known = self._tails.get(key)
+        if known is None:
+            known = self._contents.look(
+                key, lambda log: Tail(self._contents, log) if log is not None and log.head.is_log else None
+            )
+            if known is not None:
+                self._tails[key] = known
+        else:
+            self._tails.move_to_end(key)
+        return known
+
+    def forget(self, key: str | None = None) -> None:
+        """Forget what is known of a log, or of all."""
+        if key is None:
+            self._tails.clear()
+        else:
+            self._tails.pop(key, None)
+
+    def tidy(self) -> None:
+        """Forget what was not used for long, when too much is known."""
+        total = sum(len(tail.ids) + 64 for tail in self._tails.values())
+        while total > _KNOWN_RECORDS and len(self._tails) > 1:
+            total -= len(self._tails.popitem(last=False)[1].ids) + 64
+
+    def find(self, key: str, tail: Tail, record_id: str) -> bytes | None:
+        """Return the line of a record in a log; None if it is not there."""
+        if hash_of(record_id) not in tail.ids:
+            return None
+        found = self._contents.look(key, lambda log: None if log is None else log.find(record_id))
+        return None if found is None else found[1]
+
+    # --- appending -----------------------------------------------------------------------------------
+
+    def add(self, key: str, asks: Sequence[Ask]) -> None:
+        """Append for several callers with one put; fill in what came of each.
+
+        Raises:
+            StorageError: None of it was done, or it is not known whether it was.
+        """
+        for _ in range(_TURNS):
+            tail = self.tail(key)
+            if tail is None:
+                if self._begin(key, asks):
+                    return
+            elif tail.is_sealed:
+                self._reopen(key)
+            elif self._go_on(key, tail, asks):
+                return
+            self.forget(key)
+        raise UnavailableError(f"{key} is changed faster than it can be appended to.", key=key, hint="Retry.")
+
+    def _decide(self, key: str, asks: Sequence[Ask], before: dict[str, bytes] | None, tail: Tail | None) -> bytes:
+        """Look which lines of each are new; return all of them."""
+        staged: dict[str, bytes] = {}
+
+        def find(record_id: str) -> bytes | None:
+            if record_id in staged:
+                return staged[record_id]
+            if tail is not None:
+                return self.find(key, tail, record_id)
+            return (before or {}).get(record_id)
+
+        count = tail.records if tail is not None else len(before or {})
+        pieces: list[bytes] = []
+        for ask in asks:
+            ask.error, ask.added, ask.lines = None, 0, []
+            change = ask.change
+            if isinstance(change, Extend):
+                pieces.append(change.data)
+                for line in rules.good_lines(key, change.data) if len(asks) > 1 else ():
+                    staged.setdefault(codec.written_id(line), line)
+                    count += 1
+                continue
+            try:
+                ask.lines = rules.new_lines(change, find)
+                rules.check_maximum(change, count, ask.lines)
+            except StorageError as error:
+                ask.error = error
+                continue
+            ask.added = len(ask.lines)
+            count += ask.added
+            if len(asks) > 1:
+                staged |= {codec.written_id(line): line for line in ask.lines}
+            pieces += ask.lines
+        return b"".join(pieces)
+
+    def _begin(self, key: str, asks: Sequence[Ask]) -> bool:
+        """Append to what is absent, or does not go on in segments yet; return False if somebody else changed it."""
+        head = self._contents.head(key)
+        if head is not None and head.is_log:
+            return False
+        content = b"" if head is None else self._contents.look(key, lambda log: log.content() if log else b"")
+        whole, half = rules.mended(content)
+        before = {codec.written_id(line): line for line in reversed(rules.good_lines(key, whole))}
+        lines = self._decide(key, asks, before, None)
+        if not lines:
+            return True
+        if half:
+            for place, data in rules.half_set_aside(self._config, key, len(whole), half).items():
+                if self._objects.create(place, data) is None:
+                    raise ConflictError(f"Something is at {place} already.", key=place)
+        composer = Composer(self._contents)
+        raw = composer.log(key, whole + lines)
+        if head is None:
+            etag = self._objects.create(key, raw)
+        else:
+            etag = self._objects.replace(key, raw, head.etag)
+        self._garbage.later(time.monotonic(), composer.made if etag is None else parts_of(head).values())
+        return etag is not None
+
+    def _go_on(self, key: str, tail: Tail, asks: Sequence[Ask]) -> bool:
+        lines = self._decide(key, asks, None, tail)
+        if not lines:
+            return self._is_current(key, tail)
+        if not self.put(tail, lines):
+            return False
+        put = tail.window[-1][0]
+        if not self._is_current(key, tail):
+            if not self._was_taken_in(key, put):
+                return False
+            self.forget(key)
+            return True
+        if tail.number - tail.through >= _FOLDED_AT_ONCE:
+            self.fold(key)
+        return True
+
+    def put(self, tail: Tail, lines: bytes, *, is_seal: bool = False) -> bool:
+        """Create the next segment of a log; return False if somebody else has."""
+        put = secrets.token_hex(8)
+        data = tail.segment(put, lines, look_at(lines).records, is_seal=is_seal)
+        if self._objects.create(self._places.segment(tail.generation, tail.number + 1), data) is None:
+            return False
+        tail.grow(put, lines)
+        return True
+
+    def _is_current(self, key: str, tail: Tail) -> bool:
+        """Tell whether a log is still that of which something is known."""
+        there = self._objects.head(key)
+        if there is None:
+            return False
+        if there.etag == tail.head.etag:
+            return True
+        head = self._contents.head(key)
+        manifest = head.manifest if head is not None else None
+        if head is None or manifest is None or manifest.generation != tail.generation:
+            return False
+        if manifest.through >= tail.number:
+            return False
+        tail.head, tail.through = head, manifest.through
+        return True
+
+    def _was_taken_in(self, key: str, put: str) -> bool:
+        """Tell whether the segment is in what replaced the log."""
+        head = self._contents.head(key)
+        return head is not None and head.manifest is not None and put in head.manifest.puts
+
+    # --- folding -------------------------------------------------------------------------------------
+
+    def due(self) -> str | None:
+        """Return the key of a log whose segments should be folded into its head."""
+        for key, tail in self._tails.items():
+            if tail.number - tail.through >= _FOLDED_AFTER or tail.end - self._folded_end(tail) > _FOLDED_BYTES:
+                return key
+        return None
+
+    @staticmethod
+    def _folded_end(tail: Tail) -> int:
+        return sum(part.size for part in tail.head.parts) + len(tail.head.rest)
+
+    def fold(self, key: str) -> bool:
+        """Fold what is in a log's segments into its head; return False if somebody else changes it."""
+        done = self._refold(key, same=True)
+        tail = self._tails.get(key)
+        if done is None:
+            self.forget(key)
+        elif tail is not None and tail.generation == (done.manifest and done.manifest.generation):
+            tail.head, tail.through = done, done.manifest.through if done.manifest else 0
+        return done is not None
+
+    def _refold(self, key: str, *, same: bool) -> Head | None:
+        composer = Composer(self._contents)
+        found: list[Log] = []
+
+        def make(log: Log | None) -> bytes | None:
+            self._garbage.later(time.monotonic(), composer.made)
+            composer.made = []
+            if log is None or not log.head.is_log:
+                return None
+            found[:] = [log]
+            return folded(composer, log, same=same)
+
+        raw = self._contents.look(key, make)
+        if raw is None:
+            return None
+        [log] = found
+        etag = self._objects.replace(key, raw, log.head.etag)
+        if etag is None:
+            self._garbage.later(time.monotonic(), composer.made)
+            return None
+        head = read_head(key, raw, etag)
+        kept = parts_of(head)
+        self._garbage.later(time.monotonic(), (part for part in log.head.parts if part.name not in kept))
+        last = log.numbers[-1] if same and log.numbers else None
+        self.drop_segments(log.generation, last)
+        return head
+
+    def drop_segments(self, generation: str, before: int | None = None) -> None:
+        """Remove the segments of a log, or those before a number."""
+        folder = self._places.log(generation)
+        until = self._places.segment(generation, before - 1) if before else None
+        paths = [each.path for run in self._objects.listed(folder, "", until) for each in run]
+        self._objects.delete(paths)
+
+    def _reopen(self, key: str) -> None:
+        """Go on with a log that somebody closed to replace it, once he has had time to."""
+        sealed = self._tails.pop(key)
+        for _ in range(_LOOKS):
+            there = self._objects.head(key)
+            if there is None or there.etag != sealed.head.etag:
+                return
+            time.sleep(_SEALED_SECONDS / _LOOKS)
+        self._refold(key, same=False)
+
+    def reopen_now(self, key: str) -> None:
+        """Go on at once with a log that this process closed and did not replace."""
+        self.forget(key)
+        self._refold(key, same=False)

@@ -1,0 +1,146 @@
+"""Making heads: which bytes of a content go into parts, and which stay in the head."""
+
+from __future__ import annotations
+
+import threading
+from collections import deque
+from collections.abc import Iterable, Sequence
+
+from ...models import new_id
+from .contents import Contents, Log
+from .forms import PART_BYTES, Head, Manifest, Part, cut, write_head, write_part
+
+KEPT_RECORDS = 128
+"""The newest of a log stay in its head, and so many are repeated in a segment, so that a page takes few requests."""
+KEPT_BYTES = 128 << 10
+"""Not more than this of them."""
+_FULL = 2
+"""A head that has so many times as much is cut down to that."""
+_JOINED_BYTES = 1 << 20
+"""A smaller last part is made anew with what comes behind it."""
+PLAIN_BYTES = 256 << 10
+"""More bytes than these are not kept in the head of what is no log."""
+_LINGER_SECONDS = 60
+"""So long a part that nothing needs any more stays, for whoever is reading it."""
+
+
+class Garbage:
+    """Objects that are to be removed: a little later, for somebody may be reading them."""
+
+    def __init__(self, contents: Contents) -> None:
+        self._contents = contents
+        self._waiting: deque[tuple[float, str]] = deque()
+        self._lock = threading.Lock()
+
+    def later(self, now: float, parts: Iterable[Part]) -> None:
+        """Remove parts, but not yet."""
+        with self._lock:
+            self._waiting += [(now + _LINGER_SECONDS, self._contents.places.part(part.name)) for part in parts]
+
+    def remove(self, now: float) -> float | None:
+        """Remove what has waited long enough; return in how many seconds there is more."""
+        with self._lock:
+            due = []
+            while self._waiting and self._waiting[0][0] <= now:
+                due.append(self._waiting.popleft()[1])
+            more = max(0.0, self._waiting[0][0] - now) if self._waiting else None
+        self._contents.objects.delete(due)
+        return more
+
+
+class Composer:
+    """Makes heads of contents. The parts that it makes are garbage unless the head comes into its place."""
+
+    def __init__(self, contents: Contents) -> None:
+        self._contents = contents
+        self.made: list[Part] = []
+
+    def plain(self, data: bytes) -> bytes:
+        """Return a head for what is no log."""
+        if len(data) <= PLAIN_BYTES:
+            return write_head(None, data)
+        pieces = [data[start : start + PART_BYTES] for start in range(0, len(data), PART_BYTES)]
+        return write_head(Manifest("bytes", parts=self._contents.objects.together(self._put, pieces)), b"")
+
+    def log(
+        self,
+        key: str,
+        data: bytes,
+        kept: Sequence[Part] = (),
+        *,
+        generation: str = "",
+        through: int = 0,
+        puts: Sequence[str] = (),
+    ) -> bytes:
+        """Return a head for whole lines of a log, of a new generation unless one is named.
+
+        Args:
+            key: Of the log, for messages.
+            data: What comes behind the parts that are kept.
+            kept: Parts that stay as they are, but that the last one may be made anew.
+            generation: Of a log that only grows.
+            through: The last segment that is in it.
+            puts: The ids of the segments that went into it.
+        """
+        parts, rest = list(kept), _newest(data)
+        older = data[: len(data) - len(rest)]
+        if older:
+            if parts and parts[-1].index and parts[-1].size + len(older) <= _JOINED_BYTES:
+                older = self._contents.part(key, parts.pop()) + older
+            parts += self._contents.objects.together(self._put_lines, cut(older, PART_BYTES))
+        return write_head(Manifest("log", generation or new_id(), parts, through, list(puts)), rest)
+
+    def any(self, key: str, data: bytes, *, is_log: bool) -> bytes:
+        """Return a head for bytes: of a log if they are to be one and can."""
+        return self.log(key, data) if is_log and (not data or data.endswith(b"\n")) else self.plain(data)
+
+    def _put(self, data: bytes) -> Part:
+        part = Part(new_id(), len(data))
+        self.made.append(part)
+        self._contents.objects.put(self._contents.places.part(part.name), data)
+        return part
+
+    def _put_lines(self, data: bytes) -> Part:
+        part, stored = write_part(new_id(), data)
+        self.made.append(part)
+        self._contents.objects.put(self._contents.places.part(part.name), stored)
+        return part
+
+
+def _newest(data: bytes) -> bytes:
+    """Return as much of the end of a log as stays in its head."""
+    if len(data) <= _FULL * KEPT_BYTES and data.count(b"\n") <= _FULL * KEPT_RECORDS:
+        return data
+    start = len(data)
+    for _ in range(KEPT_RECORDS):
+        before = data.rfind(b"\n", 0, start - 1) + 1 if start else 0
+        if len(data) - before > KEPT_BYTES or before == start:
+            break
+        start = before
+    return data[start:]
+
+
+def folded(composer: Composer, log: Log, *, same: bool) -> bytes:
+    """Return a head that has in it what is in a log's segments.
+
+    Args:
+        composer: Makes it.
+        log: The log, which may go on meanwhile if the generation is the same.
+        same: Whether the generation stays.
+    """
+    chain = log.chain()
+    puts = [put for _, segment, _ in chain for put in segment.puts]
+    through = log.numbers[-1] if log.numbers else log.through
+    return composer.log(
+        log.key,
+        log.recent,
+        log.head.parts,
+        generation=log.generation if same else "",
+        through=through if same else 0,
+        puts=puts[-KEPT_RECORDS * 2 :],
+    )
+
+
+def parts_of(*heads: Head | None) -> dict[str, Part]:
+    """Return the parts of heads by name."""
+    return {part.name: part for head in heads if head is not None for part in head.parts}

@@ -1,0 +1,93 @@
+"""What the errors of an object store mean for a caller. No message has a key, a signature or stored bytes in it."""
+
+from __future__ import annotations
+
+import re
+
+from obstore.exceptions import (
+    PermissionDeniedError,
+    UnauthenticatedError,
+)
+
+from ...errors import ConfigurationError, StorageError, UnavailableError
+
+_CODE = re.compile(r"<Code>(\w{1,60})</Code>")
+_STATUS = re.compile(r"status code: (\d{3})")
+_NOT_CONNECTED = ("tcp connect error", "ConnectError", "dns error", "Connection refused")
+_WRONG_KEYS = {
+    "InvalidAccessKeyId": "does not know the access key",
+    "SignatureDoesNotMatch": "does not accept the secret key",
+    "InvalidToken": "does not accept the session token",
+    "ExpiredToken": "says that the session token has expired",
+    "AuthorizationHeaderMalformed": "wants another region",
+    "PermanentRedirect": "says that the bucket is in another region",
+    "IllegalLocationConstraintException": "says that the bucket is in another region",
+}
+
+
+def is_absent(error: Exception) -> bool:
+    """Tell whether an error says that there is no such object, in a bucket that is there."""
+    return isinstance(error, FileNotFoundError) and _code(error) != "NoSuchBucket"
+
+
+def may_pass(error: Exception) -> bool:
+    """Tell whether the same request may succeed when it is made again."""
+    status = _status(error)
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError | FileNotFoundError):
+        return False
+    return status is None or status >= 500 or status in (408, 409, 429)
+
+
+def was_sent(error: Exception) -> bool:
+    """Tell whether a request that failed may have reached the server."""
+    text = str(error)
+    return not any(sign in text for sign in _NOT_CONNECTED)
+
+
+def told(error: Exception, place: str) -> StorageError:
+    """Return the error of the contract for what a request failed with; `place` is what to call the store."""
+    code, status, text = _code(error), _status(error), str(error)
+    if code == "NoSuchBucket":
+        return ConfigurationError(f"{place}: the bucket does not exist.", hint="Make it, or name another one.")
+    if code in _WRONG_KEYS:
+        return ConfigurationError(
+            f"{place}: the server {_WRONG_KEYS[code]}.",
+            hint="Check AWS_ACCESS_KEY_ID, AWS_SECRET_ACCESS_KEY and the region.",
+        )
+    if isinstance(error, PermissionDeniedError | UnauthenticatedError) or status in (401, 403):
+        return UnavailableError(
+            f"{place}: the server denies access ({code or status or 'no reason given'}).",
+            hint="Give these keys the rights to list, get, put and delete objects there.",
+        )
+    if status == 501:
+        return ConfigurationError(
+            f"{place}: the server has no conditional writes, which keep writers from overwriting each other.",
+            hint="Use a server that has them.",
+        )
+    if code == "QuotaExceeded" or status == 507:
+        return UnavailableError(f"{place}: the server has no room.", hint="Free space there, then retry.")
+    if status is not None:
+        answer = f"{status} {code}" if code else str(status)
+        return UnavailableError(f"{place}: the server answers {answer}.", hint="Retry when it is well.")
+    if "timed out" in text or "TimedOut" in text or "timeout" in text.lower():
+        return UnavailableError(
+            f"{place}: the server does not answer in time.",
+            hint="Check the endpoint, or raise object_store_timeout_seconds.",
+        )
+    if "credential" in text.lower() and not isinstance(error, ConnectionError):
+        return ConfigurationError(
+            f"{place}: there are no keys.", hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        )
+    return UnavailableError(
+        f"{place}: the server cannot be reached.", hint="Check the endpoint, and whether the server runs."
+    )
+
+
+def _code(error: Exception) -> str | None:
+    found = _CODE.search(str(error))
+    return found[1] if found else None
+
+
+def _status(error: Exception) -> int | None:
+    found = _STATUS.search(str(error))
+    return int(found[1]) if found else None

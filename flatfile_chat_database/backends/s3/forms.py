@@ -1,0 +1,306 @@
+"""How the bytes at a key stand in objects.
+
+At every key there is one object, its head. Most often it is the bytes themselves, as a file would hold them. Otherwise
+it begins with a manifest, one line of JSON, and what follows that line are the last bytes of the content; what comes
+before them is in parts, objects that never change, which the manifest names. A log goes on in segments: numbered
+objects that are created in their order, each with the lines of one or more appends, until the log is folded into a new
+manifest.
+
+Where parts and segments are does not depend on the key, so that a head is moved as it is.
+"""
+
+from __future__ import annotations
+
+import base64
+import hashlib
+import sys
+from array import array
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from ... import codec
+from ...config import StorageConfig
+from ...errors import IntegrityError
+from ...layout import Layout
+
+_MAGIC = b'{"chatdb":'
+_TOKEN = 36
+"""Characters of the token of what is being moved."""
+INDEXED_EVERY = 64
+"""Of so many records of a part one has its offset in the part's index."""
+PART_BYTES = 4 << 20
+"""Of a part at most, but for a line that is longer."""
+
+
+class Part(msgspec.Struct, array_like=True, frozen=True):
+    """Bytes in an object of their own, which never changes."""
+
+    name: str
+    size: int
+    records: int = 0
+    """How many of its lines are records."""
+    index: int = 0
+    """Bytes of the index behind them; 0 if there is none, as for what is no log."""
+    is_whole: bool = True
+    """Whether every line is a record or blank."""
+
+
+class Manifest(msgspec.Struct, omit_defaults=True):
+    """What a head begins with that is not the bytes themselves."""
+
+    chatdb: Literal["log", "bytes", "moving"]
+    """A log may go on in segments, bytes do not; what is being moved away is there no more."""
+    generation: str = ""
+    """Of a log: another one after each change that is no append."""
+    parts: list[Part] = []
+    through: int = 0
+    """The number of the last segment that is folded into this head."""
+    puts: list[str] = []
+    """The segments that were folded into it last, by the ids of their puts."""
+
+
+class Head(msgspec.Struct, frozen=True):
+    """The object at a key."""
+
+    etag: str
+    raw: bytes
+    manifest: Manifest | None
+    """None: the object is the bytes themselves."""
+    rest: bytes
+    """The last bytes of the content, but for what is in segments."""
+
+    @property
+    def is_log(self) -> bool:
+        """Whether segments may follow."""
+        return self.manifest is not None and self.manifest.chatdb == "log"
+
+    @property
+    def parts(self) -> list[Part]:
+        """What comes before `rest`."""
+        return self.manifest.parts if self.manifest is not None else []
+
+
+class Segment(msgspec.Struct, omit_defaults=True):
+    """The first line of a segment. Its other lines repeat those of segments before it, so that few hold the newest."""
+
+    puts: list[str]
+    """Made up for each segment whose lines are here, its own last, so that its writer knows it again."""
+    at: int
+    """Offset in the log of the first line here."""
+    first: int
+    """Position in the log of the first record here."""
+    records: int
+    """How many records are here."""
+    own_at: int
+    """Bytes of lines that are repeated."""
+    own_records: int
+    digest: str
+    """Of all lines here."""
+    is_seal: bool = False
+    """The log goes on in no further segment: whoever wrote this one is about to replace the manifest."""
+
+
+_manifests = msgspec.json.Decoder(Manifest)
+_segments = msgspec.json.Decoder(Segment)
+_encoder = msgspec.json.Encoder()
+
+
+class Places:
+    """Where the objects are that are no heads, which are no keys."""
+
+    def __init__(self, config: StorageConfig) -> None:
+        self.own = f"{Layout(config).system}/objects"
+        self.intents = f"{self.own}/intents"
+        self.parts = f"{self.own}/parts"
+        self.probes = f"{self.own}/probes"
+        self.segments = f"{self.own}/segments"
+
+    def is_own(self, path: str) -> bool:
+        """Tell whether an object is none at a key."""
+        return path.startswith(f"{self.own}/")
+
+    def part(self, name: str) -> str:
+        """Return the path of a part."""
+        return f"{self.parts}/{name}"
+
+    def log(self, generation: str) -> str:
+        """Return the folder of a log's segments."""
+        return f"{self.segments}/{generation}"
+
+    def segment(self, generation: str, number: int) -> str:
+        """Return the path of a segment."""
+        return f"{self.segments}/{generation}/{number:012d}"
+
+
+def number_of(path: str) -> int:
+    """Return the number of a segment; 0 for what has none."""
+    name = path.rpartition("/")[2]
+    return int(name) if len(name) == 12 and name.isdecimal() else 0
+
+
+# --- heads -----------------------------------------------------------------------------------------------
+
+
+def read_head(key: str, raw: bytes, etag: str) -> Head | None:
+    """Read the object at a key; None if it stands for nothing any more.
+
+    Raises:
+        IntegrityError: It begins as a manifest does and is none.
+    """
+    if not raw.startswith(_MAGIC):
+        return Head(etag, raw, None, raw)
+    line, newline, rest = raw.partition(b"\n")
+    try:
+        manifest = _manifests.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        manifest = None
+    if manifest is None or not newline:
+        raise IntegrityError(f"{key}: the manifest of its parts is damaged.", key=key, hint="Restore it from a backup.")
+    return None if manifest.chatdb == "moving" else Head(etag, raw, manifest, rest)
+
+
+def write_head(manifest: Manifest | None, rest: bytes) -> bytes:
+    """Return the object for a key. What would be taken for a manifest gets one."""
+    if manifest is None:
+        if not rest.startswith(_MAGIC):
+            return rest
+        manifest = Manifest("bytes")
+    return _encoder.encode(manifest) + b"\n" + rest
+
+
+def moving(token: str) -> bytes:
+    """Return the head of what is being moved away, made with a new id."""
+    return write_head(Manifest("moving", token), b"")
+
+
+MOVING_BYTES = len(moving("-" * _TOKEN))
+"""Of such a head, so that it is noticed in a list."""
+
+
+# --- segments --------------------------------------------------------------------------------------------
+
+
+def write_segment(segment: Segment, lines: bytes) -> bytes:
+    """Return the object of a segment."""
+    segment.digest = _digest(lines)
+    return _encoder.encode(segment) + b"\n" + lines
+
+
+def read_segment(key: str, path: str, data: bytes) -> tuple[Segment, bytes]:
+    """Read a segment of the log at `key`.
+
+    Raises:
+        IntegrityError: It is none, or not as it was written.
+    """
+    line, _, lines = data.partition(b"\n")
+    try:
+        segment = _segments.decode(line)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise damaged(key, path, "is no segment of a log") from None
+    if segment.digest != _digest(lines):
+        raise damaged(key, path, "is not as it was written")
+    return segment, lines
+
+
+def damaged(key: str, path: str, what: str) -> IntegrityError:
+    """Return the error for an object that a log is made of."""
+    return IntegrityError(f"{key}: the object {path} {what}.", key=key, hint="Run `chatdb check` to see all damage.")
+
+
+def _digest(lines: bytes) -> str:
+    return hashlib.blake2b(lines, digest_size=12).hexdigest()
+
+
+# --- what is known of lines ----------------------------------------------------------------------------
+
+
+class Index(msgspec.Struct):
+    """What is behind the lines of a part: where its records are, and which ids they have."""
+
+    every: int
+    offsets: list[int]
+    """Of every `every`th record, from the first one."""
+    ids: str
+    """Hashes of eight bytes, in the order of the records."""
+
+    def hashes(self) -> array[int]:
+        """Return the hashes of the ids."""
+        found = array("Q")
+        found.frombytes(base64.b85decode(self.ids))
+        return _little(found)
+
+
+_indexes = msgspec.json.Decoder(Index)
+
+
+def _little(numbers: array[int]) -> array[int]:
+    """Turn numbers of this machine into those that are stored, or back."""
+    if sys.byteorder == "big":
+        numbers.byteswap()
+    return numbers
+
+
+def hash_of(record_id: str) -> int:
+    """Return a number for an id, which another id has as good as never."""
+    digest = hashlib.blake2b(record_id.encode(errors="surrogatepass"), digest_size=8).digest()
+    return int.from_bytes(digest, "little")
+
+
+class Lines(msgspec.Struct):
+    """What lines of a log hold."""
+
+    records: int
+    offsets: list[int]
+    hashes: array[int]
+    is_whole: bool
+
+
+def look_at(data: bytes) -> Lines:
+    """Look at whole lines of a log."""
+    offsets, hashes, is_whole, offset = [], array("Q"), True, 0
+    for line in data.split(b"\n")[:-1]:
+        record_id = codec.line_id(line)
+        if record_id is not None:
+            if len(hashes) % INDEXED_EVERY == 0:
+                offsets.append(offset)
+            hashes.append(hash_of(record_id))
+        elif line.strip():
+            is_whole = False
+        offset += len(line) + 1
+    return Lines(len(hashes), offsets, hashes, is_whole)
+
+
+def write_part(name: str, data: bytes) -> tuple[Part, bytes]:
+    """Return what a manifest says of lines of a log, and the object that they are in, with their index behind them."""
+    found = look_at(data)
+    ids = base64.b85encode(_little(found.hashes[:]).tobytes()).decode()
+    index = _encoder.encode(Index(INDEXED_EVERY, found.offsets, ids)) + b"\n"
+    return Part(name, len(data), found.records, len(index), found.is_whole), data + index
+
+
+def read_index(key: str, path: str, data: bytes) -> Index:
+    """Read the index of a part.
+
+    Raises:
+        IntegrityError: It is none.
+    """
+    try:
+        return _indexes.decode(data)
+    except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+        raise damaged(key, path, "has no index") from None
+
+
+def cut(data: bytes, most: int) -> Sequence[bytes]:
+    """Cut whole lines into pieces of at most so many bytes, but for lines that are longer."""
+    pieces, start = [], 0
+    while len(data) - start > most:
+        end = data.rfind(b"\n", start, start + most) + 1
+        if end <= start:
+            end = data.find(b"\n", start) + 1 or len(data)
+        pieces.append(data[start:end])
+        start = end
+    if start < len(data):
+        pieces.append(data[start:])
+    return pieces

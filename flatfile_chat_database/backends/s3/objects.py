@@ -1,0 +1,373 @@
+"""Single objects of a bucket: how they are got, created, replaced on a condition, listed and removed.
+
+The client never tries again by itself, for a put that is repeated blindly cannot tell whether what it meets is its
+own.
+Here a read is tried again, and so is a put whose outcome is unknown, but only once the object was looked at: each put
+has an id in the object's metadata, by which it is known again.
+"""
+
+from __future__ import annotations
+
+import random
+import threading
+import time
+from collections.abc import Callable, Iterator, Sequence
+from concurrent.futures import ThreadPoolExecutor
+from contextlib import suppress
+from datetime import datetime
+from typing import Any, NamedTuple, TypeVar
+
+import obstore
+from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
+from obstore.store import S3Store
+
+from ...errors import ConfigurationError, DurabilityError, StorageError
+from ...models import new_id
+from .faults import is_absent, may_pass, told, was_sent
+from .target import Target
+
+T = TypeVar("T")
+
+_AT_ONCE = 16
+"""Requests that are under way for one caller."""
+_FIRST_PAUSE_SECONDS = 0.05
+_REMOVED_AT_ONCE = 1000
+"""Objects that one request may remove; S3 takes no more."""
+_TOKEN = "chatdb-put"
+"""The name of a put's id in an object's metadata."""
+_FAILURES = (BaseError, OSError)
+_END = "\U0010ffff"
+"""Sorts behind whatever may follow a prefix."""
+
+
+class Stored(NamedTuple):
+    """An object's bytes, and what names this version of them."""
+
+    data: bytes
+    etag: str
+
+
+class Listed(NamedTuple):
+    """An object in a list."""
+
+    path: str
+    size: int
+    etag: str
+    modified: datetime
+
+
+class Objects:
+    """The objects below the prefix of a store. Its methods block; they may be called in any thread."""
+
+    def __init__(self, target: Target, retries: int, probes: str) -> None:
+        """Speak to a server; do no I/O.
+
+        Args:
+            target: Where.
+            retries: How often a request is made again.
+            probes: The folder for objects with which it is found out what the server can do.
+        """
+        self.name = target.name
+        self.counters = {"gets": 0, "heads": 0, "puts": 0, "lists": 0, "deletes": 0, "bytes_in": 0, "bytes_out": 0}
+        self._target = target
+        self._retries = retries
+        self.probes = probes
+        self._client: S3Store | None = None
+        self._patient: S3Store | None = None
+        self._pool: ThreadPoolExecutor | None = None
+        self._state = threading.Lock()
+        self._probing = threading.Lock()
+        self._quotes: bool | None = None
+        """Whether ETags go into conditions with their quotes; None: not found out yet."""
+        self._is_conditional = True
+
+    def close(self) -> None:
+        """End the threads."""
+        with self._state:
+            pool, self._pool = self._pool, None
+        if pool is not None:
+            pool.shutdown()
+
+    # --- reading -------------------------------------------------------------------------------------
+
+    def get(self, path: str) -> Stored | None:
+        """Return an object; None if there is none."""
+
+        def read() -> Stored:
+            answer = obstore.get(self._speak(), path)
+            return Stored(bytes(answer.bytes()), answer.meta["e_tag"] or "")
+
+        found = self._read("gets", read)
+        self._count("bytes_in", len(found.data) if found else 0)
+        return found
+
+    def get_range(self, path: str, start: int, length: int) -> bytes | None:
+        """Return so many bytes of an object, fewer at its end; None if there is none."""
+        if not length:
+            return b""
+        found = self._read("gets", lambda: bytes(obstore.get_range(self._speak(), path, start=start, length=length)))
+        self._count("bytes_in", len(found or b""))
+        return found
+
+    def head(self, path: str) -> Listed | None:
+        """Return what is known of an object without its bytes; None if there is none."""
+        return self._read("heads", lambda: _listed(obstore.head(self._speak(), path)))
+
+    def stream(self, path: str, chunk_bytes: int) -> Iterator[bytes] | None:
+        """Return an object's bytes in chunks, all from one request; None if there is none."""
+        with self._state:
+            if self._patient is None:
+                self._patient = self._target.client(patient=True)
+        client = self._patient
+        answer = self._read("gets", lambda: obstore.get(client, path))
+        return None if answer is None else self._chunks(iter(answer.stream(min_chunk_size=chunk_bytes)))
+
+    def _chunks(self, chunks: Iterator[Any]) -> Iterator[bytes]:
+        while True:
+            try:
+                chunk = bytes(next(chunks))
+            except StopIteration:
+                return
+            except _FAILURES as error:
+                raise self._told(error) from None
+            self._count("bytes_in", len(chunk))
+            yield chunk
+
+    def listed(self, folder: str, after: str = "", until: str | None = None) -> Iterator[list[Listed]]:
+        """Yield the objects below a folder ("" is the store) in runs, sorted by code point.
+
+        Only those whose path comes behind `after`, and not behind `until`. A run is a request.
+        """
+        start = after
+        while True:
+            found = self._read("lists", lambda: self._page(folder, start))  # noqa: B023 - it is called at once
+            run, is_last = found or ([], True)
+            yield [each for each in run if until is None or each.path <= until]
+            if is_last or (until is not None and run[-1].path > until):
+                return
+            start = run[-1].path
+
+    def _page(self, folder: str, after: str) -> tuple[list[Listed], bool]:
+        pages = iter(obstore.list(self._speak(), folder or None, offset=after or None, chunk_size=_REMOVED_AT_ONCE))
+        page = [_listed(each) for each in next(pages, [])]
+        page.sort(key=lambda each: each.path)
+        return page, len(page) < _REMOVED_AT_ONCE
+
+    def children(self, folder: str) -> tuple[list[str], list[Listed]]:
+        """Return the paths of folders in a folder, and the objects in it."""
+        found = self._read("lists", lambda: obstore.list_with_delimiter(self._speak(), folder or None))
+        assert found is not None
+        return list(found["common_prefixes"]), [_listed(each) for each in found["objects"]]
+
+    def _read(self, kind: str, read: Callable[[], T]) -> T | None:
+        """Do a request that changes nothing, again if need be; None: what it names is absent."""
+        for attempt in range(self._retries + 1):
+            self._count(kind)
+            try:
+                return read()
+            except _FAILURES as error:
+                if is_absent(error):
+                    return None
+                if attempt == self._retries or not may_pass(error):
+                    raise self._told(error) from None
+            self._pause(attempt)
+        raise AssertionError
+
+    # --- writing -------------------------------------------------------------------------------------
+
+    def create(self, path: str, data: bytes) -> str | None:
+        """Make an object where none is, and return its ETag; return None, having changed nothing, if one is there."""
+        return self._put(path, data, None)
+
+    def replace(self, path: str, data: bytes, etag: str) -> str | None:
+        """Replace one version of an object, and return the new ETag; None if that is not what is there now."""
+        return self._put(path, data, etag)
+
+    def put(self, path: str, data: bytes) -> None:
+        """Write an object whose name nobody else uses."""
+        self.prepare_to_write()
+        for attempt in range(self._retries + 1):
+            try:
+                self._send(path, data, "overwrite", "")
+                return
+            except _FAILURES as error:
+                if attempt == self._retries or not may_pass(error):
+                    raise self._told(error) from None
+            self._pause(attempt)
+
+    def _put(self, path: str, data: bytes, etag: str | None) -> str | None:
+        self.prepare_to_write()
+        token = new_id()
+        for attempt in range(self._retries + 1):
+            if not self._is_conditional:
+                there = self.head(path)
+                if (there and there.etag) != etag:
+                    return None
+            try:
+                return self._send(path, data, self._condition(etag), token)
+            except (AlreadyExistsError, PreconditionError):
+                # An earlier try of this put may have arrived after it was looked for.
+                return self._own(path, data, token)[0] if attempt else None
+            except _FAILURES as error:
+                if isinstance(error, FileNotFoundError) and etag is not None and is_absent(error):
+                    return None  # there is no version to replace
+                if not may_pass(error):
+                    raise self._told(error) from None
+                reason = self._told(error)
+                is_sent = was_sent(error)
+            self._pause(attempt)
+            if not is_sent:
+                continue
+            try:
+                own, now = self._own(path, data, token)
+            except StorageError:
+                raise self._unknown(reason) from None
+            if own is not None:
+                return own
+            if now != etag:
+                return None
+        if not is_sent:
+            raise reason
+        # What was sent may be on its way still, and arrive when nobody looks any more.
+        raise self._unknown(reason)
+
+    def _own(self, path: str, data: bytes, token: str) -> tuple[str | None, str | None]:
+        """Return an object's ETag if a put made it, otherwise None; and its ETag in any case."""
+
+        def read() -> tuple[str | None, str | None]:
+            answer = obstore.get(self._speak(), path)
+            etag, is_own = answer.meta["e_tag"] or "", dict(answer.attributes).get(_TOKEN) == token
+            if not self._is_conditional:  # nor, maybe, has it metadata, but there is no other writer
+                is_own = bytes(answer.bytes()) == data
+            return etag if is_own else None, etag
+
+        return self._read("gets", read) or (None, None)
+
+    def _send(self, path: str, data: bytes, mode: Any, token: str) -> str:
+        self._count("puts")
+        self._count("bytes_out", len(data))
+        made = obstore.put(self._speak(), path, data, mode=mode, use_multipart=False, attributes={_TOKEN: token})
+        return made["e_tag"] or ""
+
+    def _condition(self, etag: str | None) -> Any:
+        if not self._is_conditional:
+            return "overwrite"
+        if etag is None:
+            return "create"
+        return {"e_tag": etag if self._quotes else etag.strip('"')}
+
+    def writer(self, path: str, buffer_bytes: int) -> Any:
+        """Return a file that is written to an object whose name nobody else uses, in several parts if it is large."""
+        self.prepare_to_write()
+        self._count("puts")
+        return obstore.open_writer(self._speak(), path, buffer_size=buffer_bytes, max_concurrency=1)
+
+    def send(self, writer: Any, data: bytes, *, is_last: bool) -> None:
+        """Write to such a file; end it with the last bytes."""
+        self._count("bytes_out", len(data))
+        try:
+            if data:
+                writer.write(data)
+            if is_last:
+                writer.close()
+        except _FAILURES as error:
+            raise self._told(error) from None
+
+    def delete(self, paths: Sequence[str]) -> None:
+        """Remove objects; those that are absent are no matter."""
+        for start in range(0, len(paths), _REMOVED_AT_ONCE):
+            part = list(paths[start : start + _REMOVED_AT_ONCE])
+            self._read("deletes", lambda: obstore.delete(self._speak(), part))  # noqa: B023 - it is called at once
+
+    # --- what the server can do ----------------------------------------------------------------------
+
+    def prepare_to_write(self) -> None:
+        """Find out, once, whether the server honours conditions, and how it wants ETags.
+
+        Raises:
+            ConfigurationError: It does not, and others may write.
+        """
+        if self._quotes is not None:
+            return
+        with self._probing:
+            if self._quotes is None:
+                self._probe()
+
+    def _probe(self) -> None:
+        path = f"{self.probes}/{new_id()}"
+        etag = self._try(path, b"1", "create")
+        if etag is None:  # a name that nobody else can have made
+            raise ConfigurationError(f"{self.name}: the server says that a new object exists already.")
+        try:
+            if self._try(path, b"2", "create") is not None:
+                self._without_conditions()
+                return
+            for quotes in (True, False):
+                asked = etag if quotes else etag.strip('"')
+                new = self._try(path, b"3", {"e_tag": asked})
+                if new is not None:
+                    wrong = etag if quotes else etag.strip('"')  # which it was before
+                    if self._try(path, b"4", {"e_tag": wrong}) is not None:
+                        break
+                    self._quotes = quotes
+                    return
+            self._without_conditions()
+        finally:
+            with suppress(StorageError):
+                self.delete([path])
+
+    def _try(self, path: str, data: bytes, mode: Any) -> str | None:
+        try:
+            return self._send(path, data, mode, "")
+        except (AlreadyExistsError, PreconditionError):
+            return None
+        except _FAILURES as error:
+            raise self._told(error) from None
+
+    def _without_conditions(self) -> None:
+        if not self._target.single_writer:
+            raise ConfigurationError(
+                f"{self.name}: the server ignores the conditions of writes, so that two writers would overwrite each "
+                "other's.",
+                hint="Use a server that honours If-Match and If-None-Match, or set object_store_single_writer if no "
+                "other process ever writes there.",
+            )
+        self._is_conditional, self._quotes = False, True
+
+    # --- helpers -------------------------------------------------------------------------------------
+
+    def together(self, work: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
+        """Do some work for each of several items, many at once; return what came of each, or raise the first error."""
+        if len(items) < 2:
+            return [work(item) for item in items]
+        with self._state:
+            if self._pool is None:
+                self._pool = ThreadPoolExecutor(_AT_ONCE, "chatdb-s3")
+        return list(self._pool.map(work, items))
+
+    def _speak(self) -> S3Store:
+        if self._client is None:
+            with self._state:
+                if self._client is None:
+                    self._client = self._target.client()
+        return self._client
+
+    def _count(self, name: str, number: int = 1) -> None:
+        with self._state:
+            self.counters[name] += number
+
+    def _told(self, error: Exception) -> StorageError:
+        return told(error, self.name)
+
+    def _unknown(self, reason: StorageError) -> DurabilityError:
+        return DurabilityError(
+            f"{reason.message} The outcome of the write is unknown.", hint="Read whether it is there, then retry."
+        )
+
+    @staticmethod
+    def _pause(attempt: int) -> None:
+        time.sleep(_FIRST_PAUSE_SECONDS * 2**attempt * random.uniform(0.5, 1.0))
+
+
+def _listed(meta: Any) -> Listed:
+    return Listed(meta["path"], meta["size"], meta["e_tag"] or "", meta["last_modified"])

@@ -1,0 +1,375 @@
+"""What a commit comes to: for each key, which head is to be replaced by which.
+
+All conditions are looked at first, on what is there now. Then the changes are made in order, but only here, so that
+what is left is one step for each key (`Step`), to be done on the condition that its head is still the one that was
+looked at.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+
+import msgspec
+
+from ... import codec
+from ...config import StorageConfig
+from ...layout import Layout, Shape
+from .. import rules
+from ..changes import (
+    ABSENT,
+    ANY,
+    Absent,
+    Append,
+    Change,
+    Delete,
+    Edit,
+    Move,
+    Outcome,
+    Put,
+    Quota,
+    RemoveTree,
+    Require,
+    Truncate,
+)
+from .appending import Appender
+from .composing import Composer
+from .contents import Contents, Log
+from .forms import Head, Manifest, Part, write_head
+
+
+class Adopt(msgspec.Struct, frozen=True):
+    """Put a blob that is in a part already where nothing is. Outcome: whether nothing was."""
+
+    key: str
+    part: Part
+
+
+class Mend(msgspec.Struct, frozen=True):
+    """Set half a line at the end of a log aside. Outcome: None."""
+
+    key: str
+
+
+class Step(msgspec.Struct, omit_defaults=True):
+    """What is to be done at one key."""
+
+    key: str
+    before: bytes | None
+    """The head that was looked at."""
+    after: bytes | None = None
+    """The head that replaces it; None removes it."""
+    lines: list[bytes] | None = None
+    """Lines to append instead."""
+    is_moved: bool = False
+    """What was here goes on elsewhere, so nothing must come in between."""
+
+
+class Standing:
+    """What is at a key, as this commit leaves it."""
+
+    def __init__(self, key: str, head: Head | None) -> None:
+        self.key = key
+        self.head = head
+        """The head that is there now."""
+        self.kind = "same"
+        """Or "added", "bytes", "log", "taken", "gone": what became of it."""
+        self.data = b""
+        """The new bytes, or the lines that were added."""
+        self.kept: list[Part] = []
+        """Parts that come before the new bytes of a log."""
+        self.origin: Standing | None = None
+        """Where what was taken comes from."""
+        self.is_moved = False
+        self.must_be_still = False
+        """Nothing must be appended between looking and replacing."""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether there is anything."""
+        if self.kind == "same":
+            return self.head is not None
+        return self.kind != "gone"
+
+
+class Plan:
+    """The changes of one commit, made on a picture of the store."""
+
+    def __init__(
+        self, contents: Contents, appender: Appender, config: StorageConfig, known: dict[str, Head | None]
+    ) -> None:
+        """Begin with what is there; `known` are heads that need not be looked at again, and gets those that are."""
+        self._known = known
+        self._contents = contents
+        self._appender = appender
+        self._config = config
+        self._layout = Layout(config)
+        self._standings: dict[str, Standing] = {}
+        self._logs: dict[str, Log] = {}
+        self._quotas: dict[str, list[str]] = {}
+        self.composer = Composer(contents)
+
+    # --- looking -------------------------------------------------------------------------------------
+
+    def prepare(self, changes: Sequence[Change | Adopt | Mend]) -> None:
+        """Get the heads that these changes ask for, many at once."""
+        keys: set[str] = set()
+        for change in changes:
+            if isinstance(change, Put | Edit | Truncate | Append | Require | Adopt | Mend | Delete):
+                keys.add(change.key)
+        self._get(sorted(keys))
+
+    def at(self, key: str) -> Standing:
+        """Return what is at a key now."""
+        found = self._standings.get(key)
+        if found is None:
+            self._get([key])
+            found = self._standings[key]
+        return found
+
+    def _log(self, standing: Standing) -> Log:
+        assert standing.head is not None
+        if standing.key not in self._logs:
+            self._logs[standing.key] = Log(self._contents, standing.key, standing.head)
+        return self._logs[standing.key]
+
+    def content(self, standing: Standing) -> bytes:
+        """Return the bytes at a key, as this commit leaves them so far."""
+        match standing.kind:
+            case "gone":
+                return b""
+            case "bytes":
+                return standing.data
+            case "taken":
+                assert standing.origin is not None
+                return self._log(standing.origin).content()
+            case "log":
+                parts = (self._contents.part(standing.key, part) for part in standing.kept)
+                return b"".join([*parts, standing.data])
+        return (self._log(standing).content() if standing.head else b"") + standing.data
+
+    def _below(self, folder: str) -> list[str]:
+        """Return the keys below a folder, as this commit leaves it so far."""
+        found = set(self._contents.keys(f"{folder}/"))
+        for key, standing in self._standings.items():
+            if key.startswith(f"{folder}/"):
+                (found.add if standing.is_there else found.discard)(key)
+        return sorted(found)
+
+    # --- conditions ----------------------------------------------------------------------------------
+
+    def check(self, change: Change | Adopt | Mend) -> None:
+        """Raise the error of a condition that does not hold; before any change is made."""
+        match change:
+            case Require(key, what):
+                if not self.at(key).is_there:
+                    raise rules.not_found(what, key)
+            case Quota(folder):
+                rules.check_quota(change, self._contents.children(folder, folders_only=True))
+            case Put(key, _, expected):
+                if expected is ABSENT:
+                    if self.at(key).is_there:
+                        raise rules.exists_already(key)
+                elif expected is not ANY:
+                    standing = self.at(key)
+                    rules.check_version(key, self.content(standing) if standing.is_there else None, expected)
+            case Append(key):
+                self._new_lines(change)
+            case Edit(key):
+                lines = rules.good_lines(key, rules.mended(self.content(self.at(key)))[0], strict=True)
+                found = next((line for line in lines if codec.written_id(line) == change.record_id), None)
+                rules.check_edit(change, found)
+            case Truncate(key, count):
+                if not self._cut(self.at(key), count):
+                    rules.kept_and_dropped(key, rules.mended(self.content(self.at(key)))[0], count)
+            case Absent(target) | Move(_, target):
+                if self.at(target).is_there or any(True for run in self._contents.listed(f"{target}/") if run):
+                    raise rules.exists_already(target)
+
+    def _new_lines(self, change: Append) -> list[bytes]:
+        key = change.key
+        standing = self.at(key)
+        if standing.kind == "same" and standing.head is not None and standing.head.is_log:
+            tail = self._appender.tail(key)
+            if tail is not None:
+                lines = rules.new_lines(change, lambda record_id: self._appender.find(key, tail, record_id))
+                rules.check_maximum(change, tail.records, lines)
+                return lines
+        before = rules.good_lines(key, rules.mended(self.content(standing))[0])
+        lines = rules.new_lines(change, {codec.written_id(line): line for line in reversed(before)}.get)
+        rules.check_maximum(change, len(before), lines)
+        return lines
+
+    def _cut(self, standing: Standing, count: int | None) -> tuple[bytes, list[bytes]] | None:
+        """Cut the newest records of a log off; None unless they are all behind its parts."""
+        if count is None or standing.kind != "same" or standing.head is None or not standing.head.parts:
+            return None
+        log = self._log(standing)
+        if not log.head.is_log or log.count() - log.recent_first < count:
+            return None
+        return rules.kept_and_dropped(standing.key, log.recent, count)
+
+    # --- changes -------------------------------------------------------------------------------------
+
+    def apply(self, change: Change | Adopt | Mend) -> Outcome:
+        """Make a change whose condition was looked at; return its outcome."""
+        match change:
+            case Put(key, data, expected):
+                standing = self.at(key)
+                standing.must_be_still |= expected not in (ANY, ABSENT)
+                standing.kind, standing.data = "bytes", data
+                return rules.version_of(data)
+            case Adopt(key, part):
+                standing = self.at(key)
+                if standing.is_there:
+                    return False
+                head = Head("", write_head(Manifest("bytes", parts=[part]), b""), None, b"")
+                standing.kind, standing.origin = "taken", Standing(key, head)
+                return True
+            case Delete(key):
+                standing = self.at(key)
+                was_there = standing.is_there
+                standing.kind, standing.data = "gone", b""
+                return was_there
+            case Append():
+                return self._append(change)
+            case Mend(key):
+                standing = self.at(key)
+                self._set_half_aside(standing, self.content(standing))
+                return None
+            case Edit(key, record_id, _, line):
+                standing = self.at(key)
+                data, half = rules.mended(self.content(standing))
+                new = [line if codec.written_id(old) == record_id else old for old in rules.good_lines(key, data)]
+                self._rewrite(standing, b"".join(kept for kept in new if kept is not None) + half)
+                return None
+            case Truncate(key, count):
+                return self._truncate(self.at(key), count)
+            case Move(source, target):
+                return self._move(source, target)
+            case RemoveTree(folder):
+                keys = self._below(folder)
+                self._get(keys)
+                for key in keys:
+                    standing = self.at(key)
+                    standing.kind, standing.data = "gone", b""
+                return keys
+        return None
+
+    def _get(self, keys: Sequence[str]) -> None:
+        wanted = [key for key in keys if key not in self._known]
+        for key, head in zip(wanted, self._contents.objects.together(self._contents.head, wanted), strict=True):
+            self._known[key] = head
+        for key in keys:
+            if key not in self._standings:
+                self._standings[key] = Standing(key, self._known[key])
+
+    def _append(self, change: Append) -> int:
+        standing = self.at(change.key)
+        if standing.kind == "same" and standing.head is not None and standing.head.is_log:
+            lines = self._new_lines(change)
+            if lines:
+                standing.kind, standing.data = "added", b"".join(lines)
+            return len(lines)
+        content = self._set_half_aside(standing, self.content(standing))
+        before = {codec.written_id(line): line for line in reversed(rules.good_lines(change.key, content))}
+        lines = rules.new_lines(change, before.get)
+        if lines and standing.kind == "added":
+            standing.data += b"".join(lines)
+        elif lines:
+            self._rewrite(standing, content + b"".join(lines))
+        return len(lines)
+
+    def _set_half_aside(self, standing: Standing, content: bytes) -> bytes:
+        whole, half = rules.mended(content)
+        if half:
+            for place, data in rules.half_set_aside(self._config, standing.key, len(whole), half).items():
+                kept = self.at(place)
+                kept.kind, kept.data = "bytes", data
+        if whole != content and standing.is_there:
+            self._rewrite(standing, whole)
+        return whole
+
+    def _rewrite(self, standing: Standing, data: bytes, kept: Sequence[Part] = ()) -> None:
+        standing.must_be_still = True
+        standing.kind = "log" if not data or data.endswith(b"\n") else "bytes"
+        standing.data, standing.kept = data, list(kept)
+
+    def _truncate(self, standing: Standing, count: int | None) -> list[bytes]:
+        found = self._cut(standing, count)
+        if found is not None:
+            kept, dropped = found
+            if dropped:
+                self._rewrite(standing, kept, self._log(standing).head.parts)
+            return dropped
+        data, half = rules.mended(self.content(standing))
+        kept, dropped = rules.kept_and_dropped(standing.key, data, count)
+        if dropped:
+            self._rewrite(standing, kept + half)
+        return dropped
+
+    def _move(self, source: str, target: str) -> bool:
+        keys = self._below(source) + [source] * self.at(source).is_there
+        self._get([*keys, *(target + key[len(source) :] for key in keys)])
+        for key in keys:
+            old, new = self.at(key), self.at(target + key[len(source) :])
+            if old.kind == "same" and old.head is not None:
+                new.kind, new.origin = "taken", Standing(key, old.head)
+                old.must_be_still = old.is_moved = True
+            elif old.kind == "taken":
+                new.kind, new.origin = "taken", old.origin
+            else:
+                new.kind, new.data = "bytes", self.content(old)
+                new.kept, new.origin = [], None
+                old.must_be_still = old.is_moved = old.head is not None
+            old.kind, old.data = "gone", b""
+        return bool(keys)
+
+    # --- what is left to do --------------------------------------------------------------------------
+
+    def still(self) -> list[Log]:
+        """Return the logs that must not go on before they are replaced, as they were looked at."""
+        return [
+            self._log(standing)
+            for standing in self._standings.values()
+            if standing.must_be_still and standing.head is not None and standing.head.is_log
+        ]
+
+    def steps(self) -> list[tuple[Step, Head | None]]:
+        """Return what is to be done, with the head that each step replaces; the appends last."""
+        first: list[tuple[Step, Head | None]] = []
+        last: list[tuple[Step, Head | None]] = []
+        for key, standing in self._standings.items():
+            head = standing.head
+            before = head.raw if head is not None else None
+            match standing.kind:
+                case "same":
+                    continue
+                case "added":
+                    lines = [line + b"\n" for line in standing.data.split(b"\n")[:-1]]
+                    last.append((Step(key, before, lines=lines), head))
+                    continue
+                case "gone":
+                    after = None
+                case _:
+                    after = self._head(standing)
+            if before is None and after is None:
+                continue
+            first.append((Step(key, before, after, is_moved=standing.is_moved and after is None), head))
+        return first + last
+
+    def _head(self, standing: Standing) -> bytes:
+        key = standing.key
+        match standing.kind:
+            case "taken":
+                origin = standing.origin
+                assert origin is not None and origin.head is not None
+                if not origin.head.is_log:
+                    return origin.head.raw
+                log = self._log(origin)
+                return self.composer.log(key, log.recent, log.head.parts)
+            case "log":
+                return self.composer.log(key, standing.data, standing.kept)
+            case _:
+                place = self._layout.parse(key)
+                is_large_log = place is not None and place.entry.shape is Shape.LOG and len(standing.data) > 1 << 17
+                return self.composer.any(key, standing.data, is_log=is_large_log)
