@@ -46,6 +46,9 @@ KINDS: Final = {
     # What a database finds.
     "damaged-database": "a database that is damaged, or rows in it that contradict each other",
     "leftover": "an upload that came to nothing",
+    # What an object store finds.
+    "damaged-object": "an object that a log or a file is made of is missing, or not as it was written",
+    "unfinished-commit": "a change of several keys that a process which died, or is at it, has not done wholly",
     # What the map and the models tell.
     "bad-line": "a line of a log that is no message",
     "nul-bytes": "a line of a log with NUL bytes in it",
@@ -75,6 +78,7 @@ HARMLESS: Final = frozenset(
         "unfinished-batch",
         "temporary-file",
         "leftover",
+        "unfinished-commit",
         "loose-permissions",
         "orphan-file",
         "orphan-analysis",

@@ -228,8 +228,8 @@ class StorageConfig:
     object_store_retries: int = 3
     """How often a request to an object store that failed is made again, with growing pauses."""
     object_store_single_writer: bool = False
-    """Write to an object store that ignores the conditions of writes, where a second writer would overwrite what the first
-    wrote: only one process may ever write."""
+    """Write to an object store that ignores the conditions of writes, where a second writer would overwrite what the
+    first wrote: only one process may ever write."""
     allow_network_file_system: bool = False
     """Write to a store on NFS, SMB or the like, where several hosts can damage it."""
 

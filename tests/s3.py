@@ -11,7 +11,8 @@ import itertools
 import json
 import os
 import urllib.request
-from contextlib import ExitStack
+from collections.abc import Iterator
+from contextlib import ExitStack, contextmanager
 from datetime import timedelta
 from typing import Any
 
@@ -102,6 +103,21 @@ def get(url: str, path: str) -> bytes | None:
 def put(url: str, path: str, data: bytes) -> None:
     """Write an object, whatever is there."""
     obstore.put(inside(url), path, data, use_multipart=False)
+
+
+def delete(url: str, path: str) -> None:
+    """Remove an object."""
+    obstore.delete(inside(url), path)
+
+
+@contextmanager
+def read_only() -> Iterator[None]:
+    """Let the keys be good for reading only."""
+    server().administer("user", "modify", "--uid=t", "--op-mask=read")
+    try:
+        yield
+    finally:
+        server().administer("user", "modify", "--uid=t", "--op-mask=read,write,delete")
 
 
 def paths(url: str) -> list[str]:

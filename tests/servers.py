@@ -287,7 +287,11 @@ class CephServer(S3Server):
         self._run("ceph-osd", "-i", "0", "--mkfs", "--osd-uuid", osd, ours=True)
         self._start_others()
         names = ("--uid=t", "--display-name=t", f"--access-key={ACCESS_KEY}", f"--secret-key={SECRET_KEY}")
-        self._run("radosgw-admin", "user", "create", *names, ours=True)
+        self.administer("user", "create", *names)
+
+    def administer(self, *arguments: str) -> None:
+        """Run the gateway's tool for users and buckets."""
+        self._run("radosgw-admin", *arguments, ours=True)
 
     def start(self) -> None:
         """Start it again, and wait until it answers."""

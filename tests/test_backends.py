@@ -221,7 +221,7 @@ def test_memory_is_a_url_as_well() -> None:
     [
         "file:", "file://", "file://host/path", "file:a%00b", "memory:x", "memory", "ftp://host/x", "sqlite:",
         "sqlite:a%00b", "sqlite://host/x.db", "mysql://user:secret@host/db",
-        "postgresql:host", "postgres:", "/a/path", "C:\\chats", ":", "FILE:x",
+        "postgresql:host", "postgres:", "s3:bucket", "S3://bucket", "/a/path", "C:\\chats", ":", "FILE:x",
     ],
 )  # fmt: skip
 def test_a_url_that_names_no_backend_is_refused_without_showing_it(url: str) -> None:

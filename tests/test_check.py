@@ -167,6 +167,8 @@ def test_every_kind_has_a_sample() -> None:
         "damaged-journal",  # tests/test_journal.py
         "damaged-database",  # tests/test_sqlite_faults.py
         "leftover",  # tests/test_sqlite.py
+        "damaged-object",  # tests/test_s3.py
+        "unfinished-commit",  # tests/test_s3.py
     }
 
 

@@ -19,6 +19,7 @@ from flatfile_chat_database.backends.flatfile.files import Files
 from flatfile_chat_database.backends.memory import MemoryBackend
 from flatfile_chat_database.backends.opening import open_backend
 from flatfile_chat_database.backends.postgres import PostgresBackend
+from flatfile_chat_database.backends.s3 import S3Backend
 from flatfile_chat_database.config import (
     DevelopmentConfig,
     ProductionConfig,
@@ -320,6 +321,12 @@ async def limits_in_a_server(bench: Bench) -> object:
     return backend._target.parameters["connect_timeout"], backend._target.commit_seconds, backend._streams._free
 
 
+async def limits_in_an_object_store(bench: Bench) -> object:
+    backend = S3Backend(dataclasses.replace(bench.storage.config, storage_url="s3://bucket/x"))
+    target = backend._target
+    return target.connect_seconds, target.seconds, backend._objects._retries, target.single_writer
+
+
 async def partitions_of_messages(bench: Bench) -> object:
     url = postgres.fresh_schema()
     async with StorageManager(dataclasses.replace(bench.storage.config, storage_url=url)) as storage:
@@ -424,6 +431,12 @@ EFFECTS = {
     "database_timeout_seconds": Effect(6.0, limits_in_a_server, (10, 60.0, 16), (10, 6.0, 16)),
     "database_pool_size": Effect(2, limits_in_a_server, (10, 60.0, 16), (10, 60.0, 2)),
     "database_partitions": Effect(2, partitions_of_messages, {"messages"}, {"messages", "messages_0", "messages_1"}),
+    "object_store_connect_timeout_seconds": Effect(
+        3.0, limits_in_an_object_store, (5.0, 30.0, 3, False), (3.0, 30.0, 3, False)
+    ),
+    "object_store_timeout_seconds": Effect(6.0, limits_in_an_object_store, (5.0, 30.0, 3, False), (5.0, 6.0, 3, False)),
+    "object_store_retries": Effect(1, limits_in_an_object_store, (5.0, 30.0, 3, False), (5.0, 30.0, 1, False)),
+    "object_store_single_writer": Effect(True, limits_in_an_object_store, (5.0, 30.0, 3, False), (5.0, 30.0, 3, True)),
     "allow_network_file_system": Effect(True, write_on_a_network_file_system, "ConfigurationError", True),
 }
 
@@ -565,6 +578,10 @@ WRONG: list[tuple[str, Any]] = [
     ("database_connect_timeout_seconds", "10"),
     ("database_pool_size", 0),
     ("database_partitions", -1),
+    ("object_store_connect_timeout_seconds", -1),
+    ("object_store_timeout_seconds", "10"),
+    ("object_store_retries", -1),
+    ("object_store_single_writer", 1),
     ("allow_network_file_system", "false"),
 ]
 

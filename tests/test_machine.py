@@ -9,10 +9,11 @@ from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from flatfile_chat_database.backends import staged
+from flatfile_chat_database.backends.s3 import appending, composing
 from flatfile_chat_database.storage import StorageManager
 from flatfile_chat_database.testing.machine import StorageMachine
 
-from . import postgres
+from . import postgres, s3
 from .test_backends import SixMethods
 
 
@@ -98,3 +99,24 @@ class PostgresMachine(StorageMachine):
 @pytest.mark.slow
 def test_postgresql_answers_as_memory_does() -> None:
     run_state_machine_as_test(PostgresMachine, settings=settings(SETTINGS, max_examples=15))
+
+
+class S3Machine(StorageMachine):
+    """Objects below a prefix of their own for each example; logs are folded all the time."""
+
+    def prepare(self) -> None:
+        self.url = s3.empty_store()
+        self.folder = tempfile.mkdtemp()
+
+    def open_storage(self, **arguments: Any) -> StorageManager:
+        return StorageManager(self.config(storage_url=self.url, search_index_path=self.folder), **arguments)
+
+    def discard(self) -> None:
+        shutil.rmtree(self.folder)
+
+
+@pytest.mark.slow
+def test_s3_answers_as_memory_does(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(appending, "_FOLDED_AFTER", 3)
+    monkeypatch.setattr(composing, "KEPT_RECORDS", 2)
+    run_state_machine_as_test(S3Machine, settings=settings(SETTINGS, max_examples=8))

@@ -25,8 +25,8 @@ def open_backend(config: StorageConfig) -> StorageBackend:
 
     `storage_url` is empty (files under `storage_base_path`), `file:relative`, `file:/absolute`, `file:~/in-home`, the
     same with `sqlite:` for a file of SQLite, or `memory:`; the path is percent-decoded. Or it is a URL of PostgreSQL as
-    its own tools take it, `postgresql://user@host/database`, or a bucket of an object store, `s3://bucket/prefix`. `mirrored:?from=URL&to=URL` is two stores at once, whose
-    URLs are percent-encoded.
+    its own tools take it, `postgresql://user@host/database`, or a bucket of an object store, `s3://bucket/prefix`.
+    `mirrored:?from=URL&to=URL` is two stores at once, whose URLs are percent-encoded.
 
     Raises:
         ConfigurationError: The URL's scheme is unknown or its form is wrong, or an extra is missing.

@@ -213,8 +213,8 @@ def leaves(left: str) -> Callable[[Callable[P, Coroutine[Any, Any, int | None]]]
 @click.option(
     "--store",
     metavar="PATH_OR_URL",
-    help="The store: a folder, or a URL such as sqlite:chats.db or postgresql://user@host/database. Default: "
-    "$CHATDB_STORAGE_URL, $CHATDB_STORAGE_BASE_PATH or ./data.",
+    help="The store: a folder, or a URL such as sqlite:chats.db, postgresql://user@host/database or "
+    "s3://bucket/prefix. Default: $CHATDB_STORAGE_URL, $CHATDB_STORAGE_BASE_PATH or ./data.",
 )
 @click.option(
     "--set", "settings", metavar="KEY=VALUE", multiple=True, help="Change a setting for this command; repeatable."

@@ -8,6 +8,7 @@ meanwhile, and it is done again there, unless what replaced the log has taken th
 
 from __future__ import annotations
 
+import random
 import secrets
 import time
 from collections import OrderedDict, deque
@@ -23,10 +24,14 @@ from ..changes import Append
 from ..writer import Job
 from .composing import KEPT_BYTES, KEPT_RECORDS, Composer, Garbage, folded, parts_of
 from .contents import Contents, Log
-from .forms import Head, Segment, hash_of, look_at, read_head, write_segment
+from .forms import Head, Segment, hash_of, look_at, read_head, read_segment, seal, write_segment
 
-_TURNS = 24
+_TURNS = 50
 """How often an append begins anew while others change the log."""
+_IN_A_ROW = 3
+"""So often without a pause."""
+_PAUSE_SECONDS = 0.002
+"""Times the number of the turn, at most."""
 _FOLDED_AFTER = 64
 """So many segments are folded into the head when there is time."""
 _FOLDED_AT_ONCE = 512
@@ -67,7 +72,9 @@ class Tail:
         self.through = log.through
         self.number = log.numbers[-1] if log.numbers else log.through
         newest = log.newest
-        self.is_sealed = newest is not None and newest[0].is_seal
+        self.is_sealed = log.is_sealed
+        self.is_lost = False
+        """Whether it turned out that the log goes on elsewhere."""
         self.end = log.end
         self.ids: dict[int, int] = {}
         hashes = [
@@ -79,14 +86,14 @@ class Tail:
         self.records = len(hashes) + recent.records
         for position, each in enumerate([*hashes, *recent.hashes]):
             self.ids.setdefault(each, position)
-        self.window: deque[tuple[str, bytes, int]] = deque()
+        self.window: deque[tuple[list[str], bytes, int]] = deque()
         """The newest segments: the ids of their puts, their lines, and how many of these are records."""
-        if newest is not None and len(newest[0].puts) == 1:
-            self.window.append((newest[0].puts[0], newest[1], newest[0].records))
+        if newest is not None:
+            self.window.append((newest[0].puts, newest[1], newest[0].records))
 
-    def segment(self, put: str, lines: bytes, records: int, *, is_seal: bool = False) -> bytes:
+    def segment(self, put: str, lines: bytes, records: int) -> bytes:
         """Return the object for the next segment."""
-        repeated: list[tuple[str, bytes, int]] = []
+        repeated: list[tuple[list[str], bytes, int]] = []
         size, count = len(lines), records
         for each in reversed(self.window):
             if count >= KEPT_RECORDS or size + len(each[1]) > KEPT_BYTES:
@@ -95,14 +102,13 @@ class Tail:
             size, count = size + len(each[1]), count + each[2]
         before = b"".join(each[1] for each in repeated)
         segment = Segment(
-            puts=[*(each[0] for each in repeated), put],
+            puts=[*(each for some in repeated for each in some[0]), put],
             at=self.end - len(before),
             first=self.records - sum(each[2] for each in repeated),
             records=count,
             own_at=len(before),
             own_records=records,
             digest="",
-            is_seal=is_seal,
         )
         return write_segment(segment, before + lines)
 
@@ -114,7 +120,7 @@ class Tail:
         self.number += 1
         self.records += found.records
         self.end += len(lines)
-        self.window.append((put, lines, found.records))
+        self.window.append(([put], lines, found.records))
         while len(self.window) > KEPT_RECORDS:
             self.window.popleft()
 
@@ -173,7 +179,9 @@ class Appender:
         Raises:
             StorageError: None of it was done, or it is not known whether it was.
         """
-        for _ in range(_TURNS):
+        for turn in range(_TURNS):
+            if turn > _IN_A_ROW:
+                time.sleep(random.uniform(0, _PAUSE_SECONDS * turn))
             tail = self.tail(key)
             if tail is None:
                 if self._begin(key, asks):
@@ -182,6 +190,8 @@ class Appender:
                 self._reopen(key)
             elif self._go_on(key, tail, asks):
                 return
+            elif self._catch_up(key, tail):
+                continue
             self.forget(key)
         raise UnavailableError(f"{key} is changed faster than it can be appended to.", key=key, hint="Retry.")
 
@@ -247,11 +257,12 @@ class Appender:
     def _go_on(self, key: str, tail: Tail, asks: Sequence[Ask]) -> bool:
         lines = self._decide(key, asks, None, tail)
         if not lines:
-            return self._is_current(key, tail)
-        if not self.put(tail, lines):
+            return self._is_current(key, tail, tail.number + 1)
+        if not self._put(tail, lines):
             return False
-        put = tail.window[-1][0]
-        if not self._is_current(key, tail):
+        put = tail.window[-1][0][-1]
+        if not self._is_current(key, tail, tail.number):
+            tail.is_lost = True
             if not self._was_taken_in(key, put):
                 return False
             self.forget(key)
@@ -260,27 +271,57 @@ class Appender:
             self.fold(key)
         return True
 
-    def put(self, tail: Tail, lines: bytes, *, is_seal: bool = False) -> bool:
+    def _put(self, tail: Tail, lines: bytes) -> bool:
         """Create the next segment of a log; return False if somebody else has."""
         put = secrets.token_hex(8)
-        data = tail.segment(put, lines, look_at(lines).records, is_seal=is_seal)
+        data = tail.segment(put, lines, look_at(lines).records)
         if self._objects.create(self._places.segment(tail.generation, tail.number + 1), data) is None:
             return False
         tail.grow(put, lines)
         return True
 
-    def _is_current(self, key: str, tail: Tail) -> bool:
-        """Tell whether a log is still that of which something is known."""
+    def _catch_up(self, key: str, tail: Tail) -> bool:
+        """Take note of the segments that others made; return False if there are none, or the log does not go on."""
+        before = tail.number
+        while not tail.is_lost:
+            path = self._places.segment(tail.generation, tail.number + 1)
+            found = self._objects.get(path)
+            if found is None:
+                return tail.number > before
+            segment, lines = read_segment(key, path, found.data)
+            if segment.is_seal or segment.at + segment.own_at != tail.end:
+                return False
+            tail.grow(segment.puts[-1], lines[segment.own_at :])
+        return False
+
+    def seal(self, log: Log) -> bool:
+        """Keep a log from going on; return False if it has gone on meanwhile, or is replaced, and is to be read again.
+
+        Its next segment is then a seal. Whoever appends does so in less time than reading a log takes, so what is in
+        the way is only passed.
+        """
+        self.forget(log.key)
+        known = log.numbers[-1] if log.numbers else log.through
+        for number in range(known + 1, known + _TURNS):
+            if self._objects.create(self._places.segment(log.generation, number), seal()) is not None:
+                return number == known + 1
+            found = self._objects.get(self._places.segment(log.generation, number))
+            if found is None or read_segment(log.key, "", found.data)[0].is_seal:
+                return False
+        return False
+
+    def _is_current(self, key: str, tail: Tail, number: int) -> bool:
+        """Tell whether a log is still that of which something is known, and this segment not in its head yet."""
         there = self._objects.head(key)
         if there is None:
             return False
         if there.etag == tail.head.etag:
-            return True
+            return number > tail.through
         head = self._contents.head(key)
         manifest = head.manifest if head is not None else None
         if head is None or manifest is None or manifest.generation != tail.generation:
             return False
-        if manifest.through >= tail.number:
+        if manifest.through >= number:
             return False
         tail.head, tail.through = head, manifest.through
         return True
@@ -309,8 +350,11 @@ class Appender:
         tail = self._tails.get(key)
         if done is None:
             self.forget(key)
-        elif tail is not None and tail.generation == (done.manifest and done.manifest.generation):
-            tail.head, tail.through = done, done.manifest.through if done.manifest else 0
+        elif tail is not None and done.manifest is not None:
+            if tail.generation == done.manifest.generation and tail.number >= done.manifest.through:
+                tail.head, tail.through = done, done.manifest.through
+            else:
+                self.forget(key)  # others have gone on
         return done is not None
 
     def _refold(self, key: str, *, same: bool) -> Head | None:
@@ -336,7 +380,7 @@ class Appender:
         head = read_head(key, raw, etag)
         kept = parts_of(head)
         self._garbage.later(time.monotonic(), (part for part in log.head.parts if part.name not in kept))
-        last = log.numbers[-1] if same and log.numbers else None
+        last = log.last if same else None
         self.drop_segments(log.generation, last)
         return head
 

@@ -107,17 +107,7 @@ class Committer:
 
     def _seal(self, log: Log) -> None:
         """Keep a log from going on; it is then what was looked at."""
-        tail = self._appender.tail(log.key)
-        known = log.numbers[-1] if log.numbers else log.through
-        newest = log.newest
-        if newest is not None and newest[0].is_seal:
-            return
-        if tail is None or tail.generation != log.generation or tail.number != known:
-            self._appender.forget(log.key)
-            raise Changed
-        is_sealed = self._appender.put(tail, b"", is_seal=True)
-        self._appender.forget(log.key)
-        if not is_sealed:
+        if not log.is_sealed and not self._appender.seal(log):
             raise Changed
 
     def _open_again(self, sealed: dict[str, None]) -> None:

@@ -10,9 +10,9 @@ from ...models import new_id
 from .contents import Contents, Log
 from .forms import PART_BYTES, Head, Manifest, Part, cut, write_head, write_part
 
-KEPT_RECORDS = 128
+KEPT_RECORDS = 100
 """The newest of a log stay in its head, and so many are repeated in a segment, so that a page takes few requests."""
-KEPT_BYTES = 128 << 10
+KEPT_BYTES = 256 << 10
 """Not more than this of them."""
 _FULL = 2
 """A head that has so many times as much is cut down to that."""
@@ -130,13 +130,12 @@ def folded(composer: Composer, log: Log, *, same: bool) -> bytes:
     """
     chain = log.chain()
     puts = [put for _, segment, _ in chain for put in segment.puts]
-    through = log.numbers[-1] if log.numbers else log.through
     return composer.log(
         log.key,
         log.recent,
         log.head.parts,
         generation=log.generation if same else "",
-        through=through if same else 0,
+        through=log.last if same else 0,
         puts=puts[-KEPT_RECORDS * 2 :],
     )
 

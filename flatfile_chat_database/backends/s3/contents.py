@@ -309,14 +309,27 @@ class Log:
         return self._read[number]
 
     @property
+    def last(self) -> int:
+        """The number of the last segment with lines, which may be in the head."""
+        last = self.numbers[-1] if self.numbers else self.through
+        while last > self.through and self.segment(last)[0].is_seal:
+            last -= 1
+        return last
+
+    @property
+    def is_sealed(self) -> bool:
+        """Whether the log goes on in no further segment."""
+        return bool(self.numbers) and self.last < self.numbers[-1]
+
+    @property
     def newest(self) -> tuple[Segment, bytes] | None:
         """The last segment, if there is one that is not in the head."""
-        return self.segment(self.numbers[-1]) if self.numbers else None
+        return self.segment(self.last) if self.last > self.through else None
 
     def chain(self) -> list[tuple[int, Segment, bytes]]:
         """Return as many segments, with their numbers, as hold all that is not in the head."""
         found: list[tuple[int, Segment, bytes]] = []
-        number = self.numbers[-1] if self.numbers else 0
+        number = self.last
         while number > self.through:
             segment, lines = self.segment(number)
             found.insert(0, (number, segment, lines))

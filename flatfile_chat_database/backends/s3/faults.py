@@ -14,6 +14,8 @@ from ...errors import ConfigurationError, StorageError, UnavailableError
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 _STATUS = re.compile(r"status code: (\d{3})")
 _NOT_CONNECTED = ("tcp connect error", "ConnectError", "dns error", "Connection refused")
+_NO_KEYS = ("169.254.169.254", "credential", "token request", "InstanceMetadata")
+"""Where the client looks for keys when there are none in the environment."""
 _WRONG_KEYS = {
     "InvalidAccessKeyId": "does not know the access key",
     "SignatureDoesNotMatch": "does not accept the secret key",
@@ -66,17 +68,17 @@ def told(error: Exception, place: str) -> StorageError:
         )
     if code == "QuotaExceeded" or status == 507:
         return UnavailableError(f"{place}: the server has no room.", hint="Free space there, then retry.")
+    if any(sign in text for sign in _NO_KEYS):
+        return ConfigurationError(
+            f"{place}: there are no keys.", hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
+        )
     if status is not None:
         answer = f"{status} {code}" if code else str(status)
         return UnavailableError(f"{place}: the server answers {answer}.", hint="Retry when it is well.")
-    if "timed out" in text or "TimedOut" in text or "timeout" in text.lower():
+    if "timed out" in text or "TimedOut" in text:
         return UnavailableError(
             f"{place}: the server does not answer in time.",
             hint="Check the endpoint, or raise object_store_timeout_seconds.",
-        )
-    if "credential" in text.lower() and not isinstance(error, ConnectionError):
-        return ConfigurationError(
-            f"{place}: there are no keys.", hint="Set AWS_ACCESS_KEY_ID and AWS_SECRET_ACCESS_KEY."
         )
     return UnavailableError(
         f"{place}: the server cannot be reached.", hint="Check the endpoint, and whether the server runs."

@@ -182,6 +182,13 @@ MOVING_BYTES = len(moving("-" * _TOKEN))
 # --- segments --------------------------------------------------------------------------------------------
 
 
+def seal() -> bytes:
+    """Return the object that stands where the next segment of a log would be."""
+    return write_segment(
+        Segment(puts=[], at=0, first=0, records=0, own_at=0, own_records=0, digest="", is_seal=True), b""
+    )
+
+
 def write_segment(segment: Segment, lines: bytes) -> bytes:
     """Return the object of a segment."""
     segment.digest = _digest(lines)

@@ -75,6 +75,7 @@ class Objects:
         self._client: S3Store | None = None
         self._patient: S3Store | None = None
         self._pool: ThreadPoolExecutor | None = None
+        self._inside = threading.local()
         self._state = threading.Lock()
         self._probing = threading.Lock()
         self._quotes: bool | None = None
@@ -337,13 +338,19 @@ class Objects:
     # --- helpers -------------------------------------------------------------------------------------
 
     def together(self, work: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
-        """Do some work for each of several items, many at once; return what came of each, or raise the first error."""
-        if len(items) < 2:
+        """Do some work for each of several items, many at once; return what came of each, or raise the first error.
+
+        What is done for an item may come here again; then its items are taken one after the other.
+        """
+        if len(items) < 2 or getattr(self._inside, "pool", False):
             return [work(item) for item in items]
         with self._state:
             if self._pool is None:
-                self._pool = ThreadPoolExecutor(_AT_ONCE, "chatdb-s3")
+                self._pool = ThreadPoolExecutor(_AT_ONCE, "chatdb-s3", self._enter_pool)
         return list(self._pool.map(work, items))
+
+    def _enter_pool(self) -> None:
+        self._inside.pool = True
 
     def _speak(self) -> S3Store:
         if self._client is None:
