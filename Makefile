@@ -123,7 +123,7 @@ coverage: $(VENV)/.stamp ## the whole suite with coverage; the parts that can lo
 
 servers: ## install the servers that the tests need
 	@missing=""; \
-	ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || command -v postgres >/dev/null || missing="$$missing postgresql"; \
+	ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || command -v postgres >/dev/null || missing="postgresql"; \
 	command -v ceph-mon >/dev/null || missing="$$missing ceph-mon"; \
 	command -v ceph-osd >/dev/null || missing="$$missing ceph-osd"; \
 	command -v ceph >/dev/null || missing="$$missing ceph-common"; \
@@ -131,52 +131,14 @@ servers: ## install the servers that the tests need
 	command -v redis-server >/dev/null || missing="$$missing redis-server"; \
 	if [ -n "$$missing" ]; then \
 	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	        echo "== installing Debian's$$missing, for the tests"; \
-	        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
+	        echo "== installing Debian's $$missing, for the tests"; \
+	        apt-get update -qq && \
+	            DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends $$missing; \
 	    else \
-	        echo "Missing, and not installed because that takes root and apt-get:$$missing. Their tests are skipped."; \
+	        echo "Missing, and not installed because that takes root and apt-get: $$missing. Their tests are skipped."; \
 	        [ -z "$$CI" ]; \
 	    fi; \
 	fi
-
-bench: $(BENCH)/.stamp
-	@echo "== benchmarks: every scenario, with the peers"
-	@$(BENCH)/bin/python -m benchmarks --quick --peers --json >/dev/null
-
-check: $(VENV)/.stamp ## lint, format, types, layers, and whether the generated documentation is fresh
-	@echo "== ruff"
-	@$(BIN)/ruff check
-	@$(BIN)/ruff format --check
-	@echo "== mypy --strict"
-	@$(BIN)/mypy --strict
-	@echo "== import layers"
-	@$(BIN)/lint-imports --no-logo
-	@echo "== documentation"
-	@$(BIN)/python tools/docs.py --check
-
-docs: $(VENV)/.stamp ## write the generated pages of docs/
-	@$(BIN)/python tools/docs.py
-
-coverage: $(VENV)/.stamp ## the whole suite with coverage; the parts that can lose data need 95 %
-	@rm -f .coverage .coverage.*
-	@$(BIN)/coverage run -m pytest $(SPREAD) $(ARGS)
-	@$(BIN)/coverage combine --quiet
-	@$(BIN)/coverage report
-	@low=""; for part in $(foreach part,$(COVERED),'$(part)'); do \
-	    echo "== $$part"; \
-	    $(BIN)/coverage report --include="flatfile_chat_database/$$part" --fail-under=$(FLOOR) || low="$$low $$part"; \
-	done; \
-	if [ -n "$$low" ]; then echo "== below $(FLOOR) %:$$low"; exit 1; fi
-
-servers: ## install the servers that the tests need
-	@ls /usr/lib/postgresql/*/bin/postgres >/dev/null 2>&1 || command -v postgres >/dev/null || { \
-	    if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
-	        echo "== installing Debian's postgresql, for the tests"; \
-	        apt-get update -qq && DEBIAN_FRONTEND=noninteractive apt-get install -y -qq --no-install-recommends postgresql; \
-	    else \
-	        echo "PostgreSQL is missing, and not installed because that takes root and apt-get. Its tests are skipped."; \
-	        [ -z "$$CI" ]; \
-	    fi; }
 
 bench: $(BENCH)/.stamp ## measure the speed beside the peers, and write docs/benchmarks.md (ARGS="single --json": only look)
 	@$(BENCH)/bin/python -m benchmarks $(or $(ARGS),--check --report)
