@@ -22,6 +22,8 @@ from flatfile_chat_database.backends.flatfile.files import Files
 from flatfile_chat_database.backends.flatfile.lock import Mark
 from flatfile_chat_database.check import check
 
+from . import s3
+
 SESSIONS = 12
 CYCLES_PER_STORE = 10
 
@@ -48,6 +50,9 @@ class Report:
 def config(folder: Path, kind: str, durability: str = "full") -> StorageConfig:
     if kind == "sqlite":
         return StorageConfig(storage_url=f"sqlite:{folder}/chats.sqlite3")
+    if kind.startswith("s3:"):
+        s3.let_in()
+        return StorageConfig(storage_url=kind.replace("STORE", folder.name), search_index_path=str(folder / "index"))
     return StorageConfig(storage_base_path=str(folder), durability=durability, journal_max_bytes=4_000_000)
 
 
@@ -118,6 +123,8 @@ def run(
 ) -> Report:
     """Kill a writer `kills` times and look each time whether all that it acknowledged is there.
 
+    `kind` is "files", "sqlite", or a URL of S3 with STORE in it.
+
     Each kill comes after a number of acknowledgements that is drawn, `each` on average and a fifth where messages are
     large: what is proved does not depend on the speed of the machine.
     """
@@ -147,7 +154,7 @@ def run(
         report.acknowledged += len(acknowledged)
         report.largest = max([report.largest, *(int(i.rpartition("-")[2]) for i in acknowledged)])
         asyncio.run(_verify(store, kind, acknowledged, report))
-        shutil.rmtree(store)
+        shutil.rmtree(store, ignore_errors=True)
     return report
 
 

@@ -48,6 +48,11 @@ BARS: dict[str, list[tuple[str, str, float | None]]] = {
         ("psycopg, one INSERT and COMMIT each", "≥ 3", None),
         ("OpenAI Agents SQLAlchemySession", "≥ 5", None),
     ],
+    "objects": [
+        ("one put per message", "≥ 20", None),
+        *[("", "≤ 3 requests", None)] * 5,
+        (SHORT, "≤ 1.5", None),
+    ],
     "migrating": [
         ("", "≥ 20,000 messages/s", None),
         ("", "≥ 20,000 messages/s", None),
