@@ -230,6 +230,9 @@ class StorageConfig:
     object_store_single_writer: bool = False
     """Write to an object store that ignores the conditions of writes, where a second writer would overwrite what the
     first wrote: only one process may ever write."""
+    watch_poll_seconds: float = 0.25
+    """How often whoever watches looks for what nothing tells of, such as what other processes write to SQLite; at least
+    0.01."""
     allow_network_file_system: bool = False
     """Write to a store on NFS, SMB or the like, where several hosts can damage it."""
 
@@ -497,7 +500,7 @@ def _check_values(config: StorageConfig) -> None:
     for name in _field_names():
         value = getattr(config, name)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            least = 1 if name in _AT_LEAST_ONE else 0
+            least = _LEAST.get(name, 0)
             if value < least:
                 raise ConfigurationError(f"{name} must be at least {least}, not {value}.")
         elif name.endswith(("_directory_name", "_subdirectory_name", "_filename")):
@@ -554,7 +557,14 @@ def _check_values(config: StorageConfig) -> None:
                 raise ConfigurationError(f"{name} and {other} must differ, also in more than case.")
 
 
-_AT_LEAST_ONE = {"database_pool_size", "jsonl_read_buffer_size", "max_open_files", "full_text_search_min_word_length"}
+_LEAST = {
+    "database_pool_size": 1,
+    "jsonl_read_buffer_size": 1,
+    "max_open_files": 1,
+    "full_text_search_min_word_length": 1,
+    "watch_poll_seconds": 0.01,
+}
+"""What a number must be at least, where it is not 0."""
 
 
 def _check_segment(name: str, value: str) -> None:

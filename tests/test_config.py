@@ -316,6 +316,17 @@ async def write_while_another_process_holds_the_lock(bench: Bench) -> object:
     return "waits" if waits else result
 
 
+async def waiting_where_nothing_tells_of_changes(bench: Bench) -> object:
+    backend = bench.storage.backend
+    await backend.open()  # and makes nothing, so there is nothing that could tell
+    waiting = asyncio.ensure_future(backend.wait_for_change([""], 3600))
+    await asyncio.wait([waiting], timeout=1.5)
+    looks = waiting.done()
+    waiting.cancel()
+    await asyncio.wait([waiting])
+    return "looks again" if looks else "waits"
+
+
 async def limits_in_a_server(bench: Bench) -> object:
     backend = PostgresBackend(dataclasses.replace(bench.storage.config, storage_url="postgresql://nowhere/x"))
     return backend._target.parameters["connect_timeout"], backend._target.commit_seconds, backend._streams._free
@@ -437,6 +448,7 @@ EFFECTS = {
     "object_store_timeout_seconds": Effect(6.0, limits_in_an_object_store, (5.0, 30.0, 3, False), (5.0, 6.0, 3, False)),
     "object_store_retries": Effect(1, limits_in_an_object_store, (5.0, 30.0, 3, False), (5.0, 30.0, 1, False)),
     "object_store_single_writer": Effect(True, limits_in_an_object_store, (5.0, 30.0, 3, False), (5.0, 30.0, 3, True)),
+    "watch_poll_seconds": Effect(3600.0, waiting_where_nothing_tells_of_changes, "looks again", "waits"),
     "allow_network_file_system": Effect(True, write_on_a_network_file_system, "ConfigurationError", True),
 }
 
@@ -582,6 +594,8 @@ WRONG: list[tuple[str, Any]] = [
     ("object_store_timeout_seconds", "10"),
     ("object_store_retries", -1),
     ("object_store_single_writer", 1),
+    ("watch_poll_seconds", 0),
+    ("watch_poll_seconds", "0.5"),
     ("allow_network_file_system", "false"),
 ]
 

@@ -435,7 +435,7 @@ class StorageBackend(ABC):
         records = await self.newest_records([f"{place}/{log}" for place in places])
         return list(zip(children, documents, records, strict=True))
 
-    # --- what a derived index needs (Capability.EXTENTS) ---------------------------------------------
+    # --- what watching and a derived index need (Capability.EXTENTS) ---------------------------------
 
     def index_folder(self) -> str | None:
         """Return the folder for derived indexes of this store, there or not; None if it has no place for them."""
@@ -448,6 +448,16 @@ class StorageBackend(ABC):
         another store, gives no keys but None.
         """
         return Changes("", None)
+
+    async def wait_for_change(self, keys: Sequence[str] | frozenset[str], seconds: float) -> None:
+        """Return when something at or below one of `keys` may have changed since the waiting began, or after `seconds`.
+
+        "" is the store itself. It may return early, and for no reason, so whoever waits looks what there is, and waits
+        again. So that nothing comes in between, the waiting begins before the look: in a task that has run once.
+        Changes by other processes count as well; where nothing tells of them, it returns after `watch_poll_seconds`.
+        Any number may wait at once, in several threads and event loops; a backend that is closed meanwhile wakes them.
+        """
+        await asyncio.sleep(min(seconds, self.config.watch_poll_seconds))
 
     async def stamps(self, keys: Sequence[str]) -> list[str | None]:
         """Return for each key, in the order of `keys`, a text that is another one when its bytes are changed.

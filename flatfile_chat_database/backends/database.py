@@ -29,7 +29,7 @@ from .rules import check_key, check_lines
 from .states import DatabaseSnapshot, Session, State, Stream, blob
 from .tables import Tables
 from .threaded import ThreadedBackend
-from .writer import Job, Writer
+from .writer import Job
 
 T = TypeVar("T")
 
@@ -55,7 +55,7 @@ class DatabaseBackend(ThreadedBackend):
     )
 
     def __init__(self, config: StorageConfig) -> None:
-        super().__init__(config, Writer(self._run, lambda: None, self._end_writing))
+        super().__init__(config, self._run, lambda: None, self._end_writing)
         self._tables = Tables(Layout(config))
         self._free: list[Session] = []
         self._writing: Session | None = None

@@ -13,6 +13,7 @@ from ..models import Problem
 from .base import Capability, Changes, Snapshot, StorageBackend
 from .changes import Change, Outcome
 from .rules import check_key, check_lines, half_set_aside, mended
+from .waking import Waking
 
 
 class MemoryBackend(StorageBackend):
@@ -29,6 +30,7 @@ class MemoryBackend(StorageBackend):
         self._data: dict[str, bytes] = {}
         self._keys: list[str] = []  # sorted
         self._lock = threading.RLock()
+        self._waking = Waking()
         self._closed = False
 
     def __repr__(self) -> str:
@@ -43,6 +45,7 @@ class MemoryBackend(StorageBackend):
             if check_key(key) not in stored:
                 bisect.insort(self._keys, key)
             stored[key] = bytes(data)
+        self._waking.tell((key,))
         return True
 
     async def append(self, key: str, data: bytes) -> bool:
@@ -59,6 +62,7 @@ class MemoryBackend(StorageBackend):
             if self._opened().pop(check_key(key), None) is None:
                 return False
             del self._keys[bisect.bisect_left(self._keys, key)]
+        self._waking.tell((key,))
         return True
 
     async def exists(self, key: str) -> bool:
@@ -93,6 +97,9 @@ class MemoryBackend(StorageBackend):
         self._opened()
         return await super().changes(cursor)
 
+    async def wait_for_change(self, keys: Sequence[str] | frozenset[str], seconds: float) -> None:
+        await self._waking.wait(keys, seconds)
+
     async def obstacles(self, *, fix: bool = False) -> list[Problem]:
         self._opened()
         return []
@@ -106,6 +113,7 @@ class MemoryBackend(StorageBackend):
 
     async def close(self) -> None:
         self._closed = True
+        self._waking.close()
 
     def _opened(self) -> dict[str, bytes]:
         if self._closed:

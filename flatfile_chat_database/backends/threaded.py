@@ -11,10 +11,12 @@ from ..config import StorageConfig
 from ..errors import ClosedError
 from . import forks
 from .base import StorageBackend
-from .changes import Change, Delete, Outcome, Put
+from .changes import Change, Delete, Move, Outcome, Put, Quota, RemoveTree
+from .lookout import Lookout
 from .readers import Readers
 from .rules import check_change
-from .writer import Writer
+from .waking import Waking
+from .writer import Job, Writer
 
 _READERS = 4
 
@@ -22,9 +24,18 @@ _READERS = 4
 class ThreadedBackend(StorageBackend):
     """Opening, closing, forks, and what is written through the writer. What is done in the threads is the heir's."""
 
-    def __init__(self, config: StorageConfig, writer: Writer) -> None:
+    def __init__(
+        self,
+        config: StorageConfig,
+        run: Callable[[Sequence[Job]], None],
+        idle: Callable[[], float | None],
+        end: Callable[[], None],
+    ) -> None:
+        """Write by `run`, `idle` and `end`; see `Writer`."""
         super().__init__(config)
-        self._writer = writer
+        self._waking = Waking()
+        self._lookout: Lookout | None = None
+        self._writer = Writer(_telling(self._waking, run), idle, end)
         self._readers: Readers | None = None
         self._state = threading.Lock()
         self._forked = False  # told by the hook of `forks.py`, for asking the system each time is slow
@@ -44,6 +55,10 @@ class ThreadedBackend(StorageBackend):
     async def close(self) -> None:
         with self._state:
             first, self._closed = not self._closed, True
+        if first and not self._forked:
+            self._waking.close()
+            if self._lookout is not None:
+                self._lookout.end()
         if first and self._readers is not None and not self._forked:
             self._closing = asyncio.ensure_future(self._finish())
         if self._closing is not None and self._closing.get_loop() is asyncio.get_running_loop():
@@ -59,6 +74,8 @@ class ThreadedBackend(StorageBackend):
     def _close(self) -> None:
         """End the threads after what was handed over; blocks."""
         self._writer.close()
+        if self._lookout is not None:
+            self._lookout.join()
         if self._readers is not None:
             self._readers.close()
 
@@ -66,6 +83,7 @@ class ThreadedBackend(StorageBackend):
         """In a forked child: the threads are gone, and what is open is the parent's."""
         self._forked = True
         self._state = threading.Lock()
+        self._waking = Waking()
 
     def _threads(self) -> Readers:
         """Return the reading threads of a store that is open."""
@@ -90,6 +108,19 @@ class ThreadedBackend(StorageBackend):
         except ClosedError:
             return asyncio.get_running_loop().run_in_executor(None, work)
 
+    # --- waiting -------------------------------------------------------------------------------------
+
+    async def wait_for_change(self, keys: Sequence[str] | frozenset[str], seconds: float) -> None:
+        self._threads()
+        if self._lookout is None or not self._lookout.begin():
+            seconds = min(seconds, self.config.watch_poll_seconds)
+        try:
+            await self._waking.wait(keys, seconds)
+        except asyncio.CancelledError:
+            if self._lookout is not None and not self._waking.is_awaited:
+                self._lookout.end()
+            raise
+
     # --- writing -------------------------------------------------------------------------------------
 
     def _commit(self, changes: Sequence[Any]) -> Awaitable[list[Outcome]]:
@@ -108,3 +139,32 @@ class ThreadedBackend(StorageBackend):
 
     async def delete(self, key: str) -> bool:
         return bool((await self.commit([Delete(key)]))[0])
+
+
+def _telling(waking: Waking, run: Callable[[Sequence[Job]], None]) -> Callable[[Sequence[Job]], None]:
+    """Return what does jobs with `run` and then wakes those who wait for what they changed."""
+
+    def run_and_tell(jobs: Sequence[Job]) -> None:
+        try:
+            run(jobs)
+        finally:
+            if waking.is_awaited:
+                waking.tell(_changed(jobs))
+
+    return run_and_tell
+
+
+def _changed(jobs: Sequence[Job]) -> set[str] | None:
+    """Return the keys and folders that jobs may have changed; None if that is not known."""
+    keys: set[str] = set()
+    for job in jobs:
+        for change in job.changes:
+            if isinstance(change, Move):
+                keys.update((change.source, change.target))
+            elif isinstance(change, RemoveTree):
+                keys.add(change.folder)
+            elif isinstance(key := getattr(change, "key", None), str):
+                keys.add(key)  # also of a condition: it costs no more than a look
+            elif not isinstance(change, Quota):
+                return None
+    return keys

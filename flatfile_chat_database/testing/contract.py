@@ -39,10 +39,20 @@ from .loading import LoadCases
 from .logs import LogCases
 from .sentences import contract_sentences, quotes
 from .snapshots import SnapshotCases
+from .waiting import WaitingCases
 
 
 class BackendContract(
-    DocumentCases, LogCases, CommitCases, LoadCases, ChangeCases, ExtentCases, BlobCases, SnapshotCases, HandleCases
+    DocumentCases,
+    LogCases,
+    CommitCases,
+    LoadCases,
+    ChangeCases,
+    ExtentCases,
+    WaitingCases,
+    BlobCases,
+    SnapshotCases,
+    HandleCases,
 ):
     """Every sentence of the contract, shown on one backend. Fill in the hooks of BackendCase."""
 

@@ -43,6 +43,7 @@ AFTER_CLOSING: dict[str, Callable[[StorageBackend, str], Awaitable[object]]] = {
     "list_children": lambda backend, key: backend.list_children(""),
     "list_folders": lambda backend, key: backend.list_folders(""),
     "changes": lambda store, key: store.changes(None),
+    "wait_for_change": lambda store, key: store.wait_for_change([key], 60),
     "stamps": lambda store, key: store.stamps([key]),
     "read_log_part": lambda store, key: store.read_log_part(key, None, 0),
     "read_log_at": lambda store, key: store.read_log_at([(key, 0, 1)]),

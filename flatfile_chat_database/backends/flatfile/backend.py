@@ -20,7 +20,6 @@ from ..base import Capability, Changes, LogPart, Snapshot, logger
 from ..readers import Readers
 from ..rules import check_key, check_lines, not_found
 from ..threaded import ThreadedBackend
-from ..writer import Writer
 from .blobs import WRITE_BYTES, BlobReader, BlobWriter
 from .engine import Engine
 from .extents import read_part, read_places, stamp
@@ -60,7 +59,7 @@ class FlatfileBackend(ThreadedBackend):
         self._files = files or Files()
         self.root = absolute(os.fspath(root))
         self._engine = Engine(config, self.root, self._files)
-        super().__init__(config, Writer(self._engine.run, self._engine.idle, self._engine.close))
+        super().__init__(config, self._engine.run, self._engine.idle, self._engine.close)
         self._tree = self._engine.tree
         self._documents = Memo(self._files)
         self._newest = Memo(self._files)
