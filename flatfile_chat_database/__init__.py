@@ -43,8 +43,42 @@ if typing.TYPE_CHECKING:
         User,
     )
     from .storage import StorageManager
+from .backends.base import StorageBackend
+from .config import DevelopmentConfig, ProductionConfig, StorageConfig, load_config
+from .errors import (
+    ClosedError,
+    ConfigurationError,
+    ConflictError,
+    DurabilityError,
+    IntegrityError,
+    NotFoundError,
+    PlaceLostError,
+    StorageError,
+    StorageLimitExceeded,
+    UnavailableError,
+    ValidationError,
+)
+from .models import (
+    BEGINNING,
+    Arrival,
+    Document,
+    Message,
+    MessagePage,
+    Panel,
+    Problem,
+    PruneReport,
+    PurgeReceipt,
+    SearchHit,
+    Session,
+    SituationalContext,
+    TrashEntry,
+    User,
+)
+from .storage import StorageManager
 
 __all__ = [
+    "BEGINNING",
+    "Arrival",
     "ClosedError",
     "ConfigurationError",
     "ConflictError",
@@ -56,6 +90,7 @@ __all__ = [
     "MessagePage",
     "NotFoundError",
     "Panel",
+    "PlaceLostError",
     "Problem",
     "ProductionConfig",
     "PruneReport",

@@ -5,6 +5,7 @@
     ├── ValidationError (ValueError)     send other input
     │   └── StorageLimitExceeded         send less, or raise the limit
     ├── ConflictError                    read again, then decide
+    │   └── PlaceLostError               watch again from its `cursor`
     ├── IntegrityError                   look at the damage, run `chatdb check`
     ├── ConfigurationError (ValueError)  change the configuration
     ├── UnavailableError                 mend the medium (disk full, read-only, lock held), then retry
@@ -80,6 +81,15 @@ class StorageLimitExceeded(ValidationError):
 
 class ConflictError(StorageError):
     """What was read has changed since, or exists already; nothing was changed."""
+
+
+class PlaceLostError(ConflictError):
+    """What a watch has delivered is not in the log any more, so what is new in it cannot be told."""
+
+    def __init__(self, message: str | None = None, *, cursor: str, key: str | None = None) -> None:
+        """Name the cursor that begins this log again, and goes on with everything else that is watched."""
+        self.cursor = cursor
+        super().__init__(message, key=key, hint="Watch again from this error's cursor: that log begins anew.")
 
 
 class IntegrityError(StorageError):

@@ -8,10 +8,10 @@ from __future__ import annotations
 import os
 import threading
 import time
-from collections.abc import Mapping
+from collections.abc import Callable, Mapping
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from typing import Any, Literal
+from typing import Any, Final, Literal
 
 from .errors import ValidationError
 
@@ -240,6 +240,29 @@ class MessagePage:
     has_more: bool
     """Whether the log goes on in the direction that was asked for: to newer messages with `after`, else to older
     ones."""
+
+
+BEGINNING: Final = "beginning"
+"""The cursor of whoever wants to be told of every message, from the first one on."""
+
+
+@dataclass(frozen=True, slots=True)
+class Arrival:
+    """A message that a watch delivers."""
+
+    message: Message
+    """As it is when it is delivered; changed later, it does not come again."""
+    session_id: str | None
+    """Whose it is; None in a panel."""
+    panel_id: str | None
+    """Whose it is; None in a session."""
+    place: Callable[[], str] = field(repr=False, compare=False)
+    """Makes the cursor, which is long for a user with many sessions."""
+
+    @property
+    def cursor(self) -> str:
+        """Text to store: with it the same method goes on behind this message, in another process and another year."""
+        return self.place()
 
 
 HitKind = Literal["message", "context", "analysis"]

@@ -64,6 +64,7 @@ if TYPE_CHECKING:
     from .records.finding import Finding
     from .records.indexing import Indexing
     from .records.listing import Listing
+    from .records.watching import Watch, Watching
     from .records.wording import Wording
 
 
@@ -135,11 +136,19 @@ class StorageManager:
     async def close(self) -> None:
         """Let go of files and threads; calling it again does nothing. A backend that was passed in stays open."""
         try:
+            if "_watching" in vars(self):
+                await self._watching.close()
             if "_indexing" in vars(self):
                 await self._indexing.close()
         finally:
             if self._owns_backend:
                 await self._store.close()
+
+    @cached_property
+    def _watching(self) -> Watching:
+        from .records.watching import Watching  # few need it
+
+        return Watching(self._store, self._messages)
 
     @cached_property
     def _finding(self) -> Finding:
@@ -341,6 +350,37 @@ class StorageManager:
     def stream_messages(self, user_id: str, session_id: str, *, strict: bool = False) -> AsyncIterator[Message]:
         """Yield all messages oldest first, in memory that does not grow with their number."""
         return self._messages.stream(session_log(user_id, session_id), strict=strict)
+
+    def watch_session(self, user_id: str, session_id: str, *, cursor: str | None = None, last: int = 0) -> Watch:
+        """Yield new messages of a session as they come, whoever writes them: `async for arrival in …`.
+
+        Each comes once, in the order of the log, as an `Arrival` with the message and a cursor. A cursor that was
+        stored goes on behind its message, after any time and in any process. A session that is not there is waited for,
+        and one that was deleted is as well. A message that is changed after it was delivered does not come again; one
+        that is removed is not missed, and what takes its place is new.
+
+        Args:
+            user_id: The owner of the session.
+            session_id: The session.
+            cursor: Where to go on; `BEGINNING` for all there is. None begins with what comes from now on.
+            last: Without a cursor: begin with so many that are there already.
+
+        Raises:
+            ValidationError: The cursor is none, or is of something else; while watching, as the following.
+            PlaceLostError: Nothing that was delivered last is in the log any more, for it was cleared, cut by many
+                messages, or made anew. The error's cursor begins this log again.
+            UnavailableError: The medium has been out of reach for `lock_timeout_seconds`.
+            ClosedError: The store was closed.
+        """
+        return self._watching.log(session_log(user_id, session_id), cursor, last)
+
+    def watch_user(self, user_id: str, *, cursor: str | None = None) -> Watch:
+        """Yield new messages of all sessions of a user, those that are made meanwhile too; see `watch_session`.
+
+        Messages of one session come in their order, those of several in any. A cursor has about 20 characters for each
+        session with messages.
+        """
+        return self._watching.user(user_id, cursor)
 
     async def get_message(self, user_id: str, session_id: str, message_id: str) -> Message | None:
         """Return one message."""
@@ -635,6 +675,10 @@ class StorageManager:
     def stream_panel_messages(self, panel_id: str, *, strict: bool = False) -> AsyncIterator[Message]:
         """Yield all messages of a panel; see `stream_messages`."""
         return self._messages.stream(panel_log(panel_id), strict=strict)
+
+    def watch_panel(self, panel_id: str, *, cursor: str | None = None, last: int = 0) -> Watch:
+        """Yield new messages of a panel as they come; see `watch_session`."""
+        return self._watching.log(panel_log(panel_id), cursor, last)
 
     async def get_panel_message(self, panel_id: str, message_id: str) -> Message | None:
         """Return one message of a panel."""

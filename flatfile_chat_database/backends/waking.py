@@ -8,27 +8,44 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Collection, Iterable, Iterator
+from collections.abc import Collection, Iterator
 from contextlib import suppress
 
 from ..errors import ClosedError
 
 
-class _Sleeper:
-    """Somebody who waits."""
+class Interest:
+    """Keys that somebody cares for, with all that is below them."""
 
-    __slots__ = ("above", "future", "keys")
+    __slots__ = ("above", "keys")
 
     def __init__(self, keys: Collection[str]) -> None:
         self.keys = frozenset(keys)
         self.above = frozenset(folder for key in keys for folder in folders_above(key))
-        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
-    def is_told(self, changed: Iterable[str]) -> bool:
-        """Whether one of these keys is at or below one that is waited for, or a folder above one."""
-        return "" in self.keys or any(
-            key in self.keys or key in self.above or not self.keys.isdisjoint(folders_above(key)) for key in changed
-        )
+    def is_touched(self, changed: Touched) -> bool:
+        """Whether one of the changed keys is at or below one of these, or a folder that one of these is in."""
+        return "" in self.keys or not (self.keys.isdisjoint(changed.around) and self.above.isdisjoint(changed.keys))
+
+
+class Touched:
+    """Keys and folders that changed, as many who care for others ask of them."""
+
+    __slots__ = ("around", "keys")
+
+    def __init__(self, keys: Collection[str]) -> None:
+        self.keys = frozenset(keys)
+        self.around = self.keys.union(folder for key in keys for folder in folders_above(key))
+
+
+class _Sleeper(Interest):
+    """Somebody who waits."""
+
+    __slots__ = ("future",)
+
+    def __init__(self, keys: Collection[str]) -> None:
+        super().__init__(keys)
+        self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def wake(self) -> None:
         with suppress(RuntimeError):  # its loop is closed, and has forgotten it
@@ -73,8 +90,9 @@ class Waking:
         """Wake those who wait for one of these keys, or everybody; from any thread."""
         if not self._sleepers:
             return
+        touched = None if changed is None else Touched(changed)
         with self._guard:
-            woken = [sleeper for sleeper in self._sleepers if changed is None or sleeper.is_told(changed)]
+            woken = [sleeper for sleeper in self._sleepers if touched is None or sleeper.is_touched(touched)]
             self._sleepers.difference_update(woken)
         for sleeper in woken:
             sleeper.wake()

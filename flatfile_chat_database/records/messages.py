@@ -177,7 +177,7 @@ class Messages:
         elif start < 0:
             start = max(0, await backend.count_log(key) + start)
             stop = start + limit
-        return await backend.read_log_as(key, self._decoder(key, strict=strict), start, stop, strict=strict)
+        return await backend.read_log_as(key, self.decoder(key, strict=strict), start, stop, strict=strict)
 
     async def page(
         self, log: LogName, limit: int | None, before: str | None, after: str | None, *, strict: bool = False
@@ -187,7 +187,7 @@ class Messages:
         limit = self._limit(limit)
         if before is not None and after is not None:
             raise ValidationError("before and after cannot both be given.", hint="Ask for one page at a time.")
-        decode = self._decoder(key, strict=strict)
+        decode = self.decoder(key, strict=strict)
         backend = await self._store.reading()
         if after is not None:
             start = await self._position(log, after, "after") + 1
@@ -207,7 +207,7 @@ class Messages:
         """Yield all messages, oldest first."""
         key = self._key(log)
         backend = await self._store.reading()
-        stream = backend.stream_log_as(key, self._decoder(key, strict=strict), strict=strict)
+        stream = backend.stream_log_as(key, self.decoder(key, strict=strict), strict=strict)
         async with aclosing(cast("AsyncGenerator[Iterable[Message]]", stream)) as runs:
             async for run in runs:
                 for message in run:
@@ -222,7 +222,7 @@ class Messages:
         key = self._key(log)
         codec.check_message_id(message_id, "message_id")
         found = await (await self._store.reading()).find_record(key, message_id)
-        return None if found is None else self._decoder(key, strict=True)(found[1])
+        return None if found is None else self.decoder(key, strict=True)(found[1])
 
     async def count(self, log: LogName) -> int:
         """Return the number of messages."""
@@ -283,7 +283,7 @@ class Messages:
             )
         return line
 
-    def _decoder(self, key: str, *, strict: bool) -> Callable[[bytes], Message | None]:
+    def decoder(self, key: str, *, strict: bool) -> Callable[[bytes], Message | None]:
         """Return what makes messages of a log's lines.
 
         One of which only the timestamp cannot be read is a message all the same: it has a position, and counts.

@@ -110,6 +110,13 @@ class Store:
             self._opened = True
         return self._backend
 
+    async def identity(self) -> str:
+        """Return the id of the store; "" as long as nobody has made it."""
+        backend = await self.reading()
+        if not self.store_id and await backend.exists(self.layout.key("store")):  # another process made it meanwhile
+            await self._examine()
+        return self.store_id
+
     @property
     def ready(self) -> StorageBackend | None:
         """The backend, if it needs no waiting to be written."""
