@@ -4,11 +4,17 @@ from __future__ import annotations
 
 import logging
 import threading
+import time
 from abc import ABC, abstractmethod
 
 from .waking import Waking
 
 logger = logging.getLogger("flatfile_chat_database")
+
+TICK_SECONDS = 0.2
+"""How often the thread looks whether it is still wanted."""
+_IDLE_SECONDS = 5.0
+"""After so long a time without anybody who waits, it is not."""
 
 
 class Watch:
@@ -18,6 +24,8 @@ class Watch:
         self.ended = threading.Event()
         self.is_up = False
         """Whether a change would be noticed."""
+        self.awaited = time.monotonic()
+        """When somebody waited last."""
 
 
 class Lookout(ABC):
@@ -25,17 +33,14 @@ class Lookout(ABC):
 
     def __init__(self, waking: Waking) -> None:
         """Wake those who wait in `waking`."""
-        self.waking = waking
+        self._waking = waking
         self._watch: Watch | None = None
         self._threads: set[threading.Thread] = set()
         self._guard = threading.Lock()
 
     @abstractmethod
     def look_out(self, watch: Watch) -> None:
-        """Look out until `watch` has ended; blocks. Set `is_up` and wake everybody once changes are noticed."""
-
-    def wake_up(self, watch: Watch) -> None:  # noqa: B027 - an heir that looks at `ended` often enough needs no more
-        """Have `look_out` notice that `watch` has ended; called from any thread."""
+        """Look out while `goes_on`, and call `noticed` for each change; blocks. Return if that is not possible."""
 
     def begin(self) -> bool:
         """Look out from now on, if nobody does; return whether changes are noticed already."""
@@ -50,10 +55,9 @@ class Lookout(ABC):
     def end(self) -> None:
         """Look out no more; does not wait for the thread, which is about to end."""
         with self._guard:
-            watch, self._watch = self._watch, None
-        if watch is not None:
-            watch.ended.set()
-            self.wake_up(watch)
+            if self._watch is not None:
+                self._watch.ended.set()
+            self._watch = None
 
     def join(self) -> None:
         """End it, and wait for the thread. Blocks."""
@@ -61,12 +65,33 @@ class Lookout(ABC):
         for thread in list(self._threads):
             thread.join()
 
+    def goes_on(self, watch: Watch) -> bool:
+        """Tell whether it is still wanted."""
+        now = time.monotonic()
+        if self._waking.is_awaited:
+            watch.awaited = now
+        elif now - watch.awaited > _IDLE_SECONDS and self._watch is watch:
+            self.end()
+        return not watch.ended.is_set()
+
+    def noticed(self, watch: Watch) -> None:
+        """Wake everybody, for something changed, or something may have before it could be noticed."""
+        watch.is_up = True
+        self._waking.tell(None)
+
+    def missed(self, watch: Watch, why: object) -> None:
+        """Say that changes are not noticed at the moment: whoever waits polls until they are."""
+        if watch.is_up and not watch.ended.is_set():
+            logger.warning("Nobody tells at the moment what other processes write (%s); it is looked for instead", why)
+        watch.is_up = False
+        self._waking.tell(None)
+
     def _run(self, watch: Watch) -> None:
         try:
             self.look_out(watch)
-        except Exception:  # whoever waits polls from now on
-            logger.exception("Nobody tells any more what other processes write; it is looked for instead")
-            watch.ended.wait()  # and this is not tried again and again
+        except Exception as error:
+            logger.warning("Nobody tells what other processes write (%s); it is looked for instead", error)
         finally:
             watch.is_up = False
+            self._waking.tell(None)
             self._threads.discard(threading.current_thread())

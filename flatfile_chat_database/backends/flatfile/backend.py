@@ -27,6 +27,7 @@ from .files import Files
 from .jobs import Extend, Hold, Mend, Place
 from .loading import FEW
 from .logs import Block, LogReader
+from .lookout import LockLookout
 from .memo import Memo
 from .offsets import Offsets
 from .oserrors import mapped
@@ -60,6 +61,8 @@ class FlatfileBackend(ThreadedBackend):
         self.root = absolute(os.fspath(root))
         self._engine = Engine(config, self.root, self._files)
         super().__init__(config, self._engine.run, self._engine.idle, self._engine.close)
+        if not config.allow_network_file_system:  # the system tells only what this host writes
+            self._lookout = LockLookout(self._waking, self._files, self.root, Layout(config))
         self._tree = self._engine.tree
         self._documents = Memo(self._files)
         self._newest = Memo(self._files)

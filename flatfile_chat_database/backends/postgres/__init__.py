@@ -27,6 +27,7 @@ from ..writer import Job
 
 try:
     from .contents import PostgresContents
+    from .listening import Listening
     from .session import PostgresSession
     from .target import Target
     from .words import PostgresWords
@@ -48,6 +49,7 @@ class PostgresBackend(DatabaseBackend):
         self._target = Target(config)
         self._streams = Turn(config.database_pool_size)
         self._deriving = Turn()
+        self._lookout = Listening(self._waking, self._target, config.watch_poll_seconds)
 
     def __repr__(self) -> str:
         return f"<PostgresBackend {self._target.name!r}{' closed' if self._closed else ''}>"

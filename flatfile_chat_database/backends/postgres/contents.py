@@ -290,7 +290,9 @@ class PostgresContents(Contents):
         names = "\n".join(sorted(self.changed))
         self.changed.clear()
         self._db.execute(
-            "INSERT INTO changes (transaction, id, keys) VALUES (pg_current_xact_id(), ?, ?)", (new_id(), names)
+            "INSERT INTO changes (transaction, id, keys) VALUES (pg_current_xact_id(), ?, ?) "
+            "RETURNING pg_notify(?, '')",  # without the keys: who waits asks for them, and a payload is bounded
+            (new_id(), names, self.session.channel),
         )
         if random.randrange(_SWEEP) == 0:
             self._forget_changes()

@@ -164,6 +164,35 @@ class PostgresSession:
             self._error = found
         return found
 
+    # --- notifications -------------------------------------------------------------------------------
+
+    @property
+    def channel(self) -> str:
+        """What is notified of each change of this store; those of other schemas have other ones."""
+        return f"chatdb_{self.lock}"
+
+    def listen(self) -> None:
+        """Be notified of changes from now on."""
+        self._connection.execute(f"LISTEN {self.channel}", prepare=False)
+
+    def is_notified(self, seconds: float) -> bool:
+        """Wait for a notification, or so long; return whether there was one.
+
+        Raises:
+            psycopg.Error: The connection is lost.
+        """
+        connection = self._connection.pgconn
+        poll = select.poll()  # no limit on the number of a descriptor, as `select` has
+        poll.register(connection.socket, select.POLLIN)
+        if poll.poll(1000 * seconds):
+            connection.consume_input()
+        if connection.status != pq.ConnStatus.OK:
+            raise psycopg.OperationalError("the connection is lost")
+        found = False
+        while connection.notifies() is not None:
+            found = True
+        return found
+
     # --- transactions --------------------------------------------------------------------------------
 
     def look(self, work: Callable[[], T]) -> T:
