@@ -119,7 +119,7 @@ def pytest_runtest_makereport(
 # --- the matrix ----------------------------------------------------------------------------------------
 
 
-ON_POSTGRESQL = {"test_messages", "test_search", "test_sessions"}
+ON_POSTGRESQL = {"test_messages", "test_search", "test_sessions", "test_watching"}
 """Modules whose tests run on a PostgreSQL server as well: those whose answers come from its own statements. What a
 backend may answer at all is shown by the contract and the state machine, and a server takes time. With the option
 `--whole-matrix` all of them do."""

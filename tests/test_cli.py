@@ -650,8 +650,11 @@ def test_tail_follows_through_appends_removals_and_a_clear_and_ends_quietly(fill
             await append(storage, "p1", "p2", "p3", "p4", "p5", "p6", "p7", "p8")
 
         fill(filled, clear)
-        wait_until(lambda: ids()[-1] == "p8")
-        assert ids() == ["m3", "n1", "n2", "n3", *[f"p{n}" for n in range(1, 9)]]
+        wait_until(lambda: output.read_text().endswith("\n") and '"p8"' in output.read_text())
+        before, warning, after = re.split("(chatdb: warning: .*\n)", output.read_text())
+        assert [record["id"] for record in objects(before)] == ["m3", "n1", "n2", "n3"]
+        assert [record["id"] for record in objects(after)] == [f"p{n}" for n in range(1, 9)]
+        assert "cleared, cut or made anew" in warning and "printed from its beginning" in warning
         process.send_signal(signal.SIGINT)
         assert process.wait(20) == 0
 
@@ -672,6 +675,48 @@ def test_tail_says_that_it_waits_for_a_session_that_does_not_exist_yet(filled: s
 
         fill(filled, begin)
         wait_until(lambda: [record["id"] for record in objects(output.read_text().partition("\n")[2])] == ["first"])
+
+
+def test_tail_follows_all_sessions_of_a_user_and_goes_on_from_a_cursor(filled: str, tmp_path: Path) -> None:
+    output = tmp_path / "output"
+
+    def printed() -> list[dict[str, Any]]:
+        return objects(output.read_text().rpartition("\n")[0])
+
+    async def write(storage: StorageManager, *names: str) -> None:
+        for name in names:
+            session = f"of {name}"
+            await storage.create_session("ada", session_id=session)
+            await storage.add_message("ada", session, Message("user", name, id=name))
+
+    with following(filled, "ada", "--cursor", "beginning", output=output):
+        wait_until(lambda: len(printed()) == 4)
+        fill(filled, lambda storage: write(storage, "n1", "n2"))
+        wait_until(lambda: len(printed()) == 6)
+        assert sorted(record["session_id"] for record in printed()) == ["of n1", "of n2", "s1", "s1", "s1", "s2"]
+        cursors = [record["cursor"] for record in printed()]
+    fill(filled, lambda storage: write(storage, "n3"))
+    for cursor, count in ((cursors[3], 3), (cursors[4], 2), (cursors[5], 1)):
+        with following(filled, "ada", "--cursor", cursor, output=output):
+            wait_until(lambda count=count: len(printed()) == count)
+            assert "n3" in {record["id"] for record in printed()}
+    with following(filled, "ada", "s1", "--cursor", cursors[4], output=output) as process:
+        assert process.wait(30) == 1
+    assert "cursor is of another store, or of another user, session or panel" in output.read_text()
+
+
+@pytest.mark.parametrize(
+    ("arguments", "message"),
+    [
+        (["ada"], "Name a SESSION, or follow all of them with -f."),
+        (["ada", "s1", "--cursor", "x"], "--cursor needs -f."),
+        (["-f", "ada", "-n", "3"], "-n cannot be given without a SESSION."),
+        (["-f", "ada", "s1", "-n", "3", "--cursor", "x"], "-n cannot be given with --cursor."),
+    ],
+)
+def test_tail_says_what_does_not_go_together(filled: str, arguments: list[str], message: str) -> None:
+    result = chatdb(filled, "tail", *arguments)
+    assert result.exit_code == 2 and message in result.stderr
 
 
 # --- terminals and pipes -------------------------------------------------------------------------------

@@ -54,6 +54,15 @@ def test_the_program_in_the_readme_runs_and_writes_what_the_readme_shows(tmp_pat
     assert without_what_differs(shown).endswith(without_what_differs(log.read_text(encoding="utf-8")))
 
 
+def test_the_program_in_the_page_on_watching_prints_what_the_page_shows(tmp_path: Path) -> None:
+    [program] = blocks(ROOT / "docs/watching.md", "python")
+    [shown] = blocks(ROOT / "docs/watching.md", "console")
+    finished = subprocess.run(
+        [sys.executable, "-W", "error", "-c", program], cwd=tmp_path, capture_output=True, text=True, check=False
+    )
+    assert (finished.stdout, finished.stderr) == (shown, "")
+
+
 def test_the_examples_of_the_configuration_run(tmp_path: Path) -> None:
     examples = blocks(ROOT / "docs/configuration.md", "python")
     [content] = re.findall(r"object such as `(.*)`", (ROOT / "docs/configuration.md").read_text(encoding="utf-8"))

@@ -13,7 +13,7 @@ logger = logging.getLogger("flatfile_chat_database")
 
 TICK_SECONDS = 0.2
 """How often the thread looks whether it is still wanted."""
-_IDLE_SECONDS = 5.0
+_IDLE_SECONDS = 1.0
 """After so long a time without anybody who waits, it is not."""
 
 

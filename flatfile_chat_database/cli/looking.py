@@ -11,14 +11,13 @@ from typing import Any, Literal
 
 import click
 
-from ..follower import Follower
+from ..errors import PlaceLostError
 from ..models import Message, Session
 from ..storage import StorageManager
 from ..terminal import block, one_line, table, utc, visible
-from .frame import Options, cli, dim, require_session, require_user, runs
+from .frame import Options, cli, dim, require_session, require_user, runs, warn
 
 _ALL = sys.maxsize
-_POLL_SECONDS = 0.3
 _COUNTED_AT_ONCE = 100
 
 
@@ -122,15 +121,17 @@ async def _messages(
             yield message
 
 
-def _print_message(options: Options, message: Message) -> None:
+def _print_message(options: Options, message: Message, session: str = "", **more: str) -> None:
     if options.json:
         fields = asdict(message)
         if message.parent_id is None:
             del fields["parent_id"]
-        options.print(fields)
+        options.print(({"session_id": session} if session else {}) | fields | more)
         return
     click.echo()
-    click.echo(f"{visible(message.role)}  {dim(utc(message.timestamp))}")
+    click.echo(
+        "  ".join([visible(message.role), dim(utc(message.timestamp)), *[dim(visible(session))] * bool(session)])
+    )
     if message.content:
         click.echo(block(message.content))
     for name in message.attachments:
@@ -139,35 +140,70 @@ def _print_message(options: Options, message: Message) -> None:
 
 @cli.command()
 @click.argument("user")
-@click.argument("session")
-@click.option("-n", "--lines", "count", type=click.IntRange(0), default=10, show_default=True, help="How many.")
+@click.argument("session", required=False)
+@click.option(
+    "-n", "--lines", "count", type=click.IntRange(0), help="How many messages of a SESSION; 10 when left out."
+)
 @click.option("-f", "--follow", is_flag=True, help="Go on with new messages as they come, until interrupted.")
+@click.option(
+    "--cursor", help="With -f: begin behind the message that was printed with this cursor, or at `beginning`."
+)
 @click.pass_obj
-def tail(options: Options, user: str, session: str, count: int, follow: bool) -> None:
-    """Print the newest messages of a session.
+def tail(options: Options, user: str, session: str | None, count: int | None, follow: bool, cursor: str | None) -> None:
+    """Print the newest messages of a session, or follow what comes.
 
-    With -f, go on with those that come, until interrupted; a session that does not exist yet is waited for.
+    With -f, go on with those that come, until interrupted; a session that does not exist yet is waited for. Without a
+    SESSION follow all of the user's. With --json each message that is followed has a cursor: given to --cursor, it
+    goes on from there, with nothing left out and nothing printed twice.
     """
+    if not follow and session is None:
+        raise click.UsageError("Name a SESSION, or follow all of them with -f.")
+    if not follow and cursor is not None:
+        raise click.UsageError("--cursor needs -f.")
+    if count is not None and (session is None or cursor is not None):
+        raise click.UsageError(f"-n cannot be given {'with --cursor' if session else 'without a SESSION'}.")
+    if count is None:
+        count = 0 if session is None or cursor is not None else 10
     try:
-        asyncio.run(_tail(options, user, session, count, follow))
+        asyncio.run(_tail(options, user, session, count, follow, cursor))
     except KeyboardInterrupt:
         if not follow:
             raise
 
 
-async def _tail(options: Options, user: str, session: str, count: int, follow: bool) -> None:
+async def _tail(options: Options, user: str, session: str | None, count: int, follow: bool, cursor: str | None) -> None:
     async with options.reading() as storage:
-        if not follow:
+        if follow:
+            await _say_what_is_waited_for(storage, user, session)
+            await _follow(options, storage, user, session, count, cursor)
+        elif session is not None:
             await require_session(storage, user, session)
-        elif not await storage.session_exists(user, session):
-            click.echo(one_line(f"chatdb: waiting for the session {session!r} of the user {user!r} …"), err=True)
-        follower = Follower(storage, user, session)
-        for message in await follower.begin(count):
-            _print_message(options, message)
-        while follow:
-            await asyncio.sleep(_POLL_SECONDS)
-            for message in await follower.next():
+            for message in await storage.get_messages(user, session, count, -count) if count else []:
                 _print_message(options, message)
+
+
+async def _say_what_is_waited_for(storage: StorageManager, user: str, session: str | None) -> None:
+    if session is None and not await storage.user_exists(user):
+        click.echo(one_line(f"chatdb: waiting for the user {user!r} …"), err=True)
+    elif session is not None and not await storage.session_exists(user, session):
+        click.echo(one_line(f"chatdb: waiting for the session {session!r} of the user {user!r} …"), err=True)
+
+
+async def _follow(
+    options: Options, storage: StorageManager, user: str, session: str | None, count: int, cursor: str | None
+) -> None:
+    while True:
+        if session is None:
+            watch = storage.watch_user(user, cursor=cursor)
+        else:
+            watch = storage.watch_session(user, session, cursor=cursor, last=count)
+        try:
+            async for arrival in watch:
+                of = arrival.session_id if session is None else None
+                _print_message(options, arrival.message, of or "", cursor=arrival.cursor)
+        except PlaceLostError as lost:
+            warn(f"{lost.message} It is printed from its beginning.")
+            cursor, count = lost.cursor, 0
 
 
 # --- search --------------------------------------------------------------------------------------------

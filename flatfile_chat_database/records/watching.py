@@ -167,7 +167,11 @@ class Hub:
         keys = frozenset(key for ticket in self._tickets for key in ticket.interest.keys)
         task = self._loop.create_task(backend.wait_for_change(keys, _LOOK_ANYWAY_SECONDS), name="chatdb-wait")
         task.add_done_callback(_retrieved)
-        await asyncio.sleep(0)
+        try:
+            await asyncio.sleep(0)
+        except BaseException:
+            task.cancel()
+            raise
         return task
 
     async def _until_done_or_somebody_comes(self, waiting: asyncio.Task[None]) -> None:
