@@ -27,6 +27,7 @@ SCENARIOS = (
     "searching",
     "databases",
     "migrating",
+    "watching",
     "latency",
     "startup",
 )

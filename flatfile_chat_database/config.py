@@ -231,8 +231,7 @@ class StorageConfig:
     """Write to an object store that ignores the conditions of writes, where a second writer would overwrite what the
     first wrote: only one process may ever write."""
     watch_poll_seconds: float = 0.25
-    """How often whoever watches looks for what nothing tells of, such as what other processes write to SQLite; at least
-    0.01."""
+    """How often whoever watches looks where nothing tells what other processes write; at least 0.01."""
     allow_network_file_system: bool = False
     """Write to a store on NFS, SMB or the like, where several hosts can damage it."""
 

@@ -58,6 +58,7 @@ BARS: dict[str, list[tuple[str, str, float | None]]] = {
         ("", "≥ 20,000 messages/s", None),
         ("", "≤ 200 MB", None),
     ],
+    "watching": [("", "≤ 50 ms", None)] * 12,
 }
 """For each scenario that compares: with what, and how much is asked for."""
 

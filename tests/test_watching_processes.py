@@ -204,9 +204,9 @@ async def test_a_notification_is_heard_without_polling() -> None:
         await _hears_without_polling(storage, watch, other)
 
 
-async def test_the_mark_of_another_process_is_seen_without_polling(tmp_path: Path) -> None:
-    pytest.importorskip("watchfiles")
-    url = f"file:{tmp_path}/store"
+@pytest.mark.parametrize("scheme", ["file", "sqlite"])
+async def test_what_another_process_leaves_in_a_file_is_seen_without_polling(scheme: str, tmp_path: Path) -> None:
+    url = f"{scheme}:{tmp_path}/store"
     async with (
         filled(url, watch_poll_seconds=3600) as storage,
         storage.watch_session(USER, "s0") as watch,

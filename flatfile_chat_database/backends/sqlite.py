@@ -16,8 +16,10 @@ from ..config import StorageConfig, absolute
 from ..errors import ConfigurationError, DurabilityError, IntegrityError, StorageError, UnavailableError
 from .contents import Contents
 from .database import DatabaseBackend
+from .lookout import TICK_SECONDS, Lookout, Watch
 from .staged import StagedRows
 from .states import Session
+from .waking import Waking
 
 MIGRATIONS = ("sqlite_0001.sql",)
 """In the order in which they are run; the number of those that were is the file's `user_version`."""
@@ -35,6 +37,8 @@ OLDEST = (3, 37, 0)
 
 _AGAIN_SECONDS = 0.01
 """After which a file that somebody holds is tried again."""
+_ASKED_SECONDS = 0.02
+"""How often SQLite is asked whether another connection wrote."""
 _MOST_FAULTS = 100
 _NOT_WRITTEN = ("SQLITE_FULL", "SQLITE_IOERR_WRITE")
 """Errors of a COMMIT whose last frame, which is what counts, cannot be in the WAL."""
@@ -58,6 +62,8 @@ class SqliteBackend(DatabaseBackend):
         self.path = absolute(path)
         self._file = File(self.path)
 
+        self._lookout = DataVersion(self._waking, lambda: self._connect(to_write=False))
+
     def __repr__(self) -> str:
         return f"<SqliteBackend {self.path!r}{' closed' if self._closed else ''}>"
 
@@ -76,6 +82,39 @@ class SqliteBackend(DatabaseBackend):
 
     def contents(self, connection: Session) -> Contents:
         return Contents(connection, self._tables, StagedRows(connection, self._tables))
+
+
+class DataVersion(Lookout):
+    """Notices what other connections write: SQLite tells of it only when it is asked, which takes some microseconds."""
+
+    def __init__(self, waking: Waking, connect: Callable[[], SqliteSession | None]) -> None:
+        super().__init__(waking)
+        self._connect = connect
+
+    def look_out(self, watch: Watch) -> None:
+        while self.goes_on(watch):
+            session = None
+            try:
+                session = self._connect()
+            except StorageError as error:  # readers have the same, and say so
+                self.missed(watch, error)
+            if session is not None:
+                try:
+                    self._ask(session, watch)
+                except StorageError as error:
+                    self.missed(watch, error)
+                finally:
+                    session.close()
+            watch.ended.wait(TICK_SECONDS)
+
+    def _ask(self, session: SqliteSession, watch: Watch) -> None:
+        seen: object = None
+        while self.goes_on(watch):
+            [(version,)] = session.execute("PRAGMA data_version")
+            if version != seen:  # also the first time: nothing was noticed before
+                seen = version
+                self.noticed(watch)
+            watch.ended.wait(_ASKED_SECONDS)
 
 
 class File:
