@@ -23,12 +23,15 @@ if typing.TYPE_CHECKING:
         DurabilityError,
         IntegrityError,
         NotFoundError,
+        PlaceLostError,
         StorageError,
         StorageLimitExceeded,
         UnavailableError,
         ValidationError,
     )
     from .models import (
+        BEGINNING,
+        Arrival,
         Document,
         Message,
         MessagePage,
@@ -42,39 +45,8 @@ if typing.TYPE_CHECKING:
         TrashEntry,
         User,
     )
+    from .records.watching import Watch
     from .storage import StorageManager
-from .backends.base import StorageBackend
-from .config import DevelopmentConfig, ProductionConfig, StorageConfig, load_config
-from .errors import (
-    ClosedError,
-    ConfigurationError,
-    ConflictError,
-    DurabilityError,
-    IntegrityError,
-    NotFoundError,
-    PlaceLostError,
-    StorageError,
-    StorageLimitExceeded,
-    UnavailableError,
-    ValidationError,
-)
-from .models import (
-    BEGINNING,
-    Arrival,
-    Document,
-    Message,
-    MessagePage,
-    Panel,
-    Problem,
-    PruneReport,
-    PurgeReceipt,
-    SearchHit,
-    Session,
-    SituationalContext,
-    TrashEntry,
-    User,
-)
-from .storage import StorageManager
 
 __all__ = [
     "BEGINNING",
@@ -107,6 +79,7 @@ __all__ = [
     "UnavailableError",
     "User",
     "ValidationError",
+    "Watch",
     "load_config",
 ]
 
@@ -121,11 +94,13 @@ _MODULES = {
         "DurabilityError",
         "IntegrityError",
         "NotFoundError",
+        "PlaceLostError",
         "StorageError",
         "StorageLimitExceeded",
         "UnavailableError",
         "ValidationError",
     ),
+    "records.watching": ("Watch",),
     "storage": ("StorageManager",),
 }
 """Where public names are; all others are in `models`."""

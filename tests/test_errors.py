@@ -15,6 +15,7 @@ from flatfile_chat_database.errors import (
     DurabilityError,
     IntegrityError,
     NotFoundError,
+    PlaceLostError,
     StorageError,
     StorageLimitExceeded,
     UnavailableError,
@@ -39,7 +40,7 @@ def limit_exceeded() -> StorageLimitExceeded:
 
 def test_every_error_has_the_one_base() -> None:
     kinds = [kind for kind in vars(errors).values() if isinstance(kind, type) and issubclass(kind, Exception)]
-    assert set(kinds) == {StorageError, StorageLimitExceeded, *LEAVES}
+    assert set(kinds) == {StorageError, StorageLimitExceeded, PlaceLostError, *LEAVES}
     assert all(issubclass(kind, StorageError) for kind in kinds)
 
 
@@ -65,6 +66,14 @@ def test_an_error_carries_its_facts_and_the_way_out(kind: type[StorageError]) ->
     error = kind("It is broken.", key="a/b", hint="Mend it.")
     assert str(error) == "It is broken. Mend it."
     assert (error.message, error.key, error.hint) == ("It is broken.", "a/b", "Mend it.")
+
+
+def test_a_lost_place_names_the_cursor_to_go_on_with_in_another_process_too() -> None:
+    error = PlaceLostError(cursor="beginning", key="a/b")
+    assert issubclass(PlaceLostError, ConflictError)
+    assert str(error).startswith(str(PlaceLostError.__doc__))
+    for each in (error, copy.copy(error), pickle.loads(pickle.dumps(error))):
+        assert (type(each), each.cursor, each.key, str(each)) == (PlaceLostError, "beginning", "a/b", str(error))
 
 
 def test_a_limit_names_the_field_its_value_and_what_is_over_it() -> None:

@@ -132,7 +132,8 @@ def test_every_public_name_can_be_imported() -> None:
     names = flatfile_chat_database.__all__
     assert len(names) == len(set(names))
     for name in names:
-        assert getattr(flatfile_chat_database, name).__module__.startswith("flatfile_chat_database.")
+        found = getattr(flatfile_chat_database, name)
+        assert name.isupper() or found.__module__.startswith("flatfile_chat_database.")
     assert set(names) <= set(dir(flatfile_chat_database))
     with pytest.raises(AttributeError, match="no attribute 'Mesage'"):
         flatfile_chat_database.Mesage  # noqa: B018

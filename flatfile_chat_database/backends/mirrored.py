@@ -373,8 +373,7 @@ class MirroredBackend(StorageBackend):
         return Changes(found.cursor, frozenset(key for key in found.keys if not self.layout.is_of_mirror(key)))
 
     async def wait_for_change(self, keys: Sequence[str] | frozenset[str], seconds: float) -> None:
-        # A switch, which another process may make, is noticed by whoever looks.
-        await (await self._reading()).wait_for_change(keys, min(seconds, LOOK_SECONDS))
+        await (await self._reading()).wait_for_change(keys, min(seconds, LOOK_SECONDS))  # another may be first by then
 
     async def stamps(self, keys: Sequence[str]) -> list[str | None]:
         return await (await self._reading()).stamps(keys)

@@ -110,10 +110,15 @@ class ThreadedBackend(StorageBackend):
 
     # --- waiting -------------------------------------------------------------------------------------
 
+    @property
+    def _poll_seconds(self) -> float:
+        """After which whoever waits looks, where nothing tells what other processes write."""
+        return self.config.watch_poll_seconds
+
     async def wait_for_change(self, keys: Sequence[str] | frozenset[str], seconds: float) -> None:
         self._threads()
         if self._lookout is None or not self._lookout.begin():
-            seconds = min(seconds, self.config.watch_poll_seconds)
+            seconds = min(seconds, self._poll_seconds)
         try:
             await self._waking.wait(keys, seconds)
         except asyncio.CancelledError:

@@ -20,7 +20,7 @@ from ..base import Capability, Changes, LogPart
 from ..changes import ABSENT, Append, Put, Require
 from ..rules import check_key, check_lines, not_found
 from ..threaded import ThreadedBackend
-from ..writer import Job, Writer
+from ..writer import Job
 
 try:
     from .appending import Appender, Ask, Extend
@@ -45,6 +45,10 @@ _PART_BYTES = 5 << 20
 """In which blobs are sent, when they are larger."""
 
 
+_POLL_SECONDS = 1.0
+"""How often whoever waits looks at the soonest: each look is paid for."""
+
+
 class S3Backend(ThreadedBackend):
     """A bucket, or a prefix of it, that `storage_url` names."""
 
@@ -59,7 +63,7 @@ class S3Backend(ThreadedBackend):
     )
 
     def __init__(self, config: StorageConfig) -> None:
-        super().__init__(config, Writer(self._run, self._idle, self._end))
+        super().__init__(config, self._run, self._idle, self._end)
         self._target = target_of(config)
         self._objects = Objects(self._target, config.object_store_retries, "")
         self._contents = Contents(self._objects, config)
@@ -218,7 +222,11 @@ class S3Backend(ThreadedBackend):
             if close is not None:
                 await self._later(close)
 
-    # --- what a derived index needs ------------------------------------------------------------------
+    # --- what watching and a derived index need ------------------------------------------------------
+
+    @property
+    def _poll_seconds(self) -> float:
+        return max(_POLL_SECONDS, super()._poll_seconds)
 
     async def changes(self, cursor: str | None) -> Changes:
         self._check_open()
