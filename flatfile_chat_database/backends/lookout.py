@@ -77,6 +77,10 @@ class Lookout(ABC):
     def noticed(self, watch: Watch) -> None:
         """Wake everybody, for something changed, or something may have before it could be noticed."""
         watch.is_up = True
+        self.tell()
+
+    def tell(self) -> None:
+        """Wake everybody."""
         self._waking.tell(None)
 
     def missed(self, watch: Watch, why: object) -> None:

@@ -289,10 +289,13 @@ class PostgresContents(Contents):
             return
         names = "\n".join(sorted(self.changed))
         self.changed.clear()
+        # Transactions that notify commit one after the other, so it is done only while somebody listens; without the
+        # keys, for a payload is bounded, and whoever is woken asks for them.
+        lock, channel = self.session.listeners, self.session.channel
         self._db.execute(
-            "INSERT INTO changes (transaction, id, keys) VALUES (pg_current_xact_id(), ?, ?) "
-            "RETURNING pg_notify(?, '')",  # without the keys: who waits asks for them, and a payload is bounded
-            (new_id(), names, self.session.channel),
+            "INSERT INTO changes (transaction, id, keys) VALUES (pg_current_xact_id(), ?, ?) RETURNING CASE WHEN "
+            f"pg_try_advisory_lock{lock} THEN pg_advisory_unlock{lock}::text ELSE pg_notify('{channel}', '')::text END",
+            (new_id(), names),
         )
         if random.randrange(_SWEEP) == 0:
             self._forget_changes()

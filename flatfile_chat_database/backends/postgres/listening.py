@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import time
+
 import psycopg
 
 from ...errors import StorageError
@@ -9,6 +11,9 @@ from ..lookout import TICK_SECONDS, Lookout, Watch
 from ..waking import Waking
 from .session import PostgresSession
 from .target import Target
+
+_SETTLED_SECONDS = 1.0
+"""So long whoever waits polls: transactions that began when nobody listened notify nobody."""
 
 
 class Listening(Lookout):
@@ -38,7 +43,10 @@ class Listening(Lookout):
 
     def _listen(self, session: PostgresSession, watch: Watch) -> None:
         session.listen()
-        self.noticed(watch)  # nothing was noticed before
+        settled = time.monotonic() + _SETTLED_SECONDS
         while self.goes_on(watch):
-            if session.is_notified(TICK_SECONDS):
+            heard = session.is_notified(TICK_SECONDS)
+            if time.monotonic() < settled:
+                self.tell()
+            elif heard or not watch.is_up:
                 self.noticed(watch)

@@ -23,6 +23,9 @@ _AT_ONCE = 128
 _BYTES = 1 << 21
 """Of rows that are fetched at once, about."""
 
+_LISTENERS = 0x63686174
+"""First half of the key of a lock."""
+
 _translated: dict[str, str] = {}
 
 
@@ -168,12 +171,18 @@ class PostgresSession:
 
     @property
     def channel(self) -> str:
-        """What is notified of each change of this store; those of other schemas have other ones."""
+        """What is notified of changes of this store; those of other schemas have other ones."""
         return f"chatdb_{self.lock}"
 
+    @property
+    def listeners(self) -> tuple[int, int]:
+        """The lock that everybody who listens shares, so that whoever writes can tell whether anybody does."""
+        return _LISTENERS, self.lock & 0x7FFFFFFF
+
     def listen(self) -> None:
-        """Be notified of changes from now on."""
+        """Be notified of changes from now on, but for those of transactions that are under way."""
         self._connection.execute(f"LISTEN {self.channel}", prepare=False)
+        self._connection.execute("SELECT pg_advisory_lock_shared(%s, %s)", self.listeners, prepare=False)
 
     def is_notified(self, seconds: float) -> bool:
         """Wait for a notification, or so long; return whether there was one.
