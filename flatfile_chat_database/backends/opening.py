@@ -26,7 +26,8 @@ def open_backend(config: StorageConfig) -> StorageBackend:
     `storage_url` is empty (files under `storage_base_path`), `file:relative`, `file:/absolute`, `file:~/in-home`, the
     same with `sqlite:` for a file of SQLite, or `memory:`; the path is percent-decoded. Or it is a URL of PostgreSQL as
     its own tools take it, `postgresql://user@host/database`, or a bucket of an object store, `s3://bucket/prefix`.
-    `mirrored:?from=URL&to=URL` is two stores at once, whose URLs are percent-encoded.
+    `mirrored:?from=URL&to=URL` is two stores at once, and `cached:?store=URL&cache=URL` one with a Redis or Valkey in
+    front of it; the URLs in them are percent-encoded.
 
     Raises:
         ConfigurationError: The URL's scheme is unknown or its form is wrong, or an extra is missing.
@@ -49,8 +50,14 @@ def open_backend(config: StorageConfig) -> StorageBackend:
     if scheme == "s3" and rest.startswith("//"):
         return _make("s3", "S3Backend", config)
     if colon and scheme == "mirrored":
-        stores = [open_backend(dataclasses.replace(config, storage_url=url)) for url in _mirrored(rest)]
+        stores = [
+            open_backend(dataclasses.replace(config, storage_url=url)) for url in _named(rest, "from", "to", "mirrored")
+        ]
         return _make("mirrored", "MirroredBackend", config, *stores)
+    if colon and scheme == "cached":
+        url, cache = _named(rest, "store", "cache", "cached")
+        store = open_backend(dataclasses.replace(config, storage_url=url))
+        return _make("cached", "CachedBackend", config, store, cache)
     if colon and scheme in (*_FORMS, "postgres"):
         raise ConfigurationError(
             f"storage_url names no backend: {_wrong_form(scheme, path)}.",
@@ -72,21 +79,24 @@ def _wrong_form(scheme: str, path: str) -> str:
     return f"behind {scheme}: stands a path, {'without a NUL character' if path else 'which is missing'}"
 
 
-def _mirrored(rest: str) -> tuple[str, str]:
-    """Return the URLs of the two stores that a `mirrored:` URL names."""
+def _named(rest: str, one: str, other: str, scheme: str) -> tuple[str, str]:
+    """Return the two URLs that a `mirrored:` or a `cached:` URL names."""
     from urllib.parse import parse_qs
 
     try:
         found = parse_qs(rest.removeprefix("?"), strict_parsing=True)
-        [old], [new] = found.pop("from"), found.pop("to")
+        [first], [second] = found.pop(one), found.pop(other)
     except (ValueError, KeyError):
-        found, old, new = {"": []}, "", ""
-    if found or old == new or any(url.startswith("mirrored:") or ":" not in url for url in (old, new)):
+        found, first, second = {"": []}, "", ""
+    # A cache is in front of everything else, and a mirror in front of all but that.
+    inner = ("cached:",) if scheme == "cached" else ("cached:", "mirrored:")
+    if found or first == second or any(url.startswith(inner) or ":" not in url for url in (first, second)):
+        what = "a store and its cache" if scheme == "cached" else "two stores"
         raise ConfigurationError(
-            "storage_url with the scheme 'mirrored' names two stores.",
-            hint="Use mirrored:?from=URL&to=URL, both percent-encoded.",
+            f"storage_url with the scheme {scheme!r} names {what}.",
+            hint=f"Use {scheme}:?{one}=URL&{other}=URL, both percent-encoded.",
         )
-    return old, new
+    return first, second
 
 
 def _make(module: str, name: str, *arguments: object) -> StorageBackend:

@@ -351,7 +351,7 @@ class LogCases(BackendCase):
         piece = b"".join(line(f"m{n}", "x" * 1000) for n in range(1000))
         self.poke(LOG, piece * 24)
         store = await self.open()
-        reader = store.first if isinstance(store, MirroredBackend) else store
+        reader = store.first if isinstance(store, MirroredBackend) else store.uncached
         overrides = type(reader).stream_log not in (StorageBackend.stream_log, MemoryBackend.stream_log)
         count = 0
         tracemalloc.start()

@@ -1,0 +1,196 @@
+"""What the store itself says of its cache: whether it may be used, and which run of which server it is.
+
+A node that cannot reach the cache cannot tell the others through it, and they may reach it. So the word is with the
+store, in one document, which only changes by compare-and-set:
+
+    closed  --> opening --> open --> closing --> closed
+    nobody       all who write      nobody may   nobody
+    uses it      drop there what    use it any   uses it
+                 they change        more
+
+What a node has read of the document holds for a lease, counted from before it began to read, on its own clock. A
+phase that others may not know of yet, opening and closing, lasts until the one who sees it has seen it for a whole
+lease and an eighth, so that clocks may run at different speeds. So:
+
+- Nobody uses the cache before everybody who writes knows that it is used: they drop what they change there.
+- Who cannot drop something says "closing", and waits for a lease: then nobody uses the cache any more.
+- Between two epochs with a cache nobody uses one for longer than a lease, so what one node thinks and what the next one
+  thinks are never two caches at once.
+
+Nothing depends on clocks that agree, only on clocks that run: the one that is used goes on while a machine sleeps.
+"""
+
+from __future__ import annotations
+
+import asyncio
+import threading
+import time
+from contextlib import suppress
+from dataclasses import dataclass
+from enum import StrEnum
+
+from ... import codec
+from ...errors import ConflictError, IntegrityError
+from ...models import new_id
+from ..base import StorageBackend, logger
+from ..changes import ABSENT, Put
+from ..rules import version_of
+from ..turn import Turn
+
+
+class Phase(StrEnum):
+    """What a store says of its cache; see above."""
+
+    CLOSED = "closed"
+    OPENING = "opening"
+    OPEN = "open"
+    CLOSING = "closing"
+
+
+@dataclass(frozen=True, slots=True)
+class Word:
+    """What a store says of its cache."""
+
+    phase: Phase
+    epoch: int = 0
+    """Grows each time a cache is opened, and is part of the names in it."""
+    cache: str = ""
+    """The id of the store's cache: several stores may share a server."""
+    server: str = ""
+    """The run of the server, which is another one after a restart."""
+    version: str | None = None
+    """Of the document; None if there is none."""
+
+    @property
+    def is_written(self) -> bool:
+        """Whether those who write have to drop there what they change."""
+        return self.phase in (Phase.OPENING, Phase.OPEN)
+
+
+_CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
+
+
+def clock() -> float:
+    """Return seconds that go on while the machine sleeps."""
+    return time.clock_gettime(_CLOCK)
+
+
+class Roll:
+    """The document, as far as this node knows it. It may be used by several threads and event loops."""
+
+    def __init__(self, store: StorageBackend, key: str, lease: float) -> None:
+        """Keep it at a key of a store; what was read of it holds for `lease` seconds."""
+        self._store = store
+        self.key = key
+        self.lease = lease
+        self._state = threading.Lock()
+        self._turn = Turn()
+        self._word = Word(Phase.CLOSED)
+        self._begun = float("-inf")
+        """When the reading began that the word is of."""
+        self._first_seen = float("-inf")
+        """When this node had surely seen this phase of this epoch, for the first time."""
+
+    @property
+    def settling(self) -> float:
+        """Seconds after which everybody knows what this node has just seen."""
+        return self.lease * 9 / 8
+
+    @property
+    def known(self) -> Word:
+        """What was read last, however long ago."""
+        return self._word
+
+    @property
+    def settled_at(self) -> float:
+        """When everybody knows the phase that this node has seen."""
+        return self._first_seen + self.settling
+
+    def now(self) -> Word | None:
+        """Return the word if it still holds."""
+        return self._word if clock() - self._begun < self.lease else None
+
+    def is_older(self, seconds: float) -> bool:
+        """Tell whether the last reading began longer ago."""
+        return clock() - self._begun > seconds
+
+    async def at(self, moment: float) -> Word:
+        """Return a word that held at a moment or was read after it; read it if need be.
+
+        Raises:
+            StorageError: The store cannot be read.
+        """
+        if moment - self._begun >= self.lease:
+            async with self._turn:  # one of many callers reads for all
+                if moment - self._begun >= self.lease:
+                    await self.read()
+        return self._word
+
+    async def read(self) -> Word:
+        """Read the document now.
+
+        Raises:
+            StorageError: The store cannot be read.
+        """
+        begun = clock()
+        data = await self._store.read(self.key)
+        ended = clock()
+        with self._state:
+            if begun >= self._begun:
+                word = self._understood(data)
+                if (word.phase, word.epoch) != (self._word.phase, self._word.epoch):
+                    # What is as it was before this node was made is nothing that others do not know.
+                    is_new = self._begun > float("-inf") or word.phase in (Phase.OPENING, Phase.CLOSING)
+                    self._first_seen = ended if is_new else float("-inf")
+                self._word, self._begun = word, begun
+            return self._word
+
+    def _understood(self, data: bytes | None) -> Word:
+        if data is None:
+            # It may have been removed while others believe what it said.
+            return Word(Phase.CLOSING if self._word.version is not None else self._word.phase)
+        try:
+            found = codec.decode_object(data, self.key)
+            phase, epoch, cache, server = (found[name] for name in ("phase", "epoch", "cache", "server"))
+            if isinstance(epoch, int) and isinstance(cache, str) and isinstance(server, str):
+                return Word(Phase(phase), epoch, cache, server, version_of(data))
+        except (KeyError, ValueError, IntegrityError):
+            pass
+        if self._word.version != version_of(data):
+            logger.warning("%s does not say whether the cache may be used, so it is not used", self.key)
+        return Word(Phase.CLOSING, version=version_of(data))
+
+    async def change(self, word: Word, phase: Phase, *, server: str | None = None) -> Word:
+        """Go on from a word to the next phase, unless somebody else has; return what it is then.
+
+        Raises:
+            StorageError: The store cannot be written or read.
+        """
+        opens = phase is Phase.OPENING
+        content = {
+            "about": "whether a cache in front of this store may be used; nobody may remove this while it is in use",
+            "phase": phase.value,
+            "epoch": word.epoch + opens,
+            "cache": word.cache or new_id(),
+            "server": word.server if server is None else server,
+        }
+        expected = ABSENT if word.version is None else word.version
+        with suppress(ConflictError):  # somebody else was first
+            await self._store.commit([Put(self.key, codec.encode_document(content), expected)])
+        return await self.read()
+
+    async def give_up(self, word: Word, reason: str) -> None:
+        """Say that nobody may use the cache any more, if it is still that epoch.
+
+        Raises:
+            StorageError: The store cannot be written or read; others may go on using the cache.
+        """
+        async with self._turn:
+            now = await self.read()
+            while now.is_written and (now.epoch, now.cache) == (word.epoch, word.cache):
+                logger.warning("the cache is given up until it can be used again: %s", reason)
+                now = await self.change(now, Phase.CLOSING)
+
+    async def wait_until_settled(self) -> None:
+        """Wait until everybody knows the phase that this node has seen."""
+        await asyncio.sleep(max(0.0, self.settled_at - clock()))
