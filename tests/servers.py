@@ -397,7 +397,7 @@ class RedisServer:
 
     def _answers(self) -> bool:
         try:
-            return self.call("PING") == b"PONG"
+            return bool(self.call("PING") == b"PONG")
         except OSError:
             return False
 
