@@ -233,7 +233,7 @@ class StorageConfig:
     first wrote: only one process may ever write."""
     watch_poll_seconds: float = 0.25
     """How often whoever watches looks where nothing tells what other processes write; at least 0.01."""
-    cache_timeout_seconds: float = 0.005
+    cache_timeout_seconds: float = 0.01
     """How long a read waits for the cache before it asks the store."""
     cache_lease_seconds: float = 0.5
     """So often a node looks in the store whether the cache may be used; who writes and cannot reach the cache waits as

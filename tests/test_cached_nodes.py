@@ -119,6 +119,7 @@ class Nodes:
         await until_open(node)
         for other in self.all:
             await other._roll.read()
+            await asyncio.to_thread(other._server.look)
 
     async def close(self) -> None:
         for node in self.all:
@@ -511,6 +512,7 @@ async def test_a_server_that_is_started_again_with_an_old_file_brings_nothing_ol
             await until_open(one)
             assert one._roll.known.epoch == 2
             await other._roll.read()
+            await asyncio.to_thread(other._server.look)
             for _ in range(2):
                 assert await other.read(KEY) == b"new"
                 await put(other)

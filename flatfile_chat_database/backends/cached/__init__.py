@@ -241,7 +241,7 @@ class CachedBackend(StorageBackend):
         if word is not None and word.is_written:
             mark = self._marks.mark(word, names)
             if not await self._marks.begin(mark):
-                await self._roll.give_up(word, self._server.problem)
+                await self._roll.give_up(word, self._server.problem or "it did not answer in time")
         try:
             result = await work()
         except BaseException:
@@ -267,7 +267,7 @@ class CachedBackend(StorageBackend):
                     mark = self._marks.mark(word, names)
                 if await self._marks.end(mark):
                     return
-                await self._roll.give_up(word, self._server.problem)
+                await self._roll.give_up(word, self._server.problem or "it did not answer in time")
             except StorageError as error:
                 raise DurabilityError(
                     f"It is written, but for {self.config.cache_entry_seconds:g} seconds those who read through the "
@@ -279,7 +279,10 @@ class CachedBackend(StorageBackend):
     async def _look(self, keys: Sequence[str], fields: Sequence[str], take: Take[T]) -> list[Seen[T]] | None:
         """Return what the cache has of keys; None if it may not be used, or cannot."""
         word = await self.word()
-        if word is None or word.phase is not Phase.OPEN or not self._server.may_be(word.server):
+        if word is None or word.phase is not Phase.OPEN or not self._server.is_up:
+            return None
+        if self._server.run != word.server:
+            self._shelf.connect()  # nobody waits for it
             return None
         return await self._shelf.look(word, keys, fields, take)
 

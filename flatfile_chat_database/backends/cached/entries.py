@@ -31,6 +31,8 @@ _MAGIC = b"\xcdc1"
 _HEAD = len(_MAGIC) + 5
 _ABSENT, _BYTES, _RECORDS, _NUMBER = b"-", b"b", b"r", b"#"
 
+MARKED = b"!"
+"""The generation of what is being written."""
 MOST_FIELDS = 24
 """In one hash: generation, what it is bound to, and so many answers less two."""
 OWNER_MILLISECONDS = 86_400_000

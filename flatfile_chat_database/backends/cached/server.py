@@ -7,7 +7,8 @@ import inspect
 import threading
 import time
 from collections import deque
-from typing import Any, cast
+from collections.abc import Callable, Sequence
+from typing import Any, TypeVar, cast
 
 import redis
 from redis.backoff import NoBackoff
@@ -19,12 +20,16 @@ from ...errors import ConfigurationError
 from ..base import logger
 from .entries import SCRIPTS
 
+T = TypeVar("T")
+
 FORMS = "redis://host:6379/0, rediss://host:6379/0 or unix:///path/to/socket"
 """How the URL of a cache is written."""
 
 _CONNECT_SECONDS = 1.0
 _PAUSE_SECONDS = (0.1, 5.0)
 """For which a server that has failed is left alone: at first, and at most."""
+_SILENT_SECONDS = 60.0
+"""In which it is not said again that it fails."""
 _NAMELESS: dict[str, Any] = dict.fromkeys(
     ["driver_info"]
     if "driver_info" in inspect.signature(AbstractConnection).parameters
@@ -48,11 +53,25 @@ class Line:
 
     def call(self, script: str, keys: list[str], arguments: list[Any], seconds: float) -> Any:
         """Run a script and return its answer; blocks for about so many seconds at most."""
+        self._send([("EVALSHA", _HASHES[script], len(keys), *keys, *arguments)], seconds)
+        return self._connection.read_response(disable_decoding=True)
+
+    def ask(self, commands: Sequence[tuple[Any, ...]], seconds: float) -> list[Any]:
+        """Send commands and return their answers, likewise; None for one that does not suit what is there."""
+        self._send(commands, seconds)
+        answers = []
+        for _ in commands:
+            try:
+                answers.append(self._connection.read_response(disable_decoding=True))
+            except redis.ResponseError:
+                answers.append(None)
+        return answers
+
+    def _send(self, commands: Sequence[tuple[Any, ...]], seconds: float) -> None:
         if seconds != self._seconds:
             self._connection._sock.settimeout(seconds)  # of one wait; there are few in an answer
             self._seconds = seconds
-        self._connection.send_command("EVALSHA", _HASHES[script], len(keys), *keys, *arguments, check_health=False)
-        return self._connection.read_response(disable_decoding=True)
+        self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
 
     def close(self) -> None:
         """End it."""
@@ -92,6 +111,7 @@ class Server:
         self._pause = _PAUSE_SECONDS[0]
         self._again = 0.0
         self._trying = False
+        self._silent_until = 0.0
         self._problem = ""
         self.run = ""
         """The run that was last connected to; "" if none was, or it has failed since."""
@@ -104,10 +124,6 @@ class Server:
         """Whether it is worth a try."""
         return not self._problem or (not self._trying and time.monotonic() >= self._again)
 
-    def may_be(self, run: str) -> bool:
-        """Tell whether it is worth asking this run of the server."""
-        return self.is_up and self.run in ("", run)
-
     @property
     def problem(self) -> str:
         """Why it is left alone; "" if it is not."""
@@ -119,6 +135,18 @@ class Server:
         Raises:
             Unusable: It did not answer in time, is out of reach, or is another run by now.
         """
+        patience = self._seconds if seconds is None else seconds
+        return self._with(run, lambda line: line.call(script, keys, arguments, patience))
+
+    def ask(self, run: str, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
+        """Send commands to a run of the server, and return their answers; None for one that does not suit.
+
+        Raises:
+            Unusable: As `call` does.
+        """
+        return self._with(run, lambda line: line.ask(commands, self._seconds))
+
+    def _with(self, run: str, work: Callable[[Line], T]) -> T:
         with self._state:
             if self._problem:
                 if not self.is_up:
@@ -129,7 +157,7 @@ class Server:
             line = self._take(run)
             if line.run != run:
                 raise Unusable("the server has been started again, or is another one")
-            answer = line.call(script, keys, arguments, self._seconds if seconds is None else seconds)
+            answer = work(line)
         except Unusable:
             self._works(line)
             raise
@@ -201,13 +229,13 @@ class Server:
         if line is not None:
             line.close()
         with self._state:
-            if not self._problem:
-                self._pause = _PAUSE_SECONDS[0]
+            now = time.monotonic()
+            self._pause = min(2 * self._pause, _PAUSE_SECONDS[1]) if self._problem else _PAUSE_SECONDS[0]
+            if now >= self._silent_until:
                 logger.warning("the cache %s cannot be used now, and is tried again (%s)", self._shown, _said(error))
-            else:
-                self._pause = min(2 * self._pause, _PAUSE_SECONDS[1])
+                self._silent_until = now + _SILENT_SECONDS
             self._problem = _said(error)
-            self._again = time.monotonic() + self._pause
+            self._again = now + self._pause
             self._trying = False
             self.run = ""
         self.close()  # the others are not better, and hold what they were to say
@@ -216,8 +244,6 @@ class Server:
         if line is not None:
             self._free.append(line)
         with self._state:
-            if self._problem:
-                logger.warning("the cache %s answers again", self._shown)
             self._problem, self._trying = "", False
 
 
