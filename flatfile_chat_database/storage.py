@@ -154,7 +154,7 @@ class StorageManager:
     def _finding(self) -> Finding:
         from .records.finding import Finding  # its tables of characters would slow down every start
 
-        return Finding(self._store, self._documents, self._indexing, self._wording)
+        return Finding(self._store, Documents(self._store.uncached), self._indexing, self._wording)
 
     @cached_property
     def _wording(self) -> Wording:
@@ -172,7 +172,7 @@ class StorageManager:
     def _indexing(self) -> Indexing:
         from .records.indexing import Indexing  # the same
 
-        return Indexing(self._store, self._documents)
+        return Indexing(self._store, Documents(self._store.uncached))
 
     @property
     def backend(self) -> StorageBackend:

@@ -248,7 +248,7 @@ class Listing:
     async def _states(self, user_id: str, session_ids: Sequence[str], look: Look[SeenT]) -> list[SeenT | bool]:
         """Return what the files of sessions say; True for one that is damaged, False for one that is absent."""
         layout = self._store.layout
-        backend = await self._store.reading()
+        backend = await self._store.uncached.reading()
         keys = [self._key(user_id, each) for each in session_ids]
         tail = layout.leaf("messages")
         logs = [f"{key.rpartition('/')[0]}/{tail}" for key in keys]

@@ -48,7 +48,7 @@ async def contexts(store: Store, user_id: str, session_ids: Sequence[str]) -> li
         parts = [context.summary, *context.key_points, *strings(context.entities)]
         return Text("context", keys[key], key, context.timestamp, "\n".join(parts))
 
-    return [text for text in await store.load_all(list(keys), make) if text is not None]
+    return [text for text in await store.uncached.load_all(list(keys), make) if text is not None]
 
 
 async def analyses(
@@ -56,7 +56,7 @@ async def analyses(
 ) -> AsyncGenerator[Text, None]:
     """Yield the analyses of all documents of sessions; damaged ones are passed over with a warning."""
     keys = [store.layout.key("documents", user_id=user_id, session_id=session_id) for session_id in session_ids]
-    backend = await store.reading()
+    backend = await store.uncached.reading()
     for session_id, key, data in zip(session_ids, keys, await backend.read_many(keys), strict=True):
         if data is None:  # few sessions have documents
             continue

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import copy
 import logging
 import weakref
 from collections.abc import Awaitable, Callable, Iterable, Mapping, Sequence
@@ -96,6 +97,18 @@ class Store:
     def backend(self) -> StorageBackend:
         """The backend, opened or not."""
         return self._backend
+
+    @property
+    def uncached(self) -> Store:
+        """The same store past a cache in front of it, to read what is kept: a cache may be behind what `changes` says.
+
+        It says so before the write is acknowledged; what was kept would stay old.
+        """
+        if self._backend.uncached is self._backend:
+            return self
+        other = copy.copy(self)
+        other._backend = self._backend.uncached
+        return other
 
     def now(self) -> str:
         """Return the clock's time as a stored timestamp."""

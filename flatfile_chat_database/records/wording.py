@@ -119,7 +119,7 @@ class Wording:
 
     async def rest(self, log: Behind) -> AsyncGenerator[list[bytes], None]:
         """Yield the records of a log whose words are not kept."""
-        backend = await self._store.reading()
+        backend = await self._store.uncached.reading()
         if log.kept:
             position = log.kept
             while lines := await backend.read_log(log.key, position, position + 1000):
