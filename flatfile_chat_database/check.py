@@ -297,7 +297,7 @@ class _Check:
     # --- what the map does not know ------------------------------------------------------------------
 
     async def _unknown(self, prefix: str, key: str) -> None:
-        if not prefix and self._layout.is_of_mirror(key):
+        if not prefix and self._layout.is_of_front(key):
             return  # one of two stores that are mirrored, looked at by itself
         parts = key[len(prefix) :].split("/")
         for depth in range(1, len(parts)):

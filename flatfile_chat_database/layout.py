@@ -469,6 +469,10 @@ class Layout:
         """The key that says whether a cache may be used."""
         return f"{self.system}/cache.json"
 
+    def is_of_front(self, key: str) -> bool:
+        """Tell whether a key is one of those that a mirror or a cache keeps in its stores; a copy has no part in it."""
+        return key == self.cache_state or self.is_of_mirror(key)
+
     # --- all of it -----------------------------------------------------------------------------------
 
     def __iter__(self) -> Iterator[Entry]:

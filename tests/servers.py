@@ -356,6 +356,33 @@ def ceph_server(*, durable: bool = False) -> Iterator[CephServer]:
     server = CephServer(folder, durable=durable)
     try:
         server.make()
+        yield server
+    finally:
+        server.kill()
+        shutil.rmtree(folder, ignore_errors=True)
+
+
+@contextmanager
+def rclone_server(folder: Path) -> Iterator[S3Server]:
+    """An S3 server that takes no notice of conditions, on a folder whose folders are its buckets."""
+    found = shutil.which("rclone", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
+    if found is None:
+        missing("rclone")
+    server = S3Server(free_port())
+    keys = f"{ACCESS_KEY},{SECRET_KEY}"
+    command = [str(found), "serve", "s3", "--auth-key", keys, "--addr", f"127.0.0.1:{server.port}", str(folder)]
+    process = subprocess.Popen(
+        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={"HOME": str(folder), "PATH": "/bin"}
+    )
+    try:
+        end = time.monotonic() + _PATIENCE_SECONDS
+        while not is_answering(server.port):
+            assert process.poll() is None and time.monotonic() < end, "rclone does not start"
+            time.sleep(0.02)
+        yield server
+    finally:
+        process.kill()
+        process.wait(_PATIENCE_SECONDS)
 
 
 # --- Redis and Valkey ------------------------------------------------------------------------------------
@@ -466,28 +493,3 @@ def redis_server(*, kind: str = "redis", port: bool = False, settings: tuple[str
     finally:
         server.kill()
         shutil.rmtree(folder, ignore_errors=True)
-
-
-@contextmanager
-def rclone_server(folder: Path) -> Iterator[S3Server]:
-    """An S3 server that takes no notice of conditions, on a folder whose folders are its buckets."""
-    found = shutil.which("rclone", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
-    if found is None:
-        missing("rclone")
-    server = S3Server(free_port())
-    keys = f"{ACCESS_KEY},{SECRET_KEY}"
-    command = [str(found), "serve", "s3", "--auth-key", keys, "--addr", f"127.0.0.1:{server.port}", str(folder)]
-    process = subprocess.Popen(
-        command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, env={"HOME": str(folder), "PATH": "/bin"}
-    )
-    try:
-        end = time.monotonic() + _PATIENCE_SECONDS
-        while not is_answering(server.port):
-            assert process.poll() is None and time.monotonic() < end, "rclone does not start"
-            time.sleep(0.02)
-        yield server
-    finally:
-        process.kill()
-        process.wait(_PATIENCE_SECONDS)
-
-

@@ -39,7 +39,7 @@ from .carrier import Carrier
 from .changes import Change, Delete, Move, Outcome, Put, RemoveTree, Require
 from .comparison import Comparison, compared
 from .copying import LOOK_SECONDS, Copying
-from .rules import check_change, check_key, check_lines, touched
+from .rules import check_change, check_key, check_lines
 from .sides import Sides, State, unreachable
 from .turn import to_the_end
 from .writers import Writers

@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Collection, Iterable, Sequence
+from collections.abc import Callable, Collection, Sequence
 from functools import lru_cache
 from typing import cast
 
@@ -246,19 +246,3 @@ def kept_and_dropped(key: str, data: bytes, count: int | None) -> tuple[bytes, l
         elif line.strip():
             report_bad_line(key, len(b"\n".join([*lines, b""])), strict=True)
     return b"".join(line + b"\n" for line in lines), dropped[::-1]
-
-
-def touched(changes: Iterable[Change]) -> list[str]:
-    """Return the keys that changes may change, and folders, which end in a slash."""
-    names: dict[str, None] = {}
-    for change in changes:
-        match change:
-            case Move(source, target):
-                names.update(dict.fromkeys([source, f"{source}/", target, f"{target}/"]))
-            case RemoveTree(folder):
-                names[f"{folder}/"] = None
-            case Quota() | Require():
-                pass
-            case _:
-                names[change.key] = None
-    return list(names)

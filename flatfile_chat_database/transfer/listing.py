@@ -40,7 +40,7 @@ class Listing:
         for key, size in sized:
             sight = look_at(self._layout, key)
             if sight is None:
-                if not self._layout.is_of_mirror(key):
+                if not self._layout.is_of_front(key):
                     self.left_out.add(key)
                 continue
             if self._kind == "export" and not sight.is_living:

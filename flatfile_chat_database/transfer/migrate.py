@@ -339,7 +339,7 @@ class _Migration:
 
         def is_wanted(key: str) -> bool:
             # A copy of one side of a mirror is no side of it.
-            return key != key_of_store and not key.startswith(start) and not layout.is_of_mirror(key)
+            return key != key_of_store and not key.startswith(start) and not layout.is_of_front(key)
 
         if snapshot is not None:
             async with aclosing(cast("AsyncGenerator[list[_Sized]]", snapshot.sized())) as runs:

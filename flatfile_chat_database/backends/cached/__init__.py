@@ -39,9 +39,10 @@ from ...layout import Layout
 from ...models import Problem
 from .. import forks
 from ..base import Changes, LogPart, Snapshot, StorageBackend
+from ..behind import touched
 from ..changes import Change, Delete, Outcome, Put
 from ..readers import Readers
-from ..rules import check_change, check_key, check_lines, touched
+from ..rules import check_change, check_key, check_lines
 from ..turn import to_the_end
 from ..wording import Words
 from .entries import (
