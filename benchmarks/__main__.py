@@ -32,7 +32,7 @@ SCENARIOS = (
     "startup",
 )
 
-LONG = ("scaling", "objects")
+LONG = ("scaling", "objects", "caching")
 """Run only by name."""
 
 DOCS = Path(__file__).resolve().parent.parent / "docs"
@@ -42,7 +42,10 @@ def main(arguments: Sequence[str] | None = None) -> int:
     """Print what each scenario measured; return 1 if something that was asked for does not hold."""
     parser = argparse.ArgumentParser(prog="python -m benchmarks", description=__doc__)
     parser.add_argument(
-        "names", nargs="*", metavar="NAME", help=f"scenarios: {', '.join(SCENARIOS + LONG)}; the last two only by name"
+        "names",
+        nargs="*",
+        metavar="NAME",
+        help=f"scenarios: {', '.join(SCENARIOS + LONG)}; the last three only by name",
     )
     parser.add_argument("--json", action="store_true", help="print JSON lines")
     parser.add_argument("--quick", action="store_true", help="few rounds: shows that it runs, measures nothing")

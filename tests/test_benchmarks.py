@@ -53,6 +53,7 @@ BARS: dict[str, list[tuple[str, str, float | None]]] = {
         *[("", "≤ 3 requests", None)] * 5,
         (SHORT, "≤ 1.5", None),
     ],
+    "caching": [("files alone", "≤ 1.5", None), ("S3 alone", "≥ 5", None)],
     "migrating": [
         ("", "≥ 20,000 messages/s", None),
         ("", "≥ 20,000 messages/s", None),
