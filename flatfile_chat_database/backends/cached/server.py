@@ -19,6 +19,7 @@ from ...config import without_password
 from ...errors import ConfigurationError
 from ..base import logger
 from .entries import SCRIPTS
+from .wire import Refused, Wire
 
 T = TypeVar("T")
 
@@ -48,30 +49,20 @@ class Line:
 
     def __init__(self, connection: Any, run: str) -> None:
         self._connection = connection
-        self._seconds = _CONNECT_SECONDS
+        self._wire = Wire(connection._sock)
         self.run = run
 
     def call(self, script: str, keys: list[str], arguments: list[Any], seconds: float) -> Any:
-        """Run a script and return its answer; blocks for about so many seconds at most."""
-        self._send([("EVALSHA", _HASHES[script], len(keys), *keys, *arguments)], seconds)
-        return self._connection.read_response(disable_decoding=True)
+        """Run a script and return its answer, within so many seconds."""
+        [answer] = self._wire.ask([("EVALSHA", _HASHES[script], len(keys), *keys, *arguments)], seconds)
+        if isinstance(answer, Refused):
+            raise answer
+        return answer
 
     def ask(self, commands: Sequence[tuple[Any, ...]], seconds: float) -> list[Any]:
         """Send commands and return their answers, likewise; None for one that does not suit what is there."""
-        self._send(commands, seconds)
-        answers = []
-        for _ in commands:
-            try:
-                answers.append(self._connection.read_response(disable_decoding=True))
-            except redis.ResponseError:
-                answers.append(None)
-        return answers
-
-    def _send(self, commands: Sequence[tuple[Any, ...]], seconds: float) -> None:
-        if seconds != self._seconds:
-            self._connection._sock.settimeout(seconds)  # of one wait; there are few in an answer
-            self._seconds = seconds
-        self._connection.send_packed_command(self._connection.pack_commands(commands), check_health=False)
+        answers = self._wire.ask(commands, seconds)
+        return [None if isinstance(answer, Refused) else answer for answer in answers]
 
     def close(self) -> None:
         """End it."""
