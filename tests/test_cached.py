@@ -1,24 +1,35 @@
 """A store with a cache in front of it: the contract, and nothing stale whatever happens to the cache."""
 
+import asyncio
 import json
 import re
+import subprocess
+import sys
 from collections.abc import Iterator
 from pathlib import Path
-from typing import Protocol, cast
+from typing import Any, Protocol, cast
+from urllib.parse import quote
 
 import pytest
 import redis
+from hypothesis import settings
+from hypothesis.stateful import run_state_machine_as_test
 
-from flatfile_chat_database import StorageConfig
+from flatfile_chat_database import StorageConfig, StorageManager
 from flatfile_chat_database.backends.base import StorageBackend
 from flatfile_chat_database.backends.cached import CachedBackend
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.backends.memory import MemoryBackend
+from flatfile_chat_database.backends.opening import open_backend
+from flatfile_chat_database.config import without_password
+from flatfile_chat_database.errors import ConfigurationError
 from flatfile_chat_database.layout import Layout
 from flatfile_chat_database.testing.contract import BackendContract
+from flatfile_chat_database.testing.machine import StorageMachine
 
 from .backdoors import Files
 from .servers import RedisServer, redis_server
+from .test_machine import SETTINGS
 
 OWN = Layout(StorageConfig()).cache_state
 LEASE = 0.02
@@ -120,3 +131,88 @@ class TestCachedFiles(Behind, Files, BackendContract):
 
     def make_store(self, config: StorageConfig) -> StorageBackend:
         return FlatfileBackend(config, self.root)
+
+
+# --- as memory does --------------------------------------------------------------------------------------
+
+
+class CachedMachine(StorageMachine):
+    """A dictionary behind Redis, whose cache is open from the beginning."""
+
+    cache: RedisServer
+
+    def prepare(self) -> None:
+        self.data = {OWN: opened(self.cache)}
+        self.cache.call("FLUSHALL")
+
+    def open_storage(self, **arguments: Any) -> StorageManager:
+        config = self.config(cache_timeout_seconds=1.0)
+        store = MemoryBackend(config)
+        store._data, store._keys = self.data, sorted(self.data)
+        return StorageManager(config, backend=CachedBackend(config, store, self.cache.url), **arguments)
+
+
+@pytest.mark.parametrize("examples", [3, pytest.param(15, marks=pytest.mark.slow)])
+def test_a_store_behind_a_cache_answers_as_memory_does(server: RedisServer, examples: int) -> None:
+    kind = type("Machine", (CachedMachine,), {"cache": server})
+    run_state_machine_as_test(kind, settings=settings(SETTINGS, max_examples=examples))
+
+
+# --- how it is named -------------------------------------------------------------------------------------
+
+
+def test_a_url_names_a_store_and_its_cache() -> None:
+    url = "cached:?store=memory%3A&cache=rediss%3A%2F%2Fme%3Atop%2520secret%40host%3A1234%2F2"
+    backend = open_backend(StorageConfig(storage_url=url))
+    assert repr(backend) == "<CachedBackend <MemoryBackend keys=0> <Server 'rediss://me:***@host:1234/2'>>"
+    assert "secret" not in without_password(url)
+    assert isinstance(backend, CachedBackend)
+    assert backend.store is backend.uncached
+
+
+@pytest.mark.parametrize(
+    ("url", "problem"),
+    [
+        ("cached:", "names a store and its cache"),
+        ("cached:?store=memory%3A", "names a store and its cache"),
+        ("cached:?store=memory%3A&cache=redis%3A%2F%2Fh&more=x", "names a store and its cache"),
+        ("cached:?store=cached%3A&cache=redis%3A%2F%2Fh", "names a store and its cache"),
+        ("mirrored:?from=memory%3A&to=cached%3A%3Fx", "names two stores"),
+        ("cached:?store=ftp%3Ax&cache=redis%3A%2F%2Fh", "'ftp' names no backend"),
+        ("cached:?store=memory%3A&cache=http%3A%2F%2Fme%3Asecret%40h", "The URL of the cache cannot be understood"),
+        ("cached:?store=memory%3A&cache=redis%3A%2F%2Fme%3Asecret%40h%3Aport", "cannot be understood"),
+        ("cached:?store=memory%3A&cache=redis%3A%2F%2Fme%3Asecret%40h%3Fno_such%3D1", "cannot be understood"),
+    ],
+)
+def test_a_url_that_names_no_cache_is_refused_without_its_password(url: str, problem: str) -> None:
+    with pytest.raises(ConfigurationError, match=problem) as caught:
+        open_backend(StorageConfig(storage_url=url))
+    assert "secret" not in f"{caught.value} {caught.value.__cause__}"
+
+
+def test_without_the_client_the_extra_is_named() -> None:
+    code = (
+        "import sys; sys.modules['redis'] = None\n"
+        "from flatfile_chat_database import StorageConfig, StorageManager\n"
+        "StorageManager(StorageConfig(storage_url='cached:?store=memory%3A&cache=redis%3A%2F%2Fh'))"
+    )
+    done = subprocess.run([sys.executable, "-c", code], capture_output=True, text=True, check=False)
+    assert "pip install 'flatfile-chat-database[redis]'" in done.stderr
+
+
+@pytest.mark.parametrize("kind", ["redis", "valkey"])
+async def test_a_password_is_used_and_never_told(kind: str, tmp_path: Path, caplog: pytest.LogCaptureFixture) -> None:
+    with redis_server(kind=kind, port=True) as own:
+        own.call("CONFIG", "SET", "requirepass", "top secret")
+        for password, works in (("wrong%20secret", False), ("top%20secret", True)):
+            url = own.url.replace("redis://", f"redis://:{password}@")
+            storage_url = f"cached:?store={quote(f'file:{tmp_path}')}&cache={quote(url, safe='')}"
+            config = StorageConfig(storage_url=storage_url, cache_lease_seconds=0.05, cache_timeout_seconds=1.0)
+            async with StorageManager(config) as storage:
+                await storage.create_user(password)
+                async with asyncio.timeout(20):
+                    while not (storage.backend.statistics()["cache_hits"] if works else caplog.text):
+                        assert await storage.get_user_profile(password) == {}
+                        await asyncio.sleep(0.01)
+    assert "cannot be used now" in caplog.text
+    assert "secret" not in caplog.text

@@ -742,3 +742,56 @@ def test_the_clock_goes_on_while_the_machine_sleeps() -> None:
     import time
 
     assert abs(roll.clock() - time.clock_gettime(time.CLOCK_BOOTTIME)) < 5
+
+
+# --- who waits for what others write ------------------------------------------------------------------------
+
+
+async def heard(node: CachedBackend) -> None:
+    """Wait until a node hears what others write."""
+    async with asyncio.timeout(PATIENCE):
+        while not node._news.is_heard:
+            await node.wait_for_change(["nothing"], 0.01)
+
+
+async def test_who_waits_is_woken_by_what_another_node_writes(
+    cache: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with nodes(cache.url) as (made, one, other):
+        await heard(other)
+
+        async def never(*_: object) -> None:
+            raise AssertionError("the store is asked")
+
+        monkeypatch.setattr(made.store, "wait_for_change", never)
+        waits = {
+            key: asyncio.ensure_future(other.wait_for_change([key], 600)) for key in (LOG, "users/ann", "", "other")
+        }
+        await asyncio.sleep(0)
+        await one.commit([Append(LOG, lines(1))])
+        async with asyncio.timeout(PATIENCE):
+            await asyncio.gather(*(waits[key] for key in (LOG, "users/ann", "")))
+        assert not waits["other"].done()
+        await one.commit([RemoveTree("other")])
+        async with asyncio.timeout(PATIENCE):
+            await waits["other"]
+        mine = asyncio.ensure_future(other.wait_for_change([LOG], 600))
+        await asyncio.sleep(0)
+        await other.commit([Append(LOG, lines(1, 1))])
+        async with asyncio.timeout(PATIENCE):
+            await mine
+
+
+async def test_who_waits_goes_on_when_the_server_dies() -> None:
+    with redis_server() as own:
+        async with nodes(own.url) as (_, one, other):
+            await heard(other)
+            waiting = asyncio.ensure_future(other.wait_for_change([LOG], 600))
+            await asyncio.sleep(0)
+            own.kill()
+            async with asyncio.timeout(PATIENCE):
+                await waiting
+                waiting = asyncio.ensure_future(other.wait_for_change([LOG], 600))
+                await asyncio.sleep(0)
+                await one.commit([Append(LOG, lines(1))])
+                await waiting

@@ -44,6 +44,7 @@ from ..changes import Change, Delete, Outcome, Put
 from ..readers import Readers
 from ..rules import check_change, check_key, check_lines
 from ..turn import to_the_end
+from ..waking import Waking
 from ..wording import Words
 from .entries import (
     COUNT,
@@ -65,6 +66,7 @@ from .roll import Phase, Roll, Word, clock
 try:
     from .keeper import Keeper
     from .marks import Mark, Marks
+    from .news import News, places
     from .server import Server
     from .shelf import MISSING, Missing, Place, Seen, Shelf, Take
 except ImportError as error:
@@ -99,6 +101,8 @@ class CachedBackend(StorageBackend):
         self._readers = Readers(_THREADS)
         self._shelf = Shelf(config, self._server, self._readers)
         self._marks = Marks(self._server, config.cache_timeout_seconds)
+        self._waking = Waking()
+        self._news = News(self._server, self._waking, self._use)
         self._keeper: Keeper | None = None
         self._state = threading.Lock()
         self._idle = threading.Condition(self._state)
@@ -122,6 +126,7 @@ class CachedBackend(StorageBackend):
         with self._state:
             self._closed, self._usable = True, False
             keeper, self._keeper = self._keeper, None
+        self._waking.close()
         await asyncio.to_thread(self._finish, keeper)
         await self._store.close()
 
@@ -131,6 +136,7 @@ class CachedBackend(StorageBackend):
             self._idle.wait_for(lambda: not self._under_way)
         if keeper is not None:
             keeper.stop()
+        self._news.stop()
         self._marks.close()
         self._readers.close()
         self._server.close()
@@ -140,6 +146,7 @@ class CachedBackend(StorageBackend):
         self._usable = False
         self._state = threading.Lock()
         self._idle = threading.Condition(self._state)
+        self._waking = Waking()
 
     def statistics(self) -> dict[str, int]:
         return {**self._store.statistics(), **self._shelf.counters}
@@ -250,6 +257,7 @@ class CachedBackend(StorageBackend):
                 await to_the_end(self._marks.end(mark))
             raise
         await to_the_end(self._make_seen(names, mark, clock()))
+        self._waking.tell(places(names))
         if keeper is not None and not keeper.writes:
             keeper.writes = True
             keeper.wake()
@@ -446,6 +454,24 @@ class CachedBackend(StorageBackend):
         if found.keys is None:
             return found
         return Changes(found.cursor, found.keys - {self._roll.key})
+
+    async def wait_for_change(self, keys: Sequence[str] | frozenset[str], seconds: float) -> None:
+        if self._usable:
+            self._news.listen(self._roll.known.cache)
+        if self._usable and self._news.is_heard:
+            # What is written past the cache is seen as late as by those who read.
+            await self._waking.wait(keys, min(seconds, self.config.cache_entry_seconds))
+        else:
+            await self._store.wait_for_change(keys, seconds)
+
+    def _use(self) -> bool:
+        """Keep the word of the cache fresh for those who wait; tell whether writers drop there what they write."""
+        word, keeper = self._roll.now(), self._keeper or self._keep()
+        if keeper is not None:
+            keeper.used = clock()
+            if word is None:
+                keeper.wake()
+        return word is not None and word.is_written
 
     async def stamps(self, keys: Sequence[str]) -> list[str | None]:
         return await self._store.stamps(keys)

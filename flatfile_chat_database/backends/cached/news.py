@@ -1,0 +1,106 @@
+"""What others write, as the cache tells: one subscription for all in this process who wait for a change."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable, Iterable
+from contextlib import suppress
+from typing import Any
+
+from ..base import logger
+from ..waking import Waking
+from .entries import Names
+from .server import Server
+
+_TICK_SECONDS = 1.0
+"""After which a silent server is asked whether it is there, and is gone if it is silent for as long again."""
+_IDLE_TICKS = 10
+"""In which nobody waits, and the subscription ends."""
+
+
+class News:
+    """The thread that listens, as long as somebody waits."""
+
+    def __init__(self, server: Server, waking: Waking, use: Callable[[], bool]) -> None:
+        """Wake by `waking`; `use` keeps the word of the cache fresh, and tells whether writers tell what they write."""
+        self._server = server
+        self._waking = waking
+        self._use = use
+        self._state = threading.Lock()
+        self._thread: threading.Thread | None = None
+        self._connection: Any = None
+        self._subscribed = False
+        self._ends = False
+
+    @property
+    def is_heard(self) -> bool:
+        """Whether everything that is written is heard of."""
+        return self._subscribed and self._use()
+
+    def listen(self, cache: str) -> None:
+        """Begin to listen to what is written to a store, by the id of its cache."""
+        if not cache:
+            return
+        with self._state:
+            if self._thread is None and not self._ends:
+                self._thread = threading.Thread(target=self._run, args=(cache,), name="chatdb-news", daemon=True)
+                self._thread.start()
+
+    def stop(self) -> None:
+        """End it; blocks."""
+        with self._state:
+            self._ends = True
+            thread, connection = self._thread, self._connection
+        if connection is not None:
+            with suppress(Exception):  # it may be ending by itself
+                connection.disconnect()
+        if thread is not None:
+            thread.join()
+
+    # --- in the thread -------------------------------------------------------------------------------
+
+    def _run(self, cache: str) -> None:
+        try:
+            self._connection = self._server.subscribe(Names(cache, 0).channel)
+            if not self._ends:
+                self._listen(self._connection)
+        except Exception as error:  # whoever waits then has the store look
+            if not self._ends:
+                logger.info("the cache does not tell what is written (%s)", type(error).__name__)
+        finally:
+            self._subscribed = False
+            with self._state:
+                connection, self._connection, self._thread = self._connection, None, None
+            if connection is not None:
+                with suppress(Exception):
+                    connection.disconnect()
+            self._waking.tell(None)  # who waits begins again, and somebody listens again
+
+    def _listen(self, connection: Any) -> None:
+        silent = idle = 0
+        while not self._ends:
+            if connection.can_read(timeout=_TICK_SECONDS):
+                self._take(connection.read_response(push_request=True, disable_decoding=True))
+                silent = 0
+                continue
+            idle = 0 if self._waking.is_awaited else idle + 1
+            if silent > 1 or idle > _IDLE_TICKS:
+                return
+            silent += 1
+            connection.send_command("PING")
+            if not self._use():
+                self._waking.tell(None)
+
+    def _take(self, answer: Any) -> None:
+        if not isinstance(answer, list):  # it is there
+            return
+        if answer[0] == b"subscribe":
+            self._subscribed = True
+        elif answer[0] == b"message":
+            self._waking.tell(places(answer[2].decode(errors="replace").split("\n")))
+
+
+def places(touched: Iterable[str]) -> list[str] | None:
+    """Return keys and folders without the slashes at their ends; None if one of them is the store itself."""
+    found = [name.removesuffix("/") for name in touched]
+    return None if "" in found else found
