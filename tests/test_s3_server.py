@@ -61,7 +61,7 @@ def test_a_killed_process_loses_no_acknowledged_message(tmp_path: Path) -> None:
 
 
 def test_nodes_that_write_to_the_same_logs_lose_nothing_of_each_other(tmp_path: Path) -> None:
-    url, nodes, each = s3.empty_store(), 3, 40
+    url, nodes, each = s3.empty_store(), 3, 24
     asyncio.run(_prepare(url, tmp_path))
     context = multiprocessing.get_context("spawn")
     pipes, processes = [], []

@@ -390,7 +390,7 @@ def _append_of(job: Job) -> Ask | None:
     *requires, last = job.changes
     if not isinstance(last, Append | Extend) or not all(type(each) is Require for each in requires):
         return None
-    return Ask(last, job)
+    return Ask(last, job, requires)
 
 
 def _is_able(job: Job, there: dict[str, bool | StorageError]) -> bool:

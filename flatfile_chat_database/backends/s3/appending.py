@@ -20,7 +20,7 @@ from ... import codec
 from ...config import StorageConfig
 from ...errors import ConflictError, StorageError, UnavailableError
 from .. import rules
-from ..changes import Append
+from ..changes import Append, Require
 from ..writer import Job
 from .composing import KEPT_BYTES, KEPT_RECORDS, Composer, Garbage, folded, parts_of
 from .contents import Contents, Log
@@ -57,6 +57,8 @@ class Ask(msgspec.Struct, eq=False):
 
     change: Append | Extend
     job: Job | None = None
+    requires: Sequence[Require] = ()
+    """What has to be there as well."""
     error: StorageError | None = None
     added: int = 0
     lines: list[bytes] = []
@@ -179,7 +181,11 @@ class Appender:
         Raises:
             StorageError: None of it was done, or it is not known whether it was.
         """
+        is_replaced = False
         for turn in range(_TURNS):
+            if is_replaced:  # and what the callers require may have gone with it
+                asks = [ask for ask in asks if self._is_able(ask)]
+            is_replaced = True
             if turn > _IN_A_ROW:
                 time.sleep(random.uniform(0, _PAUSE_SECONDS * turn))
             tail = self.tail(key)
@@ -191,9 +197,18 @@ class Appender:
             elif self._go_on(key, tail, asks):
                 return
             elif self._catch_up(key, tail):
+                is_replaced = False
                 continue
             self.forget(key)
         raise UnavailableError(f"{key} is changed faster than it can be appended to.", key=key, hint="Retry.")
+
+    def _is_able(self, ask: Ask) -> bool:
+        """Tell whether what an append requires is still there; if not, fill in its error."""
+        for require in ask.requires:
+            if not self._contents.exists(require.key):
+                ask.error, ask.added = rules.not_found(require.what, require.key), 0
+                return False
+        return True
 
     def _decide(self, key: str, asks: Sequence[Ask], before: dict[str, bytes] | None, tail: Tail | None) -> bytes:
         """Look which lines of each are new; return all of them."""
@@ -249,6 +264,8 @@ class Appender:
         raw = composer.log(key, whole + lines)
         if head is None:
             etag = self._objects.create(key, raw)
+            if etag is None:
+                self._contents.clear(key)
         else:
             etag = self._objects.replace(key, raw, head.etag)
         self._garbage.later(time.monotonic(), composer.made if etag is None else parts_of(head).values())

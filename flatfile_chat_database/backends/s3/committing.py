@@ -48,6 +48,14 @@ _encoder = msgspec.json.Encoder()
 Todo = Sequence[tuple[Step, Head | None]]
 
 
+def _phase(step: Step, head: Head | None) -> int:
+    """Return when a step is done: what is moved is there twice rather than not at all, and a log goes after its owner.
+
+    So whoever finds a log gone that he appends to finds its owner gone as well.
+    """
+    return 0 if step.after is not None else 2 if head is not None and head.is_log else 1
+
+
 class Committer:
     """Makes commits. Used by the writer's thread only."""
 
@@ -140,10 +148,9 @@ class Committer:
             raise Changed
         heads = [each for each in todo if each[0].lines is None]
         failures: list[Exception | None] = []
-        for is_removal in (False, True):  # what is moved is there twice rather than not at all
+        for phase in range(3):
             if not any(failures):
-                some = [each for each in heads if (each[0].after is None) is is_removal]
-                failures += self._objects.together(self._try, some)
+                failures += self._objects.together(self._try, [each for each in heads if _phase(*each) == phase])
         unknown = next((failure for failure in failures if isinstance(failure, StorageError)), None)
         if any(failures):
             intent.is_undone = True
@@ -175,7 +182,7 @@ class Committer:
             self._remove(step, head)
         elif head is None:
             if self._objects.create(step.key, step.after) is None:
-                self._clear(step.key)
+                self._contents.clear(step.key)
                 raise Changed
         elif self._objects.replace(step.key, step.after, head.etag) is None:
             raise Changed
@@ -188,12 +195,6 @@ class Committer:
                 if found is not None and read_head(step.key, found.data, found.etag) is not None:
                     raise Changed
         self._objects.delete([step.key])
-
-    def _clear(self, key: str) -> None:
-        """Remove what is left of a key that was being moved by a process that died."""
-        found = self._objects.get(key)
-        if found is not None and read_head(key, found.data, found.etag) is None:
-            self._objects.delete([key])
 
     def _append(self, step: Step) -> None:
         ask = Ask(Append(step.key, tuple(step.lines or ())))

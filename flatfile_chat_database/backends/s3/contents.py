@@ -7,6 +7,7 @@ meets that begins anew with the head (`Stale`); if the head is still the same, a
 from __future__ import annotations
 
 import threading
+import time
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -40,6 +41,10 @@ _TURNS = 12
 """How often reading begins anew while others write."""
 _LOOKED_AT_ONCE = 1 << 20
 """Bytes of a log that a part for an index has at most, but for a line that is longer."""
+_PATIENCE_SECONDS = 2.0
+"""So long whoever moves something away has to remove what is left of it."""
+_LOOKS = 40
+"""How often it is looked meanwhile."""
 _LARGE_BYTES = 2 << 20
 """Heads are smaller, unless somebody else put them there."""
 _INDEXES = 512
@@ -100,6 +105,15 @@ class Contents:
 
     def _is_moving(self, found: Listed) -> bool:
         return found.size == MOVING_BYTES and self.head(found.path) is None
+
+    def clear(self, key: str) -> None:
+        """Wait until what is being moved away is gone; remove it if nobody does, for then its process is dead."""
+        for _ in range(_LOOKS):
+            found = self.objects.head(key)
+            if found is None or not self._is_moving(found):
+                return
+            time.sleep(_PATIENCE_SECONDS / _LOOKS)
+        self.objects.delete([key])
 
     def runs(self, key: str, *, strict: bool) -> Iterator[list[bytes]]:
         """Yield the records of a log in runs."""
