@@ -177,6 +177,20 @@ async def test_the_newest_page_takes_three_requests_at_most(url: str) -> None:
         assert requests(reader) - before <= 6
 
 
+async def test_a_small_append_behind_a_large_one_repeats_some_of_it(url: str) -> None:
+    written = [line(f"m{number}", "x" * 500) for number in range(3000)]
+    async with opened(url) as store, opened(url) as reader:
+        await store.commit([Append(LOG, tuple(written[:1]))])
+        await store.commit([Append(LOG, tuple(written[1:2990]))])
+        for number in range(2990, 3000):
+            await store.commit([Append(LOG, (written[number],))])
+            before = requests(reader)
+            assert await reader.read_log(LOG, -100) == bare(written[: number + 1])[-100:]
+            assert requests(reader) - before <= 3
+        assert await reader.read_log(LOG, strict=True) == bare(written)
+        assert s3.peek(url, LOG) == b"".join(written)
+
+
 async def test_a_log_is_folded_and_its_pages_are_found(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
     written = [line(f"m{number}", f"{number} " + "x" * 200) for number in range(9000)]
     async with opened(url) as store, opened(url) as reader:

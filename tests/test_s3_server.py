@@ -3,6 +3,8 @@
 import asyncio
 import multiprocessing
 import os
+import subprocess
+import sys
 from multiprocessing.connection import Connection
 from pathlib import Path
 from typing import Any
@@ -55,6 +57,26 @@ def test_a_killed_process_loses_no_acknowledged_message(tmp_path: Path) -> None:
     print(report)
     assert report.problems == []
     assert report.acknowledged > 6
+
+
+def test_a_forked_child_is_told(tmp_path: Path) -> None:
+    program = (
+        "import asyncio, os, sys\n"
+        "from flatfile_chat_database import StorageConfig, StorageManager\n"
+        "async def use(name):\n"
+        "    config = StorageConfig(storage_url=sys.argv[1], search_index_path=sys.argv[2])\n"
+        "    async with StorageManager(config) as storage:\n"
+        "        print(await storage.create_user(name), flush=True)\n"
+        "asyncio.run(use('a'))\n"
+        "if os.fork() == 0:\n"
+        "    try: asyncio.run(use('b'))\n"
+        "    except Exception as error: print(type(error).__name__, error, flush=True)\n"
+        "    os._exit(0)\n"
+        "os.wait()\n"
+    )
+    command = [sys.executable, "-c", program, s3.empty_store(), str(tmp_path)]
+    done = subprocess.run(command, check=True, capture_output=True, text=True, timeout=60)
+    assert done.stdout.startswith("True\nConfigurationError") and "forked" in done.stdout
 
 
 # --- several nodes -----------------------------------------------------------------------------------------

@@ -102,7 +102,9 @@ class S3Backend(ThreadedBackend):
         self._objects.close()
 
     def _end(self) -> None:
-        with suppress(StorageError):  # `verify` finds what is left
+        with suppress(StorageError):  # `verify` finds what is left, and the next one who writes folds
+            while (key := self._appender.due()) is not None and self._appender.fold(key):
+                pass
             self._garbage.remove(float("inf"))
 
     # --- reading -------------------------------------------------------------------------------------

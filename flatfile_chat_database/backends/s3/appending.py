@@ -22,9 +22,9 @@ from ...errors import ConflictError, StorageError, UnavailableError
 from .. import rules
 from ..changes import Append, Require
 from ..writer import Job
-from .composing import KEPT_BYTES, KEPT_RECORDS, Composer, Garbage, folded, parts_of
+from .composing import KEPT_BYTES, KEPT_RECORDS, Composer, Garbage, folded, newest_lines, parts_of
 from .contents import Contents, Log
-from .forms import Head, Segment, hash_of, look_at, read_head, read_segment, seal, write_segment
+from .forms import Head, Lines, Segment, hash_of, look_at, read_head, read_segment, seal, write_segment
 
 _TURNS = 50
 """How often an append begins anew while others change the log."""
@@ -36,7 +36,7 @@ _FOLDED_AFTER = 64
 """So many segments are folded into the head when there is time."""
 _FOLDED_AT_ONCE = 512
 """So many are, whether or not there is time."""
-_FOLDED_BYTES = 1 << 20
+_FOLDED_BYTES = 4 << 20
 _KNOWN_RECORDS = 1 << 20
 """Ids that are remembered, of all logs together."""
 _SEALED_SECONDS = 1.0
@@ -96,27 +96,30 @@ class Tail:
     def segment(self, put: str, lines: bytes, records: int) -> bytes:
         """Return the object for the next segment."""
         repeated: list[tuple[list[str], bytes, int]] = []
-        size, count = len(lines), records
+        size, count, more = len(lines), records, b""
         for each in reversed(self.window):
-            if count >= KEPT_RECORDS or size + len(each[1]) > KEPT_BYTES:
+            if count >= KEPT_RECORDS:
+                break
+            if size + len(each[1]) > KEPT_BYTES:  # some of its lines are as good, but count for no segment
+                more = newest_lines(each[1], KEPT_RECORDS - count, KEPT_BYTES - size)
                 break
             repeated.insert(0, each)
             size, count = size + len(each[1]), count + each[2]
-        before = b"".join(each[1] for each in repeated)
+        before = b"".join([more, *(each[1] for each in repeated)])
+        older = look_at(more).records + sum(each[2] for each in repeated)
         segment = Segment(
             puts=[*(each for some in repeated for each in some[0]), put],
             at=self.end - len(before),
-            first=self.records - sum(each[2] for each in repeated),
-            records=count,
+            first=self.records - older,
+            records=records + older,
             own_at=len(before),
             own_records=records,
             digest="",
         )
         return write_segment(segment, before + lines)
 
-    def grow(self, put: str, lines: bytes) -> None:
-        """Take note of a segment that was made."""
-        found = look_at(lines)
+    def grow(self, put: str, lines: bytes, found: Lines) -> None:
+        """Take note of a segment that was made, and of what its lines hold."""
         for position, each in enumerate(found.hashes, start=self.records):
             self.ids.setdefault(each, position)
         self.number += 1
@@ -291,10 +294,11 @@ class Appender:
     def _put(self, tail: Tail, lines: bytes) -> bool:
         """Create the next segment of a log; return False if somebody else has."""
         put = secrets.token_hex(8)
-        data = tail.segment(put, lines, look_at(lines).records)
+        found = look_at(lines)
+        data = tail.segment(put, lines, found.records)
         if self._objects.create(self._places.segment(tail.generation, tail.number + 1), data) is None:
             return False
-        tail.grow(put, lines)
+        tail.grow(put, lines, found)
         return True
 
     def _catch_up(self, key: str, tail: Tail) -> bool:
@@ -308,7 +312,8 @@ class Appender:
             segment, lines = read_segment(key, path, found.data)
             if segment.is_seal or segment.at + segment.own_at != tail.end:
                 return False
-            tail.grow(segment.puts[-1], lines[segment.own_at :])
+            own = lines[segment.own_at :]
+            tail.grow(segment.puts[-1], own, look_at(own))
         return False
 
     def seal(self, log: Log) -> bool:

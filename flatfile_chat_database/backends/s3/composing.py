@@ -111,10 +111,15 @@ def _newest(data: bytes) -> bytes:
     """Return as much of the end of a log as stays in its head."""
     if len(data) <= _FULL * KEPT_BYTES and data.count(b"\n") <= _FULL * KEPT_RECORDS:
         return data
+    return newest_lines(data, KEPT_RECORDS, KEPT_BYTES)
+
+
+def newest_lines(data: bytes, count: int, size: int) -> bytes:
+    """Return the last whole lines, so many at most, and no more bytes than these."""
     start = len(data)
-    for _ in range(KEPT_RECORDS):
+    for _ in range(count):
         before = data.rfind(b"\n", 0, start - 1) + 1 if start else 0
-        if len(data) - before > KEPT_BYTES or before == start:
+        if len(data) - before > size or before == start:
             break
         start = before
     return data[start:]

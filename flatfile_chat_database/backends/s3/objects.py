@@ -8,6 +8,7 @@ has an id in the object's metadata, by which it is known again.
 
 from __future__ import annotations
 
+import os
 import random
 import threading
 import time
@@ -35,6 +36,8 @@ _REMOVED_AT_ONCE = 1000
 """Objects that one request may remove; S3 takes no more."""
 _TOKEN = "chatdb-put"
 """The name of a put's id in an object's metadata."""
+_process: dict[str, int] = {}
+"""The process in which clients work."""
 _FAILURES = (BaseError, OSError)
 _END = "\U0010ffff"
 """Sorts behind whatever may follow a prefix."""
@@ -116,6 +119,7 @@ class Objects:
 
     def stream(self, path: str, chunk_bytes: int) -> Iterator[bytes] | None:
         """Return an object's bytes in chunks, all from one request; None if there is none."""
+        self._speak()  # which tells whether it can be spoken to at all
         with self._state:
             if self._patient is None:
                 self._patient = self._target.client(patient=True)
@@ -353,6 +357,11 @@ class Objects:
         self._inside.pool = True
 
     def _speak(self) -> S3Store:
+        if _process.setdefault("id", os.getpid()) != os.getpid():  # the threads of the client are the parent's
+            raise ConfigurationError(
+                f"{self.name}: an object store cannot be used in a process that was forked from one that used it.",
+                hint='Start processes with "spawn" or "forkserver", or open the store in the child only.',
+            )
         if self._client is None:
             with self._state:
                 if self._client is None:
