@@ -8,13 +8,15 @@ from __future__ import annotations
 import asyncio
 import json
 import random
+import shutil
 import subprocess
 import sys
 import time
 from pathlib import Path
+from urllib.parse import quote
 
 from flatfile_chat_database import Message, StorageManager
-from tests.servers import is_postgres_installed, postgres_server
+from tests.servers import is_postgres_installed, postgres_server, redis_server
 
 from .machine import work_folder
 from .ours import USER, configuration, names
@@ -31,16 +33,18 @@ BAR = Bar(most=50)
 
 def run(*, quick: bool) -> Result:
     """Measure milliseconds; every watcher must get every message once and in order."""
-    if not is_postgres_installed():
-        raise SystemExit("PostgreSQL is not installed: `make servers` installs it.")
+    if not is_postgres_installed() or shutil.which("redis-server") is None:
+        raise SystemExit("PostgreSQL or Redis is not installed: `make servers` installs both.")
     table = Table()
     rounds: dict[str, list[float]] = {}
     watchers, messages, times = (10, 5, 1) if quick else (WATCHERS, MESSAGES, ROUNDS)
-    with work_folder() as folder, postgres_server(durable=True) as server:
+    with work_folder() as folder, postgres_server(durable=True) as server, redis_server() as cache:
+        cached = f"cached:?store={quote(f'file:{folder}/cached', safe='')}&cache={quote(cache.url, safe='')}"
         for place, url, bar in (
             ("files", f"file:{folder}/store", BAR),
             ("PostgreSQL", server.url(), BAR),
             ("SQLite", f"sqlite:{folder}/chats.db", BAR),
+            ("files behind Redis", cached, BAR),
         ):
             for sessions in (1, watchers):
                 for writer in ("own process", "another process"):
