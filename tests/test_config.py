@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from flatfile_chat_database import Message, SituationalContext, StorageManager
+from flatfile_chat_database.backends.cached import CachedBackend
 from flatfile_chat_database.backends.flatfile.files import Files
 from flatfile_chat_database.backends.memory import MemoryBackend
 from flatfile_chat_database.backends.opening import open_backend
@@ -332,6 +333,12 @@ async def limits_in_a_server(bench: Bench) -> object:
     return backend._target.parameters["connect_timeout"], backend._target.commit_seconds, backend._streams._free
 
 
+async def limits_of_a_cache(bench: Bench) -> object:
+    store = MemoryBackend(bench.storage.config)
+    cached = CachedBackend(bench.storage.config, store, "unix:///nowhere")
+    return cached._shelf._seconds, cached._roll.lease, cached._shelf._life, cached._shelf._largest
+
+
 async def limits_in_an_object_store(bench: Bench) -> object:
     backend = S3Backend(dataclasses.replace(bench.storage.config, storage_url="s3://bucket/x"))
     target = backend._target
@@ -449,6 +456,12 @@ EFFECTS = {
     "object_store_retries": Effect(1, limits_in_an_object_store, (5.0, 30.0, 3, False), (5.0, 30.0, 1, False)),
     "object_store_single_writer": Effect(True, limits_in_an_object_store, (5.0, 30.0, 3, False), (5.0, 30.0, 3, True)),
     "watch_poll_seconds": Effect(3600.0, waiting_where_nothing_tells_of_changes, "looks again", "waits"),
+    "cache_timeout_seconds": Effect(
+        1.0, limits_of_a_cache, (0.01, 0.5, 300_000, 262_144), (1.0, 0.5, 300_000, 262_144)
+    ),
+    "cache_lease_seconds": Effect(2.0, limits_of_a_cache, (0.01, 0.5, 300_000, 262_144), (0.01, 2.0, 300_000, 262_144)),
+    "cache_entry_seconds": Effect(9.0, limits_of_a_cache, (0.01, 0.5, 300_000, 262_144), (0.01, 0.5, 9_000, 262_144)),
+    "cache_entry_max_bytes": Effect(9, limits_of_a_cache, (0.01, 0.5, 300_000, 262_144), (0.01, 0.5, 300_000, 9)),
     "allow_network_file_system": Effect(True, write_on_a_network_file_system, "ConfigurationError", True),
 }
 
@@ -596,6 +609,10 @@ WRONG: list[tuple[str, Any]] = [
     ("object_store_single_writer", 1),
     ("watch_poll_seconds", 0),
     ("watch_poll_seconds", "0.5"),
+    ("cache_timeout_seconds", -1),
+    ("cache_lease_seconds", "1"),
+    ("cache_entry_seconds", -1),
+    ("cache_entry_max_bytes", 1.5),
     ("allow_network_file_system", "false"),
 ]
 
