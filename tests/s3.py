@@ -140,7 +140,7 @@ def peek(url: str, key: str) -> bytes | None:
     if found is None:
         return get(url, key)
     facts, rest = found
-    if facts["chatdb"] == "moving":
+    if facts["chatdb"] == "gone":
         return None
     parts = [(get(url, f"{OWN}parts/{part[0]}") or b"")[: part[1]] for part in facts.get("parts", [])]
     content = b"".join([*parts, rest])
@@ -158,6 +158,6 @@ def peek(url: str, key: str) -> bytes | None:
 def peek_keys(url: str) -> list[str]:
     """Return all keys."""
     listed = [each for run in obstore.list(inside(url)) for each in run if not each["path"].startswith(OWN)]
-    small = [each["path"] for each in listed if each["size"] < 100]  # what is being moved away is
-    gone = {key for key in small if (manifest(url, key) or ({"chatdb": ""}, b""))[0]["chatdb"] == "moving"}
+    small = [each["path"] for each in listed if each["size"] < 100]  # what stands for nothing is
+    gone = {key for key in small if (manifest(url, key) or ({"chatdb": ""}, b""))[0]["chatdb"] == "gone"}
     return [each["path"] for each in listed if each["path"] not in gone]

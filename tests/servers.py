@@ -318,7 +318,12 @@ class CephServer(S3Server):
     def _run(self, program: str, *arguments: str, ours: bool = False) -> None:
         cluster = ["-c", str(self.folder / "c.conf")] if ours else []
         done = subprocess.run(
-            [_ceph(program), *cluster, *arguments], check=False, capture_output=True, text=True, cwd=self.folder
+            [_ceph(program), *cluster, *arguments],
+            check=False,
+            capture_output=True,
+            text=True,
+            cwd=self.folder,
+            timeout=_PATIENCE_SECONDS,
         )
         assert done.returncode == 0, f"{program}: {done.stderr}"
 

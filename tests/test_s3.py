@@ -19,7 +19,6 @@ from flatfile_chat_database.backends.base import Capability, StorageBackend
 from flatfile_chat_database.backends.changes import (
     ABSENT,
     Append,
-    Change,
     Delete,
     Edit,
     Move,
@@ -30,7 +29,6 @@ from flatfile_chat_database.backends.changes import (
 )
 from flatfile_chat_database.backends.opening import open_backend
 from flatfile_chat_database.backends.s3 import S3Backend, appending
-from flatfile_chat_database.backends.s3.committing import Committer
 from flatfile_chat_database.backends.s3.objects import Objects
 from flatfile_chat_database.check import check
 from flatfile_chat_database.config import StorageConfig
@@ -320,51 +318,6 @@ async def test_a_log_that_a_dead_process_closed_is_opened_again(url: str) -> Non
         assert await one.verify() == []
 
 
-async def test_a_commit_that_a_dead_process_began_is_finished(url: str, monkeypatch: pytest.MonkeyPatch) -> None:
-    changes: list[Change] = [Put("a", b"new"), Put("b", b"new", ABSENT), Delete("c"), Move("d", "e")]
-    changes.append(Append(LOG, lines(1, 1)))
-    async with opened(url) as store:
-        await store.commit([Put("a", b"old"), Put("c", b"old"), Append(LOG, lines(1)), Put("d", b"moved")])
-
-        def die(self: Committer, step: object, head: object) -> None:
-            raise SystemExit
-
-        with monkeypatch.context() as patches:
-            patches.setattr(Committer, "_step", die)
-            with pytest.raises(StorageError):
-                await store.commit(changes)
-        assert await store.read("a") == b"old"
-        assert [problem.kind for problem in await store.verify()] == ["unfinished-commit"]
-    async with opened(url) as store:
-        assert await store.read_many(["a", "b", "c", "d", "e"]) == [b"new", b"new", None, None, b"moved"]
-        assert await store.read_log(LOG) == bare(lines(2))
-        assert await store.verify() == []
-
-
-async def test_a_commit_that_meets_somebody_else_is_taken_back_and_done_again(url: str) -> None:
-    async with opened(url) as one, opened(url) as two:
-        await one.commit([Put("a", b"0"), Put("b", b"0")])
-        step = Committer._step
-        done: list[str] = []
-
-        def meet(self: Committer, each: Any, head: Any) -> None:
-            if each.key == "b" and not done:
-                done.append("b")
-                s3.put(url, "b", b"another")
-            step(self, each, head)
-
-        with pytest.MonkeyPatch.context() as patches:
-            patches.setattr(Committer, "_step", meet)
-            with pytest.raises(ConflictError):
-                version = (await one.commit([Put("c", b"x")]))[0]
-                await one.commit([Put("a", b"1"), Put("b", b"1", _version(b"0")), Put("d", b"1", ABSENT)])
-            assert version and await two.read_many(["a", "b", "d"]) == [b"0", b"another", None]
-            done.clear()
-            await one.commit([Put("a", b"2"), Put("b", b"2")])
-        assert await two.read_many(["a", "b"]) == [b"2", b"2"]
-        assert await two.verify() == []
-
-
 def _version(data: bytes) -> str:
     from flatfile_chat_database.backends.rules import version_of
 
@@ -405,11 +358,10 @@ async def test_an_object_that_is_missing_or_damaged_is_named(url: str, what: str
     async with opened(url) as store:
         found = [problem for problem in await store.verify() if not problem.harmless]
         if is_noticed:
-            assert [(problem.kind, problem.key) for problem in found] == [("damaged-object", LOG)] or how == "foreign"
-            if how != "foreign" or what != "part":
-                with pytest.raises(IntegrityError) as caught:
-                    await store.read(LOG)
-                assert caught.value.key == LOG and path in str(caught.value)
+            assert [(problem.kind, problem.key) for problem in found] == [("damaged-object", LOG)]
+            with pytest.raises(IntegrityError) as caught:
+                await store.read(LOG)
+            assert caught.value.key == LOG and path in str(caught.value)
         else:
             assert found == []
         assert await store.write("beside", b"x")
@@ -437,7 +389,7 @@ async def test_what_nothing_refers_to_is_removed_when_it_is_old(url: str, monkey
 
         from flatfile_chat_database.backends.s3 import verifying
 
-        monkeypatch.setattr(verifying, "_ABANDONED", timedelta(seconds=-60))
+        monkeypatch.setattr(verifying, "_ABANDONED", timedelta(seconds=-60))  # however clocks differ
         assert {problem.kind for problem in await store.verify()} == {"leftover"}
         assert all(problem.fixed for problem in await store.verify(fix=True))
         assert await store.verify() == []

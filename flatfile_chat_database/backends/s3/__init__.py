@@ -7,11 +7,13 @@ replaced but on the condition that it is what was looked at.
 
 from __future__ import annotations
 
+import asyncio
 import os
-import time
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Iterator, Sequence
+import threading
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import aclosing, suppress
-from typing import Any, TypeVar, cast
+from itertools import islice
+from typing import Any, Generic, TypeVar, cast
 
 from ...config import StorageConfig, absolute
 from ...errors import ConfigurationError, ConflictError, NotFoundError, StorageError
@@ -93,9 +95,10 @@ class S3Backend(ThreadedBackend):
 
     def _finish_others(self) -> None:
         """Look whether the store answers, and finish what processes that died began."""
-        for path in self._committer.unfinished():
-            with suppress(StorageError):  # who may only read cannot, and the next one who writes does it
-                self._committer.finish(path)
+        locks = self._contents.locks
+        for name in locks.names():
+            with suppress(StorageError):  # who may only read cannot; one that is damaged `verify` tells of
+                locks.finish(name)
 
     def _close(self) -> None:
         super()._close()
@@ -103,9 +106,9 @@ class S3Backend(ThreadedBackend):
 
     def _end(self) -> None:
         with suppress(StorageError):  # `verify` finds what is left, and the next one who writes folds
-            while (key := self._appender.due()) is not None and self._appender.fold(key):
+            while self._appender.fold_one():
                 pass
-            self._garbage.remove(float("inf"))
+        self._garbage.remove(now=True)
 
     # --- reading -------------------------------------------------------------------------------------
 
@@ -213,16 +216,12 @@ class S3Backend(ThreadedBackend):
 
     async def _stream(self, begin: Callable[[], Iterator[T]]) -> AsyncGenerator[T, None]:
         """Yield what an iterator yields in a thread."""
-        threads = self._check_open()
-        items = await threads.run(begin)
-        end = cast("T", object())
+        threads, stream = self._check_open(), _Stream(begin)
         try:
-            while (item := await threads.run(lambda: next(items, end))) is not end:
-                yield item
+            while found := await threads.run(stream.next):
+                yield found[0]
         finally:
-            close = getattr(items, "close", None)
-            if close is not None:
-                await self._later(close)
+            await asyncio.shield(self._later(stream.end))
 
     # --- what watching and a derived index need ------------------------------------------------------
 
@@ -268,14 +267,14 @@ class S3Backend(ThreadedBackend):
                         writer = await self._in_thread(lambda: self._writer_of(part))
                     await self._in_thread(self._sending(writer, bytes(held)))
                     held.clear()
-            if writer is None:
-                return await self._adopted(Put(key, bytes(held), ABSENT))
-            await self._in_thread(self._sending(writer, bytes(held), is_last=True))
-            return await self._adopted(Adopt(key, Part(part.name, size)))
-        except BaseException:
             if writer is not None:
-                self._abandon(writer, part)
+                await self._in_thread(self._sending(writer, bytes(held), is_last=True))
+        except BaseException:
+            if writer is not None:  # what was sent is in no object unless it was ended, and then in one of no use
+                self._garbage.later([part])
             raise
+        # From here on the part is the commit's, whatever becomes of the caller.
+        return await self._adopted(Adopt(key, Part(part.name, size)) if writer else Put(key, bytes(held), ABSENT))
 
     async def _adopted(self, change: Put | Adopt) -> bool:
         try:
@@ -289,10 +288,6 @@ class S3Backend(ThreadedBackend):
 
     def _sending(self, writer: Any, data: bytes, *, is_last: bool = False) -> Callable[[], None]:
         return lambda: self._objects.send(writer, data, is_last=is_last)
-
-    def _abandon(self, writer: Any, part: Part) -> None:
-        """Forget an upload: what was sent is in no object unless it was ended, and then it is garbage."""
-        self._garbage.later(time.monotonic(), [part])
 
     def _run(self, jobs: Sequence[Job]) -> None:
         """Do jobs in their order; in the writer's thread. Appends that follow each other share puts."""
@@ -336,7 +331,7 @@ class S3Backend(ThreadedBackend):
 
     def _is_there(self, key: str) -> bool | StorageError:
         try:
-            return self._contents.exists(key)
+            return self._contents.head(key) is not None
         except StorageError as error:
             return error
 
@@ -356,14 +351,7 @@ class S3Backend(ThreadedBackend):
 
     def _idle(self) -> float | None:
         """Fold logs that have grown, and remove what nobody needs; return when there is more to do."""
-        try:
-            key = self._appender.due()
-            if key is not None:
-                self._appender.fold(key)
-                return 0.0
-            return self._garbage.remove(time.monotonic())
-        except StorageError:  # it is tried again with the next write
-            return None
+        return 0.0 if self._appender.fold_one() else self._garbage.remove()
 
     # --- maintenance ---------------------------------------------------------------------------------
 
@@ -372,13 +360,39 @@ class S3Backend(ThreadedBackend):
         return []
 
     async def verify(self, *, fix: bool = False) -> list[Problem]:
-        verifier = Verifier(self._contents, self._committer, self.config)
+        verifier = Verifier(self._contents, self.config)
         problems = await self._in_thread(lambda: verifier.problems(fix=fix))
         for key in await self._in_thread(verifier.torn):
             if fix:
                 await self._commit([verifier.mend(key)])
             problems.append(Problem("torn-tail", key, "The log ends in half a line.", fixed=fix))
         return problems
+
+
+class _Stream(Generic[T]):
+    """An iterator that threads use one after the other; a caller who is cancelled ends it while one may be at it."""
+
+    def __init__(self, begin: Callable[[], Iterator[T]]) -> None:
+        self._begin = begin
+        self._items: Iterator[T] | None = None
+        self._has_ended = False
+        self._state = threading.Lock()
+
+    def next(self) -> list[T]:
+        """Return the next item, or nothing behind the last."""
+        with self._state:
+            if self._has_ended:
+                return []
+            if self._items is None:
+                self._items = self._begin()
+            return list(islice(self._items, 1))
+
+    def end(self) -> None:
+        """Let go of what it holds."""
+        with self._state:
+            self._has_ended = True
+            if isinstance(self._items, Generator):
+                self._items.close()
 
 
 def _requires(job: Job) -> Sequence[Require]:

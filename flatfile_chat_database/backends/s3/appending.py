@@ -8,6 +8,7 @@ meanwhile, and it is done again there, unless what replaced the log has taken th
 
 from __future__ import annotations
 
+import logging
 import random
 import secrets
 import time
@@ -25,6 +26,8 @@ from ..writer import Job
 from .composing import KEPT_BYTES, KEPT_RECORDS, Composer, Garbage, folded, newest_lines, parts_of
 from .contents import Contents, Log
 from .forms import Head, Lines, Segment, hash_of, look_at, read_head, read_segment, seal, write_segment
+
+logger = logging.getLogger("flatfile_chat_database")
 
 _TURNS = 50
 """How often an append begins anew while others change the log."""
@@ -75,6 +78,8 @@ class Tail:
         self.number = log.numbers[-1] if log.numbers else log.through
         newest = log.newest
         self.is_sealed = log.is_sealed
+        self.not_folded = 0
+        """The number of the segment at which folding was tried last."""
         self.is_lost = False
         """Whether it turned out that the log goes on elsewhere."""
         self.end = log.end
@@ -208,7 +213,7 @@ class Appender:
     def _is_able(self, ask: Ask) -> bool:
         """Tell whether what an append requires is still there; if not, fill in its error."""
         for require in ask.requires:
-            if not self._contents.exists(require.key):
+            if self._contents.head(require.key) is None:
                 ask.error, ask.added = rules.not_found(require.what, require.key), 0
                 return False
         return True
@@ -250,10 +255,10 @@ class Appender:
 
     def _begin(self, key: str, asks: Sequence[Ask]) -> bool:
         """Append to what is absent, or does not go on in segments yet; return False if somebody else changed it."""
-        head = self._contents.head(key)
+        head = self._contents.locks.settled(key)
         if head is not None and head.is_log:
             return False
-        content = b"" if head is None else self._contents.look(key, lambda log: log.content() if log else b"")
+        content = b"" if head is None or not head.is_there else Log(self._contents, key, head).content()
         whole, half = rules.mended(content)
         before = {codec.written_id(line): line for line in reversed(rules.good_lines(key, whole))}
         lines = self._decide(key, asks, before, None)
@@ -267,11 +272,9 @@ class Appender:
         raw = composer.log(key, whole + lines)
         if head is None:
             etag = self._objects.create(key, raw)
-            if etag is None:
-                self._contents.clear(key)
         else:
             etag = self._objects.replace(key, raw, head.etag)
-        self._garbage.later(time.monotonic(), composer.made if etag is None else parts_of(head).values())
+        self._garbage.later(composer.made if etag is None else parts_of(head).values())
         return etag is not None
 
     def _go_on(self, key: str, tail: Tail, asks: Sequence[Ask]) -> bool:
@@ -283,12 +286,12 @@ class Appender:
         put = tail.window[-1][0][-1]
         if not self._is_current(key, tail, tail.number):
             tail.is_lost = True
-            if not self._was_taken_in(key, put):
+            if not self._was_taken_in(key, tail, put):
                 return False
             self.forget(key)
             return True
         if tail.number - tail.through >= _FOLDED_AT_ONCE:
-            self.fold(key)
+            self._fold_or_not(key)
         return True
 
     def _put(self, tail: Tail, lines: bytes) -> bool:
@@ -296,7 +299,8 @@ class Appender:
         put = secrets.token_hex(8)
         found = look_at(lines)
         data = tail.segment(put, lines, found.records)
-        if self._objects.create(self._places.segment(tail.generation, tail.number + 1), data) is None:
+        path = self._places.segment(tail.generation, tail.number + 1)
+        if self._objects.create(path, data, is_final=True) is None:
             return False
         tail.grow(put, lines, found)
         return True
@@ -308,7 +312,8 @@ class Appender:
             path = self._places.segment(tail.generation, tail.number + 1)
             found = self._objects.get(path)
             if found is None:
-                return tail.number > before
+                # Whoever is late may have made one under a number that was folded; but then that one was, too.
+                return tail.number > before and self._is_current(key, tail, before + 1)
             segment, lines = read_segment(key, path, found.data)
             if segment.is_seal or segment.at + segment.own_at != tail.end:
                 return False
@@ -325,9 +330,10 @@ class Appender:
         self.forget(log.key)
         known = log.numbers[-1] if log.numbers else log.through
         for number in range(known + 1, known + _TURNS):
-            if self._objects.create(self._places.segment(log.generation, number), seal()) is not None:
+            path = self._places.segment(log.generation, number)
+            if self._objects.create(path, seal(), is_final=True) is not None:
                 return number == known + 1
-            found = self._objects.get(self._places.segment(log.generation, number))
+            found = self._objects.get(path)
             if found is None or read_segment(log.key, "", found.data)[0].is_seal:
                 return False
         return False
@@ -348,70 +354,106 @@ class Appender:
         tail.head, tail.through = head, manifest.through
         return True
 
-    def _was_taken_in(self, key: str, put: str) -> bool:
-        """Tell whether the segment is in what replaced the log."""
+    def _was_taken_in(self, key: str, tail: Tail, put: str) -> bool:
+        """Tell whether the segment that was made last is in what replaced the log.
+
+        It is if the new head knows its put, or if it stands before the seal of the log, for then whoever closed the log
+        has read it.
+        """
         head = self._contents.head(key)
-        return head is not None and head.manifest is not None and put in head.manifest.puts
+        if head is not None and head.manifest is not None:
+            if put in head.manifest.puts:
+                return True
+            if head.manifest.generation == tail.generation:
+                return False
+        if self._objects.head(self._places.segment(tail.generation, tail.number)) is None:
+            return False
+        number = tail.number
+        while True:
+            number += 1
+            path = self._places.segment(tail.generation, number)
+            found = self._objects.get(path)
+            if found is None:
+                return False
+            if read_segment(key, path, found.data)[0].is_seal:
+                return True
 
     # --- folding -------------------------------------------------------------------------------------
 
-    def due(self) -> str | None:
-        """Return the key of a log whose segments should be folded into its head."""
-        for key, tail in self._tails.items():
-            if tail.number - tail.through >= _FOLDED_AFTER or tail.end - self._folded_end(tail) > _FOLDED_BYTES:
-                return key
-        return None
+    def fold_one(self) -> bool:
+        """Fold a log that has grown; return False if there is none."""
+        for key, tail in list(self._tails.items()):
+            folded_end = sum(part.size for part in tail.head.parts) + len(tail.head.rest)
+            count = tail.number - max(tail.through, tail.not_folded)
+            if count >= _FOLDED_AFTER or (count > 0 and tail.end - folded_end > _FOLDED_BYTES):
+                self._fold_or_not(key)
+                return True
+        return False
 
-    @staticmethod
-    def _folded_end(tail: Tail) -> int:
-        return sum(part.size for part in tail.head.parts) + len(tail.head.rest)
+    def _fold_or_not(self, key: str) -> None:
+        """Fold a log; if that fails now it is tried again when it has grown once more."""
+        tail = self._tails[key]
+        tail.not_folded = tail.number
+        try:
+            self.fold(key)
+        except StorageError as error:
+            logger.warning("%s is not folded: %s", key, error)
 
     def fold(self, key: str) -> bool:
-        """Fold what is in a log's segments into its head; return False if somebody else changes it."""
-        done = self._refold(key, same=True)
-        tail = self._tails.get(key)
-        if done is None:
+        """Fold what is in a log's segments into its head; return False if there is nothing, or somebody else does."""
+        tail = self.tail(key)
+        if tail is None:
+            return False
+        done = self._refold(key, tail.generation)
+        if done is None or done.manifest is None:
             self.forget(key)
-        elif tail is not None and done.manifest is not None:
-            if tail.generation == done.manifest.generation and tail.number >= done.manifest.through:
-                tail.head, tail.through = done, done.manifest.through
-            else:
-                self.forget(key)  # others have gone on
+        elif tail.number >= done.manifest.through:
+            tail.head, tail.through = done, done.manifest.through
+        else:
+            self.forget(key)  # others have gone on
         return done is not None
 
-    def _refold(self, key: str, *, same: bool) -> Head | None:
+    def _refold(self, key: str, generation: str | None) -> Head | None:
+        """Replace a log's head by one with all segments in it; None if that is not to be done, or somebody else did.
+
+        With its generation the log goes on meanwhile; without, it is closed, and goes on in another one.
+        """
         composer = Composer(self._contents)
         found: list[Log] = []
 
         def make(log: Log | None) -> bytes | None:
-            self._garbage.later(time.monotonic(), composer.made)
+            self._garbage.later(composer.made)
             composer.made = []
-            if log is None or not log.head.is_log:
+            if log is None or not log.head.is_log or log.head.is_locked:
+                return None
+            if not log.is_sealed if generation is None else (log.generation != generation or log.last == log.through):
                 return None
             found[:] = [log]
-            return folded(composer, log, same=same)
+            return folded(composer, log, same=generation is not None)
 
         raw = self._contents.look(key, make)
         if raw is None:
             return None
         [log] = found
-        etag = self._objects.replace(key, raw, log.head.etag)
+        etag = self._objects.replace(key, raw, log.head.etag)  # if it is not known whether it is done, nothing goes
         if etag is None:
-            self._garbage.later(time.monotonic(), composer.made)
+            self._garbage.later(composer.made)
             return None
         head = read_head(key, raw, etag)
         kept = parts_of(head)
-        self._garbage.later(time.monotonic(), (part for part in log.head.parts if part.name not in kept))
-        last = log.last if same else None
-        self.drop_segments(log.generation, last)
+        self._garbage.later(part for part in log.head.parts if part.name not in kept)
+        if generation is None:
+            self._garbage.drop(log.generation)
+        else:
+            self._drop_segments(generation, log.last)
         return head
 
-    def drop_segments(self, generation: str, before: int | None = None) -> None:
-        """Remove the segments of a log, or those before a number."""
-        folder = self._places.log(generation)
-        until = self._places.segment(generation, before - 1) if before else None
-        paths = [each.path for run in self._objects.listed(folder, "", until) for each in run]
-        self._objects.delete(paths)
+    def _drop_segments(self, generation: str, before: int) -> None:
+        """Remove the segments of a log before a number."""
+        if before > 1:
+            until = self._places.segment(generation, before - 1)
+            for run in list(self._objects.listed(self._places.log(generation), "", until)):
+                self._objects.delete([each.path for each in run])
 
     def _reopen(self, key: str) -> None:
         """Go on with a log that somebody closed to replace it, once he has had time to."""
@@ -419,11 +461,13 @@ class Appender:
         for _ in range(_LOOKS):
             there = self._objects.head(key)
             if there is None or there.etag != sealed.head.etag:
-                return
+                break
             time.sleep(_SEALED_SECONDS / _LOOKS)
-        self._refold(key, same=False)
+        self.reopen_now(key)
 
     def reopen_now(self, key: str) -> None:
-        """Go on at once with a log that this process closed and did not replace."""
+        """Go on at once with a log, if it is closed and nobody has replaced it."""
         self.forget(key)
-        self._refold(key, same=False)
+        head = self._contents.locks.settled(key)
+        if head is not None and head.is_log:
+            self._refold(key, None)

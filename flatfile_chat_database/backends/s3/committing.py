@@ -1,59 +1,37 @@
-"""Commits of several keys: an intent says all of it before anything is done, so that whoever comes later can finish it.
+"""Making commits: what `planning.py` says is to be done, done wholly or not at all.
 
-An intent is an object with the steps of one commit. Each of them replaces one head by another on the condition that it
-is still the first, so it is no matter how often they are done, and by whom. If one cannot be done, for somebody was
-faster, those that were done are undone, and the commit begins anew. Last of all the intent goes.
+One key is changed by one put on a condition. Several are locked first, and decided by their intent (`locking.py`). A
+log whose lines stay is closed before that by a seal, so that what was read of it is all of it.
 """
 
 from __future__ import annotations
 
 import logging
+import random
 import time
 from collections.abc import Sequence
 
-import msgspec
-
 from ...config import StorageConfig
 from ...errors import DurabilityError, StorageError, UnavailableError
-from ...models import new_id
-from ..changes import Append, Change, Outcome
-from .appending import Appender, Ask
-from .composing import Garbage, parts_of
+from ..changes import Change, Outcome, RemoveTree
+from .appending import Appender
+from .composing import Composer, Garbage, parts_of
 from .contents import Contents, Log, Stale
-from .forms import Head, Part, moving, read_head
+from .forms import GONE, Head, Part, read_head
 from .planning import Adopt, Mend, Plan, Step
 
 logger = logging.getLogger("flatfile_chat_database")
 
-_TURNS = 24
+_TURNS = 40
 """How often a commit begins anew while others write what it writes."""
+_LOCKED_AT_ONCE = 64
+"""A tree with more keys is removed key by key: there is no need to see all of it or nothing."""
+_LARGE_BYTES = 2 << 20
+_PAUSE_SECONDS = 0.01
 
 
 class Changed(Exception):
     """Somebody else replaced a head that was looked at."""
-
-
-class Intent(msgspec.Struct):
-    """The steps of a commit."""
-
-    steps: list[Step]
-    is_undone: bool = False
-    """Whether they are to be taken back."""
-    finisher: str = ""
-    """Who does it, if not he who began."""
-
-
-_decoder = msgspec.json.Decoder(Intent)
-_encoder = msgspec.json.Encoder()
-Todo = Sequence[tuple[Step, Head | None]]
-
-
-def _phase(step: Step, head: Head | None) -> int:
-    """Return when a step is done: what is moved is there twice rather than not at all, and a log goes after its owner.
-
-    So whoever finds a log gone that he appends to finds its owner gone as well.
-    """
-    return 0 if step.after is not None else 2 if head is not None and head.is_log else 1
 
 
 class Committer:
@@ -62,7 +40,7 @@ class Committer:
     def __init__(self, contents: Contents, appender: Appender, config: StorageConfig, garbage: Garbage) -> None:
         self._contents = contents
         self._objects = contents.objects
-        self._places = contents.places
+        self._locks = contents.locks
         self._appender = appender
         self._config = config
         self._garbage = garbage
@@ -86,8 +64,8 @@ class Committer:
         error: StorageError | None = None
         for turn in range(_TURNS):
             if turn:
-                time.sleep(min(0.02 * turn, 0.2))
-            plan = Plan(self._contents, self._appender, self._config, self._known)
+                time.sleep(random.uniform(0, _PAUSE_SECONDS * turn))
+            plan = Plan(self._contents, self._config, self._known)
             try:
                 plan.prepare(changes)
                 for change in changes:
@@ -96,19 +74,29 @@ class Committer:
                 for log in plan.still():
                     sealed[log.key] = None
                     self._seal(log)
-                self._do(plan.steps())
+                steps = plan.steps()
+                if len(steps) > 1 and self._have_parts(steps):
+                    raise Changed
+                if len(steps) > _LOCKED_AT_ONCE and _only_removes(changes, steps):
+                    self._remove(steps)
+                elif steps:
+                    self._do(steps)
+                self._clean(steps)
             except (Changed, Stale) as reason:
                 self._known.clear()
-                self._garbage.later(time.monotonic(), plan.composer.made)
+                self._garbage.later(plan.composer.made)
                 error = reason.error if isinstance(reason, Stale) else None
                 continue
+            except DurabilityError:  # a head may name the parts that were made
+                self._known.clear()
+                raise
             except BaseException as reason:
-                if isinstance(reason, DurabilityError | UnavailableError):
+                if isinstance(reason, UnavailableError):
                     self._known.clear()
-                if not isinstance(reason, DurabilityError):
-                    self._garbage.later(time.monotonic(), plan.composer.made)
+                self._garbage.later(plan.composer.made)
                 self._open_again(sealed)
                 raise
+            self._garbage.later(plan.unneeded)
             return outcomes
         self._open_again(sealed)
         raise error or UnavailableError("Others change the same keys all the time.", hint="Retry.")
@@ -127,158 +115,102 @@ class Committer:
 
     # --- steps ---------------------------------------------------------------------------------------
 
-    def _do(self, todo: Todo) -> None:
-        if not todo:
-            return
-        for step, _ in todo:
+    def _do(self, steps: Sequence[Step]) -> None:
+        for step in steps:
             self._known.pop(step.key, None)
-            if step.lines is None:
-                self._appender.forget(step.key)
-        if len(todo) == 1:
-            self._step(*todo[0])
+            self._appender.forget(step.key)
+        if len(steps) == 1:
+            self._step(steps[0])
         else:
-            self._do_together(todo)
-        self._clean(todo)
+            self._do_together(steps)
 
-    def _do_together(self, todo: Todo) -> None:
-        intent = Intent([step for step, _ in todo])
-        path = f"{self._places.intents}/{new_id()}"
-        etag = self._objects.create(path, _encoder.encode(intent))
+    def _have_parts(self, steps: Sequence[Step]) -> bool:
+        """Put large objects, which only others put there, into parts, for a lock holds the whole head; tell of any."""
+        large = [step for step in steps if step.head is not None and len(step.head.raw) > _LARGE_BYTES]
+        for step in large:
+            composer, head = Composer(self._contents), step.head
+            assert head is not None
+            if self._objects.replace(step.key, composer.any(step.key, head.raw), head.etag) is None:
+                self._garbage.later(composer.made)
+        return bool(large)
+
+    def _step(self, step: Step) -> None:
+        after = GONE if step.after is None else step.after
+        if step.head is None:
+            etag = self._objects.create(step.key, after)
+        else:
+            etag = self._objects.replace(step.key, after, step.head.etag)
         if etag is None:
             raise Changed
-        heads = [each for each in todo if each[0].lines is None]
-        failures: list[Exception | None] = []
-        for phase in range(3):
-            if not any(failures):
-                failures += self._objects.together(self._try, [each for each in heads if _phase(*each) == phase])
-        unknown = next((failure for failure in failures if isinstance(failure, StorageError)), None)
-        if any(failures):
-            intent.is_undone = True
-            etag = self._objects.replace(path, _encoder.encode(intent), etag)
-            if etag is None:
-                raise DurabilityError(  # of which nothing comes but where it was very slow
-                    "Another process ends this commit. The outcome of the write is unknown.",
-                    hint="Read whether it is there, then retry.",
-                )
-            self._take_back([step for step, _ in heads])
-            self._objects.delete([path])
-            raise unknown or Changed
-        for step, _ in todo:
-            if step.lines is not None:
-                self._append(step)
-        self._objects.delete([path])
 
-    def _try(self, each: tuple[Step, Head | None]) -> Exception | None:
+    def _do_together(self, steps: Sequence[Step]) -> None:
+        keys = [step.key for step in steps]
+        name, intent, etag = self._locks.begin(keys)
+        failures = self._objects.together(lambda step: self._lock(step, name), steps)
         try:
-            self._step(*each)
-        except (Changed, StorageError) as error:
+            is_done = not any(failures) and self._locks.decide(name, intent, etag, "done")
+        except DurabilityError:
+            raise
+        except StorageError as error:
+            failures, is_done = [error], False
+        if not is_done:
+            self._undo(name, keys)
+            raise next((each for each in failures if isinstance(each, StorageError)), Changed())
+        try:
+            self._locks.end(name, keys, is_done=True)
+        except StorageError as error:  # it is decided, and whoever comes next ends it
+            logger.warning("%s: a commit is made, but not ended: %s", self._objects.name, error)
+
+    def _lock(self, step: Step, name: str) -> Changed | StorageError | None:
+        try:
+            is_locked = self._locks.lock(step.key, name, step.head, step.after) is not None
+        except DurabilityError as error:  # it may be locked, which does no harm, for the commit is not made
+            return UnavailableError(error.message)
+        except StorageError as error:
             return error
-        return None
+        return None if is_locked else Changed()
 
-    def _step(self, step: Step, head: Head | None) -> None:
-        if step.lines is not None:
-            self._append(step)
-        elif step.after is None:
-            self._remove(step, head)
-        elif head is None:
-            if self._objects.create(step.key, step.after) is None:
-                self._contents.clear(step.key)
-                raise Changed
-        elif self._objects.replace(step.key, step.after, head.etag) is None:
-            raise Changed
+    def _undo(self, name: str, keys: Sequence[str]) -> None:
+        """Take a commit back that cannot be made; what cannot be told now is found out by whoever meets it."""
+        try:
+            self._locks.give_up(name)
+        except StorageError as error:
+            logger.warning("%s: a commit that is not made is not ended: %s", self._objects.name, error)
 
-    def _remove(self, step: Step, head: Head | None) -> None:
-        if step.is_moved and head is not None:
-            marker = moving(new_id())
-            if self._objects.replace(step.key, marker, head.etag) is None:
-                found = self._objects.get(step.key)
-                if found is not None and read_head(step.key, found.data, found.etag) is not None:
-                    raise Changed
-        self._objects.delete([step.key])
+    def _remove(self, steps: Sequence[Step]) -> None:
+        """Remove many keys, one by one, whatever becomes of them meanwhile."""
 
-    def _append(self, step: Step) -> None:
-        ask = Ask(Append(step.key, tuple(step.lines or ())))
-        self._appender.add(step.key, [ask])
-        if ask.error is not None:
-            logger.warning("%s: a message of a commit is there already in another form: %s", step.key, ask.error)
+        def remove(step: Step) -> None:
+            head = step.head
+            for _ in range(_TURNS):
+                if head is None or not head.is_there:
+                    return
+                if self._objects.replace(step.key, GONE, head.etag) is not None:
+                    return
+                head = self._locks.settled(step.key)
+            raise UnavailableError(f"{step.key} is changed faster than it can be removed.", key=step.key, hint="Retry.")
 
-    def _take_back(self, steps: Sequence[Step]) -> None:
-        for step in reversed(steps):
-            found = self._objects.get(step.key)
-            there = None if found is None else found.data
-            if found is not None and read_head(step.key, found.data, found.etag) is None:
-                there, step = None, Step(step.key, step.before)
-                if step.before is not None:
-                    self._objects.replace(step.key, step.before, found.etag)
-                    continue
-            if there != step.after or step.before == step.after:
-                continue
-            if step.before is None:
-                self._objects.delete([step.key])
-            elif found is None:
-                self._objects.create(step.key, step.before)
-            else:
-                self._objects.replace(step.key, step.before, found.etag)
+        for step in steps:
+            self._known.pop(step.key, None)
+            self._appender.forget(step.key)
+        try:
+            self._objects.together(remove, steps)
+        except UnavailableError as error:
+            raise DurabilityError(f"{error.message} Some of it may be removed.", hint="Remove it again.") from None
 
-    def _clean(self, todo: Todo) -> None:
-        """Remove what nothing refers to any more; what cannot be removed now is found by `verify`."""
+    def _clean(self, steps: Sequence[Step]) -> None:
+        """Have removed what nothing refers to any more."""
         kept: dict[str, Part] = {}
-        for step, _ in todo:
+        for step in steps:
             if step.after is not None:
                 kept |= parts_of(read_head(step.key, step.after, ""))
-        try:
-            for step, head in todo:
-                if head is None or step.lines is not None:
-                    continue
-                parts = (part for name, part in parts_of(head).items() if name not in kept)
-                self._garbage.later(time.monotonic(), parts)
-                if head.is_log and head.manifest is not None:
-                    self._appender.drop_segments(head.manifest.generation)
-        except StorageError as error:
-            logger.warning("%s: what is not needed any more is still there: %s", self._objects.name, error)
-
-    # --- what others left ----------------------------------------------------------------------------
-
-    def unfinished(self) -> list[str]:
-        """Return the intents of commits that are under way, or whose process died."""
-        return [each.path for run in self._objects.listed(self._places.intents) for each in run]
-
-    def finish(self, path: str) -> bool:
-        """Finish what a process began; return False if somebody else does."""
-        found = self._objects.get(path)
-        if found is None:
-            return False
-        intent = _decoder.decode(found.data)
-        intent.finisher = new_id()
-        if self._objects.replace(path, _encoder.encode(intent), found.etag) is None:
-            return False
-        steps = [step for step in intent.steps if step.lines is None]
-        if intent.is_undone or not all(self._redo(step) for step in steps):
-            self._take_back(steps)
-        else:
-            for step in intent.steps:
-                if step.lines is not None:
-                    self._append(step)
-        self._objects.delete([path])
-        return True
-
-    def _redo(self, step: Step) -> bool:
-        """Do a step unless it is done; return False if it cannot be done any more."""
-        found = self._objects.get(step.key)
-        there = None if found is None else found.data
-        head = None if found is None else read_head(step.key, found.data, found.etag)
-        if there == step.after:
-            return True
-        if found is not None and head is None and step.is_moved:
-            self._objects.delete([step.key])
-            return True
-        if there != step.before:
-            return False
-        try:
-            self._step(step, head)
-        except Changed:
-            return False
-        return True
+        for step in steps:
+            if step.head is not None:
+                self._garbage.later(part for name, part in parts_of(step.head).items() if name not in kept)
+                if step.head.is_log and step.head.manifest is not None:
+                    self._garbage.drop(step.head.manifest.generation)
+        self._garbage.bury([step.key for step in steps if step.after is None])
 
 
-__all__ = ["Changed", "Committer"]
+def _only_removes(changes: Sequence[object], steps: Sequence[Step]) -> bool:
+    return any(isinstance(change, RemoveTree) for change in changes) and all(step.after is None for step in steps)

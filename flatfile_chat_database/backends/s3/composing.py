@@ -2,13 +2,19 @@
 
 from __future__ import annotations
 
+import logging
 import threading
+import time
 from collections import deque
-from collections.abc import Iterable, Sequence
+from collections.abc import Callable, Iterable, Sequence
 
+from ... import codec
+from ...errors import StorageError
 from ...models import new_id
 from .contents import Contents, Log
-from .forms import PART_BYTES, Head, Manifest, Part, cut, write_head, write_part
+from .forms import PART_BYTES, Head, Manifest, Part, cut, read_head, write_head, write_part
+
+logger = logging.getLogger("flatfile_chat_database")
 
 KEPT_RECORDS = 100
 """The newest of a log stay in its head, and so many are repeated in a segment, so that a page takes few requests."""
@@ -25,27 +31,54 @@ _LINGER_SECONDS = 60
 
 
 class Garbage:
-    """Objects that are to be removed: a little later, for somebody may be reading them."""
+    """What is to be removed: a little later, for somebody may be reading it, or ask for it."""
 
     def __init__(self, contents: Contents) -> None:
         self._contents = contents
-        self._waiting: deque[tuple[float, str]] = deque()
+        self._waiting: deque[tuple[float, Callable[[], None]]] = deque()
         self._lock = threading.Lock()
 
-    def later(self, now: float, parts: Iterable[Part]) -> None:
-        """Remove parts, but not yet."""
-        with self._lock:
-            self._waiting += [(now + _LINGER_SECONDS, self._contents.places.part(part.name)) for part in parts]
+    def later(self, parts: Iterable[Part]) -> None:
+        """Remove parts that no head names any more, but not yet."""
+        paths = [self._contents.places.part(part.name) for part in parts]
+        if paths:
+            self._add(lambda: self._contents.objects.delete(paths))
 
-    def remove(self, now: float) -> float | None:
-        """Remove what has waited long enough; return in how many seconds there is more."""
+    def drop(self, generation: str) -> None:
+        """Remove the segments of a log that is replaced, but not yet."""
+        self._add(lambda: self._drop(generation))
+
+    def bury(self, keys: Sequence[str]) -> None:
+        """Remove what stands at keys from which something was removed, but not yet."""
+        if keys:
+            self._add(lambda: self._bury(keys))
+
+    def _drop(self, generation: str) -> None:
+        objects = self._contents.objects
+        for run in list(objects.listed(self._contents.places.log(generation))):
+            objects.delete([each.path for each in run])
+
+    def _bury(self, keys: Sequence[str]) -> None:
+        self._contents.objects.together(self._contents.locks.bury, keys)
+
+    def _add(self, work: Callable[[], None]) -> None:
         with self._lock:
-            due = []
-            while self._waiting and self._waiting[0][0] <= now:
-                due.append(self._waiting.popleft()[1])
-            more = max(0.0, self._waiting[0][0] - now) if self._waiting else None
-        self._contents.objects.delete(due)
-        return more
+            self._waiting.append((time.monotonic() + _LINGER_SECONDS, work))
+
+    def remove(self, *, now: bool = False) -> float | None:
+        """Remove what has waited long enough, or all; return in how many seconds there is more."""
+        while True:
+            with self._lock:
+                if not self._waiting:
+                    return None
+                more = self._waiting[0][0] - time.monotonic()
+                if more > 0 and not now:
+                    return more
+                _, work = self._waiting.popleft()
+            try:
+                work()
+            except StorageError as error:  # `verify` finds what is left
+                logger.warning("%s: what is not needed any more is still there: %s", self._contents.objects.name, error)
 
 
 class Composer:
@@ -90,9 +123,16 @@ class Composer:
             parts += self._contents.objects.together(self._put_lines, cut(older, PART_BYTES))
         return write_head(Manifest("log", generation or new_id(), parts, through, list(puts)), rest)
 
-    def any(self, key: str, data: bytes, *, is_log: bool) -> bytes:
-        """Return a head for bytes: of a log if they are to be one and can."""
-        return self.log(key, data) if is_log and (not data or data.endswith(b"\n")) else self.plain(data)
+    def any(self, key: str, data: bytes) -> bytes:
+        """Return a head for bytes, which may be a log."""
+        if len(data) <= PLAIN_BYTES or codec.line_id(data[: data.find(b"\n")]) is None:
+            return self.plain(data)
+        end = data.rfind(b"\n") + 1
+        raw = self.log(key, data[:end])
+        if end == len(data):
+            return raw
+        head = read_head(key, raw, "")  # half a line is in no part, and such a log does not go on before it is mended
+        return write_head(Manifest("bytes", parts=head.parts), head.rest + data[end:])
 
     def _put(self, data: bytes) -> Part:
         part = Part(new_id(), len(data))
@@ -133,15 +173,13 @@ def folded(composer: Composer, log: Log, *, same: bool) -> bytes:
         log: The log, which may go on meanwhile if the generation is the same.
         same: Whether the generation stays.
     """
-    chain = log.chain()
-    puts = [put for _, segment, _ in chain for put in segment.puts]
     return composer.log(
         log.key,
         log.recent,
         log.head.parts,
         generation=log.generation if same else "",
         through=log.last if same else 0,
-        puts=puts[-KEPT_RECORDS * 2 :],
+        puts=log.puts,
     )
 
 

@@ -6,8 +6,8 @@ meets that begins anew with the head (`Stale`); if the head is still the same, a
 
 from __future__ import annotations
 
+import hashlib
 import threading
-import time
 from bisect import bisect_right
 from collections import OrderedDict
 from collections.abc import Callable, Iterator, Sequence
@@ -20,19 +20,21 @@ from ...errors import IntegrityError, UnavailableError
 from .. import rules
 from ..base import LogPart
 from .forms import (
-    MOVING_BYTES,
+    GOING_BYTES,
+    GONE,
     Head,
     Index,
     Part,
     Places,
     Segment,
     damaged,
+    digest_of,
     hash_of,
     number_of,
-    read_head,
     read_index,
     read_segment,
 )
+from .locking import Locks
 from .objects import Listed, Objects
 
 T = TypeVar("T")
@@ -41,10 +43,10 @@ _TURNS = 12
 """How often reading begins anew while others write."""
 _LOOKED_AT_ONCE = 1 << 20
 """Bytes of a log that a part for an index has at most, but for a line that is longer."""
-_PATIENCE_SECONDS = 2.0
-"""So long whoever moves something away has to remove what is left of it."""
-_LOOKS = 40
-"""How often it is looked meanwhile."""
+_GONE_ETAG = hashlib.md5(GONE, usedforsecurity=False).hexdigest()
+"""Of what stands for nothing, where a server makes ETags as most do."""
+KEPT_PUTS = 400
+"""Ids of puts that a head remembers, for those who ask late whether theirs is in it."""
 _LARGE_BYTES = 2 << 20
 """Heads are smaller, unless somebody else put them there."""
 _INDEXES = 512
@@ -66,15 +68,16 @@ class Contents:
         self.objects = objects
         self.config = config
         self.places = Places(config)
+        self.locks = Locks(objects, self.places)
         self._indexes: OrderedDict[str, Index] = OrderedDict()
         self._lock = threading.Lock()
 
     # --- heads ---------------------------------------------------------------------------------------
 
     def head(self, key: str) -> Head | None:
-        """Return the object at a key."""
-        found = self.objects.get(key)
-        return None if found is None else read_head(key, found.data, found.etag)
+        """Return what is at a key; None if there is nothing."""
+        found = self.locks.at(key)
+        return found if found is not None and found.is_there else None
 
     def look(self, key: str, work: Callable[[Log | None], T]) -> T:
         """Do some work with what is at a key; None stands for nothing.
@@ -99,35 +102,37 @@ class Contents:
         return self.look(key, lambda log: None if log is None else log.content())
 
     def exists(self, key: str) -> bool:
-        """Tell whether there are bytes at a key."""
+        """Tell whether there are bytes at a key, however many."""
         found = self.objects.head(key)
-        return found is not None and not self._is_moving(found)
+        return found is not None and (found.size > _LARGE_BYTES or self.head(key) is not None)
 
-    def _is_moving(self, found: Listed) -> bool:
-        return found.size == MOVING_BYTES and self.head(found.path) is None
-
-    def clear(self, key: str) -> None:
-        """Wait until what is being moved away is gone; remove it if nobody does, for then its process is dead."""
-        for _ in range(_LOOKS):
-            found = self.objects.head(key)
-            if found is None or not self._is_moving(found):
-                return
-            time.sleep(_PATIENCE_SECONDS / _LOOKS)
-        self.objects.delete([key])
+    def is_gone(self, found: Listed) -> bool:
+        """Tell of an object in a list whether it stands for nothing."""
+        if found.size == len(GONE) and found.etag.strip('"') == _GONE_ETAG:
+            return True
+        return found.size in (len(GONE), GOING_BYTES) and self.head(found.path) is None
 
     def runs(self, key: str, *, strict: bool) -> Iterator[list[bytes]]:
         """Yield the records of a log in runs."""
         if self._is_large(key):
             yield from self._plain_runs(key, strict=strict)
         else:
-            yield from self.look(key, self._begun(lambda log: log.runs(strict=strict)))
+            yield from self._followed(key, self.look(key, self._begun(lambda log: log.runs(strict=strict))))
 
     def chunks(self, key: str, size: int) -> Iterator[bytes]:
         """Yield the bytes at a key in chunks; at least one, which may be empty, if there is anything."""
         if self._is_large(key):
             yield from self.objects.stream(key, size) or ()
         else:
-            yield from self.look(key, self._begun(lambda log: log.chunks(size)))
+            yield from self._followed(key, self.look(key, self._begun(lambda log: log.chunks(size))))
+
+    @staticmethod
+    def _followed(key: str, items: Iterator[T]) -> Iterator[T]:
+        """Yield items; a part that goes away meanwhile stays a minute, so this reader is very slow."""
+        try:
+            yield from items
+        except Stale:
+            raise UnavailableError(f"{key} was replaced while it was read.", key=key, hint="Read it again.") from None
 
     @staticmethod
     def _begun(begin: Callable[[Log], Iterator[T]]) -> Callable[[Log | None], Iterator[T]]:
@@ -203,18 +208,24 @@ class Contents:
             after = f"{own}\U0010ffff"  # behind all of them, which may be many
 
     def _keys(self, run: Sequence[Listed], prefix: str) -> list[Listed]:
-        return [each for each in run if each.path.startswith(prefix) and not self._is_moving(each)]
+        return [each for each in run if each.path.startswith(prefix) and not self.is_gone(each)]
 
     def keys(self, prefix: str) -> list[str]:
         """Return the keys that begin with a text, sorted."""
         return [each.path for run in self.listed(prefix) for each in run]
+
+    def live_folders(self, folder: str) -> list[str]:
+        """Return the folders in a folder that have keys below them, which takes longer than `children`."""
+        start = len(folder) + 1 if folder else 0
+        parts = (key[start:].partition("/") for key in self.keys(f"{folder}/" if folder else ""))
+        return sorted({name for name, slash, _ in parts if slash})
 
     def children(self, folder: str, *, folders_only: bool = False) -> list[str]:
         """Return the segments that follow a folder, sorted; those of folders, or of keys as well."""
         folders, objects = self.objects.children(folder)
         found = set(folders)
         if not folders_only:
-            found |= {each.path for each in objects if not self._is_moving(each)}
+            found |= {each.path for each in objects if not self.is_gone(each)}
         found.discard(self.places.own)
         start = len(folder) + 1 if folder else 0
         names = {path.rstrip("/")[start:] for path in found}
@@ -249,6 +260,8 @@ class Contents:
             raise Stale(damaged(key, path, "is missing"))
         if len(data) != length:
             raise damaged(key, path, "is shorter than it was")
+        if length == part.size and part.digest and part.digest != digest_of(data):
+            raise damaged(key, path, "is not as it was written")
         return data
 
     def segment(self, key: str, generation: str, number: int) -> tuple[Segment, bytes]:
@@ -339,6 +352,12 @@ class Log:
     def newest(self) -> tuple[Segment, bytes] | None:
         """The last segment, if there is one that is not in the head."""
         return self.segment(self.last) if self.last > self.through else None
+
+    @property
+    def puts(self) -> list[str]:
+        """The ids of the puts that made it what it is, the last ones of them."""
+        before = self.head.manifest.puts if self.head.manifest is not None else []
+        return [*before, *(put for _, segment, _ in self.chain() for put in segment.puts)][-KEPT_PUTS:]
 
     def chain(self) -> list[tuple[int, Segment, bytes]]:
         """Return as many segments, with their numbers, as hold all that is not in the head."""
@@ -433,6 +452,8 @@ class Log:
 
     def count(self) -> int:
         """Return how many records there are."""
+        if not self.is_indexed:
+            return sum(map(len, self.runs()))
         newest = self.newest
         if newest is not None:
             return newest[0].first + newest[0].records
@@ -442,6 +463,8 @@ class Log:
         """Return the records of a slice."""
         if start == 0 and stop is None:
             return [record for run in self.runs(strict=strict) for record in run]
+        if not self.is_indexed:
+            return [record for run in self.runs(strict=strict) for record in run][start:stop]
         if start < 0 or stop is None or not 0 <= stop <= self.recent_first:
             if not self.head.is_log and not self.head.parts:
                 return self._good(self.recent, 0, strict=strict)[start:stop]
@@ -482,16 +505,25 @@ class Log:
     def runs(self, *, strict: bool = False) -> Iterator[list[bytes]]:
         """Yield all records in runs."""
         recent = self.recent  # first, for it may be gone when the parts are read
-        for number, part in enumerate(self.head.parts):
-            run = self._good(self._contents.part(self.key, part), self._starts[number], strict=strict)
+        held, offset = b"", 0
+        for part in [*self.head.parts, None]:
+            held += recent if part is None else self._contents.part(self.key, part)
+            end = held.rfind(b"\n") + 1
+            run = self._good(held[:end], offset, strict=strict)
+            held, offset = held[end:], offset + end
             if run:
                 yield run
-        run = self._good(recent, self.recent_at, strict=strict)
-        if run:
-            yield run
+
+    @property
+    def is_indexed(self) -> bool:
+        """Whether it is known where the records are that are not in the head."""
+        return all(part.index for part in self.head.parts)
 
     def find(self, record_id: str) -> tuple[int, bytes] | None:
         """Return the position and the line of a record."""
+        if not self.is_indexed:
+            lines = (record for run in self.runs() for record in run)
+            return next(((at, line) for at, line in enumerate(lines) if codec.line_id(line) == record_id), None)
         wanted = hash_of(record_id)
         first = 0
         for part in self.head.parts:

@@ -12,7 +12,7 @@ from obstore.exceptions import (
 from ...errors import ConfigurationError, StorageError, UnavailableError
 
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
-_STATUS = re.compile(r"status code: (\d{3})")
+_STATUS = re.compile(r"Server returned non-2xx status code: (\d{3})")
 _NOT_CONNECTED = ("tcp connect error", "ConnectError", "dns error", "Connection refused")
 _NO_KEYS = ("169.254.169.254", "credential", "token request", "InstanceMetadata")
 """Where the client looks for keys when there are none in the environment."""
@@ -25,6 +25,12 @@ _WRONG_KEYS = {
     "PermanentRedirect": "says that the bucket is in another region",
     "IllegalLocationConstraintException": "says that the bucket is in another region",
 }
+
+
+def _signs(error: Exception) -> str:
+    """Return the text of an error without what is not the client's own: addresses and keys, which may hold any word."""
+    lines = str(error).partition("Debug source:")[2].splitlines() or [str(error)]
+    return "\n".join(line for line in lines if "://" not in line and not line.lstrip().startswith(("path:", "body:")))
 
 
 def is_absent(error: Exception) -> bool:
@@ -42,13 +48,26 @@ def may_pass(error: Exception) -> bool:
 
 def was_sent(error: Exception) -> bool:
     """Tell whether a request that failed may have reached the server."""
-    text = str(error)
+    text = _signs(error)
     return not any(sign in text for sign in _NOT_CONNECTED)
+
+
+def was_refused(error: Exception) -> bool:
+    """Tell whether a server that failed says by it that it changed nothing.
+
+    Ceph fails with this code when a write on a condition loses a race, others when they are asked for too much.
+    """
+    return _code(error) in ("UnknownError", "SlowDown", "ConditionalRequestConflict")
+
+
+def is_beyond(error: Exception) -> bool:
+    """Tell whether an object has no bytes where they were asked for."""
+    return _status(error) == 416
 
 
 def told(error: Exception, place: str) -> StorageError:
     """Return the error of the contract for what a request failed with; `place` is what to call the store."""
-    code, status, text = _code(error), _status(error), str(error)
+    code, status, text = _code(error), _status(error), _signs(error)
     if code == "NoSuchBucket":
         return ConfigurationError(f"{place}: the bucket does not exist.", hint="Make it, or name another one.")
     if code in _WRONG_KEYS:
@@ -86,7 +105,7 @@ def told(error: Exception, place: str) -> StorageError:
 
 
 def _code(error: Exception) -> str | None:
-    found = _CODE.search(str(error))
+    found = _CODE.search(str(error).partition("Server returned")[2])
     return found[1] if found else None
 
 

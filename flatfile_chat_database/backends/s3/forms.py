@@ -26,8 +26,6 @@ from ...errors import IntegrityError
 from ...layout import Layout
 
 _MAGIC = b'{"chatdb":'
-_TOKEN = 36
-"""Characters of the token of what is being moved."""
 INDEXED_EVERY = 64
 """Of so many records of a part one has its offset in the part's index."""
 PART_BYTES = 4 << 20
@@ -43,22 +41,29 @@ class Part(msgspec.Struct, array_like=True, frozen=True):
     """How many of its lines are records."""
     index: int = 0
     """Bytes of the index behind them; 0 if there is none, as for what is no log."""
-    is_whole: bool = True
-    """Whether every line is a record or blank."""
+    digest: str = ""
+    """Of the bytes, as far as it is known."""
 
 
 class Manifest(msgspec.Struct, omit_defaults=True):
     """What a head begins with that is not the bytes themselves."""
 
-    chatdb: Literal["log", "bytes", "moving"]
-    """A log may go on in segments, bytes do not; what is being moved away is there no more."""
+    chatdb: Literal["log", "bytes", "gone", "locked"]
+    """A log may go on in segments, bytes do not. What is gone was removed. What is locked is part of a commit of
+    several keys, which is decided elsewhere."""
     generation: str = ""
     """Of a log: another one after each change that is no append."""
     parts: list[Part] = []
     through: int = 0
     """The number of the last segment that is folded into this head."""
     puts: list[str] = []
-    """The segments that were folded into it last, by the ids of their puts."""
+    """Segments that were folded into it, by the ids of their puts, the last ones."""
+    intent: str = ""
+    """Of the commit that a locked head is part of."""
+    old: bytes | None = None
+    """The head before that commit; None if there was nothing."""
+    new: bytes | None = None
+    """The head behind it."""
 
 
 class Head(msgspec.Struct, frozen=True):
@@ -70,6 +75,13 @@ class Head(msgspec.Struct, frozen=True):
     """None: the object is the bytes themselves."""
     rest: bytes
     """The last bytes of the content, but for what is in segments."""
+    is_locked: bool = False
+    """Whether a commit is about to replace it, or another head in its place; nobody else may."""
+
+    @property
+    def is_there(self) -> bool:
+        """Whether it stands for something; what is gone stands for nothing."""
+        return self.manifest is None or self.manifest.chatdb != "gone"
 
     @property
     def is_log(self) -> bool:
@@ -143,8 +155,8 @@ def number_of(path: str) -> int:
 # --- heads -----------------------------------------------------------------------------------------------
 
 
-def read_head(key: str, raw: bytes, etag: str) -> Head | None:
-    """Read the object at a key; None if it stands for nothing any more.
+def read_head(key: str, raw: bytes, etag: str) -> Head:
+    """Read the object at a key.
 
     Raises:
         IntegrityError: It begins as a manifest does and is none.
@@ -158,7 +170,7 @@ def read_head(key: str, raw: bytes, etag: str) -> Head | None:
         manifest = None
     if manifest is None or not newline:
         raise IntegrityError(f"{key}: the manifest of its parts is damaged.", key=key, hint="Restore it from a backup.")
-    return None if manifest.chatdb == "moving" else Head(etag, raw, manifest, rest)
+    return Head(etag, raw, manifest, rest)
 
 
 def write_head(manifest: Manifest | None, rest: bytes) -> bytes:
@@ -170,13 +182,23 @@ def write_head(manifest: Manifest | None, rest: bytes) -> bytes:
     return _encoder.encode(manifest) + b"\n" + rest
 
 
-def moving(token: str) -> bytes:
-    """Return the head of what is being moved away, made with a new id."""
-    return write_head(Manifest("moving", token), b"")
+def locked(intent: str, old: bytes | None, new: bytes | None) -> bytes:
+    """Return the head of a key that a commit of several is about to change."""
+    return write_head(Manifest("locked", intent=intent, old=old, new=new), b"")
 
 
-MOVING_BYTES = len(moving("-" * _TOKEN))
-"""Of such a head, so that it is noticed in a list."""
+GONE = write_head(Manifest("gone"), b"")
+"""What stands at a key from which something was removed, until it is removed itself. To create something there is to
+replace it."""
+
+
+def going(token: str) -> bytes:
+    """Return what stands there when that is about to be removed; nobody else has the token."""
+    return write_head(Manifest("gone", token), b"")
+
+
+GOING_BYTES = len(going("-" * 36))
+"""Of that, so that it is noticed in a list."""
 
 
 # --- segments --------------------------------------------------------------------------------------------
@@ -191,7 +213,7 @@ def seal() -> bytes:
 
 def write_segment(segment: Segment, lines: bytes) -> bytes:
     """Return the object of a segment."""
-    segment.digest = _digest(lines)
+    segment.digest = digest_of(lines)
     return _encoder.encode(segment) + b"\n" + lines
 
 
@@ -206,7 +228,7 @@ def read_segment(key: str, path: str, data: bytes) -> tuple[Segment, bytes]:
         segment = _segments.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise damaged(key, path, "is no segment of a log") from None
-    if segment.digest != _digest(lines):
+    if segment.digest != digest_of(lines):
         raise damaged(key, path, "is not as it was written")
     return segment, lines
 
@@ -216,7 +238,8 @@ def damaged(key: str, path: str, what: str) -> IntegrityError:
     return IntegrityError(f"{key}: the object {path} {what}.", key=key, hint="Run `chatdb check` to see all damage.")
 
 
-def _digest(lines: bytes) -> str:
+def digest_of(lines: bytes) -> str:
+    """Return a text by which bytes are known again."""
     return hashlib.blake2b(lines, digest_size=12).hexdigest()
 
 
@@ -261,22 +284,19 @@ class Lines(msgspec.Struct):
     records: int
     offsets: list[int]
     hashes: array[int]
-    is_whole: bool
 
 
 def look_at(data: bytes) -> Lines:
     """Look at whole lines of a log."""
-    offsets, hashes, is_whole, offset = [], array("Q"), True, 0
+    offsets, hashes, offset = [], array("Q"), 0
     for line in data.split(b"\n")[:-1]:
         record_id = codec.line_id(line)
         if record_id is not None:
             if len(hashes) % INDEXED_EVERY == 0:
                 offsets.append(offset)
             hashes.append(hash_of(record_id))
-        elif line.strip():
-            is_whole = False
         offset += len(line) + 1
-    return Lines(len(hashes), offsets, hashes, is_whole)
+    return Lines(len(hashes), offsets, hashes)
 
 
 def write_part(name: str, data: bytes) -> tuple[Part, bytes]:
@@ -284,7 +304,7 @@ def write_part(name: str, data: bytes) -> tuple[Part, bytes]:
     found = look_at(data)
     ids = base64.b85encode(_little(found.hashes[:]).tobytes()).decode()
     index = _encoder.encode(Index(INDEXED_EVERY, found.offsets, ids)) + b"\n"
-    return Part(name, len(data), found.records, len(index), found.is_whole), data + index
+    return Part(name, len(data), found.records, len(index), digest_of(data)), data + index
 
 
 def read_index(key: str, path: str, data: bytes) -> Index:

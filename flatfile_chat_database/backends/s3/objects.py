@@ -22,9 +22,9 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import S3Store
 
-from ...errors import ConfigurationError, DurabilityError, StorageError
+from ...errors import ConfigurationError, DurabilityError, StorageError, UnavailableError
 from ...models import new_id
-from .faults import is_absent, may_pass, told, was_sent
+from .faults import is_absent, is_beyond, may_pass, told, was_refused, was_sent
 from .target import Target
 
 T = TypeVar("T")
@@ -109,32 +109,61 @@ class Objects:
         """Return so many bytes of an object, fewer at its end; None if there is none."""
         if not length:
             return b""
-        found = self._read("gets", lambda: bytes(obstore.get_range(self._speak(), path, start=start, length=length)))
+
+        def read() -> bytes:
+            try:
+                return bytes(obstore.get_range(self._speak(), path, start=start, length=length))
+            except _FAILURES as error:
+                if is_beyond(error):
+                    return b""
+                raise
+
+        found = self._read("gets", read)
         self._count("bytes_in", len(found or b""))
         return found
 
     def head(self, path: str) -> Listed | None:
         """Return what is known of an object without its bytes; None if there is none."""
-        return self._read("heads", lambda: _listed(obstore.head(self._speak(), path)))
+        found = self._read("heads", lambda: _listed(obstore.head(self._speak(), path)))
+        if found is None:  # an answer without a body does not tell whether it is the object or the bucket that is gone
+            found = self._read("gets", lambda: _listed(obstore.get(self._speak(), path).meta))
+        return found
 
     def stream(self, path: str, chunk_bytes: int) -> Iterator[bytes] | None:
-        """Return an object's bytes in chunks, all from one request; None if there is none."""
+        """Return an object's bytes in chunks, all from one request if none fails; None if there is none."""
         self._speak()  # which tells whether it can be spoken to at all
         with self._state:
             if self._patient is None:
                 self._patient = self._target.client(patient=True)
-        client = self._patient
-        answer = self._read("gets", lambda: obstore.get(client, path))
-        return None if answer is None else self._chunks(iter(answer.stream(min_chunk_size=chunk_bytes)))
+        answer = self._ask(path, 0)
+        return None if answer is None else self._chunks(path, answer, chunk_bytes)
 
-    def _chunks(self, chunks: Iterator[Any]) -> Iterator[bytes]:
-        while True:
+    def _ask(self, path: str, start: int) -> Any:
+        client = self._patient
+        assert client is not None
+        if not start:
+            return self._read("gets", lambda: obstore.get(client, path))
+        return self._read("gets", lambda: obstore.get(client, path, options={"range": {"offset": start}}))
+
+    def _chunks(self, path: str, answer: Any, chunk_bytes: int) -> Iterator[bytes]:
+        etag, size, got, failures = answer.meta["e_tag"], answer.meta["size"], 0, 0
+        chunks = iter(answer.stream(min_chunk_size=chunk_bytes))
+        while got < size:
             try:
                 chunk = bytes(next(chunks))
             except StopIteration:
                 return
             except _FAILURES as error:
-                raise self._told(error) from None
+                failures += 1
+                if failures > self._retries or not may_pass(error):
+                    raise self._told(error) from None
+                self._pause(failures)
+                answer = self._ask(path, got)
+                if answer is None or answer.meta["e_tag"] != etag:
+                    raise self._told(error) from None  # it is another object now
+                chunks = iter(answer.stream(min_chunk_size=chunk_bytes))
+                continue
+            got += len(chunk)
             self._count("bytes_in", len(chunk))
             yield chunk
 
@@ -180,13 +209,20 @@ class Objects:
 
     # --- writing -------------------------------------------------------------------------------------
 
-    def create(self, path: str, data: bytes) -> str | None:
-        """Make an object where none is, and return its ETag; return None, having changed nothing, if one is there."""
-        return self._put(path, data, None)
+    def create(self, path: str, data: bytes, *, is_final: bool = False) -> str | None:
+        """Make an object where none is, and return its ETag; return None, having changed nothing, if one is there.
+
+        One that is final is never replaced by anybody.
+        """
+        return self._put(path, data, None, is_final=is_final)
 
     def replace(self, path: str, data: bytes, etag: str) -> str | None:
-        """Replace one version of an object, and return the new ETag; None if that is not what is there now."""
-        return self._put(path, data, etag)
+        """Replace one version of an object, and return the new ETag; None if that is not what is there now.
+
+        Raises:
+            DurabilityError: It is not known whether it was done; later it may be, as long as that version is there.
+        """
+        return self._put(path, data, etag, is_final=False)
 
     def put(self, path: str, data: bytes) -> None:
         """Write an object whose name nobody else uses."""
@@ -200,9 +236,10 @@ class Objects:
                     raise self._told(error) from None
             self._pause(attempt)
 
-    def _put(self, path: str, data: bytes, etag: str | None) -> str | None:
+    def _put(self, path: str, data: bytes, etag: str | None, *, is_final: bool) -> str | None:
         self.prepare_to_write()
-        token = new_id()
+        token, may_be_there = new_id(), False
+        reason: StorageError | None = None
         for attempt in range(self._retries + 1):
             if not self._is_conditional:
                 there = self.head(path)
@@ -210,31 +247,33 @@ class Objects:
                     return None
             try:
                 return self._send(path, data, self._condition(etag), token)
-            except (AlreadyExistsError, PreconditionError):
-                # An earlier try of this put may have arrived after it was looked for.
-                return self._own(path, data, token)[0] if attempt else None
+            except (AlreadyExistsError, PreconditionError) as error:
+                if not may_be_there:
+                    return None
+                reason = reason or self._told(error)
             except _FAILURES as error:
-                if isinstance(error, FileNotFoundError) and etag is not None and is_absent(error):
+                is_absent_now = isinstance(error, FileNotFoundError) and etag is not None and is_absent(error)
+                if is_absent_now and not may_be_there:
                     return None  # there is no version to replace
-                if not may_pass(error):
-                    raise self._told(error) from None
                 reason = self._told(error)
-                is_sent = was_sent(error)
+                if not may_pass(error) and not is_absent_now:
+                    raise (self._unknown(reason) if may_be_there else reason) from None
+                may_be_there |= was_sent(error) and not was_refused(error)
             self._pause(attempt)
-            if not is_sent:
-                continue
-            try:
-                own, now = self._own(path, data, token)
-            except StorageError:
-                raise self._unknown(reason) from None
-            if own is not None:
-                return own
-            if now != etag:
-                return None
-        if not is_sent:
-            raise reason
+            if may_be_there:
+                try:
+                    own, now = self._own(path, data, token)
+                except StorageError:
+                    raise self._unknown(reason) from None
+                if own is not None:
+                    return own
+                if now != etag:
+                    if is_final and now is not None:
+                        return None
+                    raise self._unknown(reason)  # it may have been there, and somebody replaced it
+        assert reason is not None
         # What was sent may be on its way still, and arrive when nobody looks any more.
-        raise self._unknown(reason)
+        raise self._unknown(reason) if may_be_there else reason
 
     def _own(self, path: str, data: bytes, token: str) -> tuple[str | None, str | None]:
         """Return an object's ETag if a put made it, otherwise None; and its ETag in any case."""
@@ -278,11 +317,29 @@ class Objects:
         except _FAILURES as error:
             raise self._told(error) from None
 
+    def now(self) -> datetime:
+        """Return the time by the server's clock."""
+        path = f"{self.probes}/{new_id()}"
+        self.put(path, b"")
+        found = self.head(path)
+        self.delete([path])
+        assert found is not None
+        return found.modified
+
     def delete(self, paths: Sequence[str]) -> None:
-        """Remove objects; those that are absent are no matter."""
+        """Remove objects whose names nobody uses again; those that are absent are no matter."""
         for start in range(0, len(paths), _REMOVED_AT_ONCE):
             part = list(paths[start : start + _REMOVED_AT_ONCE])
             self._read("deletes", lambda: obstore.delete(self._speak(), part))  # noqa: B023 - it is called at once
+
+    def delete_once(self, path: str) -> None:
+        """Remove an object, and do not try again if it is not known whether it went."""
+        self._count("deletes")
+        try:
+            obstore.delete(self._speak(), path)
+        except _FAILURES as error:
+            if not is_absent(error):
+                raise self._told(error) from None
 
     # --- what the server can do ----------------------------------------------------------------------
 
@@ -292,11 +349,21 @@ class Objects:
         Raises:
             ConfigurationError: It does not, and others may write.
         """
-        if self._quotes is not None:
+        if self._is_probed():
             return
         with self._probing:
-            if self._quotes is None:
-                self._probe()
+            for attempt in range(self._retries + 1):
+                if self._is_probed():
+                    return
+                try:
+                    self._probe()
+                except UnavailableError:
+                    if attempt == self._retries:
+                        raise
+                    self._pause(attempt)
+
+    def _is_probed(self) -> bool:
+        return self._quotes is not None
 
     def _probe(self) -> None:
         path = f"{self.probes}/{new_id()}"

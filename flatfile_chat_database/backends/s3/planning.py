@@ -13,7 +13,7 @@ import msgspec
 
 from ... import codec
 from ...config import StorageConfig
-from ...layout import Layout, Shape
+from ...errors import StorageLimitExceeded
 from .. import rules
 from ..changes import (
     ABSENT,
@@ -31,10 +31,10 @@ from ..changes import (
     Require,
     Truncate,
 )
-from .appending import Appender
+from .appending import Tail
 from .composing import Composer
 from .contents import Contents, Log
-from .forms import Head, Manifest, Part, write_head
+from .forms import Head, Manifest, Part, hash_of, write_head
 
 
 class Adopt(msgspec.Struct, frozen=True):
@@ -50,18 +50,14 @@ class Mend(msgspec.Struct, frozen=True):
     key: str
 
 
-class Step(msgspec.Struct, omit_defaults=True):
+class Step(msgspec.Struct, frozen=True):
     """What is to be done at one key."""
 
     key: str
-    before: bytes | None
-    """The head that was looked at."""
-    after: bytes | None = None
-    """The head that replaces it; None removes it."""
-    lines: list[bytes] | None = None
-    """Lines to append instead."""
-    is_moved: bool = False
-    """What was here goes on elsewhere, so nothing must come in between."""
+    head: Head | None
+    """The head that was looked at, which is to be replaced, whether or not it stands for something."""
+    after: bytes | None
+    """The head that replaces it; None stands for nothing."""
 
 
 class Standing:
@@ -72,14 +68,13 @@ class Standing:
         self.head = head
         """The head that is there now."""
         self.kind = "same"
-        """Or "added", "bytes", "log", "taken", "gone": what became of it."""
+        """Or "bytes", "log", "taken", "gone": what became of it."""
         self.data = b""
-        """The new bytes, or the lines that were added."""
+        """The new bytes."""
         self.kept: list[Part] = []
         """Parts that come before the new bytes of a log."""
         self.origin: Standing | None = None
         """Where what was taken comes from."""
-        self.is_moved = False
         self.must_be_still = False
         """Nothing must be appended between looking and replacing."""
 
@@ -87,26 +82,24 @@ class Standing:
     def is_there(self) -> bool:
         """Whether there is anything."""
         if self.kind == "same":
-            return self.head is not None
+            return self.head is not None and self.head.is_there
         return self.kind != "gone"
 
 
 class Plan:
     """The changes of one commit, made on a picture of the store."""
 
-    def __init__(
-        self, contents: Contents, appender: Appender, config: StorageConfig, known: dict[str, Head | None]
-    ) -> None:
+    def __init__(self, contents: Contents, config: StorageConfig, known: dict[str, Head | None]) -> None:
         """Begin with what is there; `known` are heads that need not be looked at again, and gets those that are."""
         self._known = known
         self._contents = contents
-        self._appender = appender
         self._config = config
-        self._layout = Layout(config)
         self._standings: dict[str, Standing] = {}
         self._logs: dict[str, Log] = {}
         self._quotas: dict[str, list[str]] = {}
         self.composer = Composer(contents)
+        self.unneeded: list[Part] = []
+        """Parts that this commit was given, and has no place for."""
 
     # --- looking -------------------------------------------------------------------------------------
 
@@ -145,7 +138,7 @@ class Plan:
             case "log":
                 parts = (self._contents.part(standing.key, part) for part in standing.kept)
                 return b"".join([*parts, standing.data])
-        return (self._log(standing).content() if standing.head else b"") + standing.data
+        return self._log(standing).content() if standing.is_there else b""
 
     def _below(self, folder: str) -> list[str]:
         """Return the keys below a folder, as this commit leaves it so far."""
@@ -154,6 +147,11 @@ class Plan:
             if key.startswith(f"{folder}/"):
                 (found.add if standing.is_there else found.discard)(key)
         return sorted(found)
+
+    def _there(self, keys: Sequence[str]) -> list[str]:
+        """Return those keys at which there is something: a list may have others, which are only locked."""
+        self._get(keys)
+        return [key for key in keys if self.at(key).is_there]
 
     # --- conditions ----------------------------------------------------------------------------------
 
@@ -164,7 +162,10 @@ class Plan:
                 if not self.at(key).is_there:
                     raise rules.not_found(what, key)
             case Quota(folder):
-                rules.check_quota(change, self._contents.children(folder, folders_only=True))
+                try:
+                    rules.check_quota(change, self._contents.children(folder, folders_only=True))
+                except StorageLimitExceeded:  # some of them may be emptied, and not removed yet
+                    rules.check_quota(change, self._contents.live_folders(folder))
             case Put(key, _, expected):
                 if expected is ABSENT:
                     if self.at(key).is_there:
@@ -186,22 +187,32 @@ class Plan:
                     raise rules.exists_already(target)
 
     def _new_lines(self, change: Append) -> list[bytes]:
-        key = change.key
-        standing = self.at(key)
+        standing = self.at(change.key)
         if standing.kind == "same" and standing.head is not None and standing.head.is_log:
-            tail = self._appender.tail(key)
-            if tail is not None:
-                lines = rules.new_lines(change, lambda record_id: self._appender.find(key, tail, record_id))
-                rules.check_maximum(change, tail.records, lines)
-                return lines
-        before = rules.good_lines(key, rules.mended(self.content(standing))[0])
+            log = self._log(standing)
+            tail = Tail(self._contents, log)
+
+            def find(record_id: str) -> bytes | None:
+                found = log.find(record_id) if hash_of(record_id) in tail.ids else None
+                return None if found is None else found[1]
+
+            lines = rules.new_lines(change, find)
+            rules.check_maximum(change, tail.records, lines)
+            return lines
+        before = rules.good_lines(change.key, rules.mended(self.content(standing))[0])
         lines = rules.new_lines(change, {codec.written_id(line): line for line in reversed(before)}.get)
         rules.check_maximum(change, len(before), lines)
         return lines
 
     def _cut(self, standing: Standing, count: int | None) -> tuple[bytes, list[bytes]] | None:
         """Cut the newest records of a log off; None unless they are all behind its parts."""
-        if count is None or standing.kind != "same" or standing.head is None or not standing.head.parts:
+        if (
+            count is None
+            or standing.kind != "same"
+            or standing.head is None
+            or not standing.head.parts
+            or not self._log(standing).is_indexed
+        ):
             return None
         log = self._log(standing)
         if not log.head.is_log or log.count() - log.recent_first < count:
@@ -221,6 +232,7 @@ class Plan:
             case Adopt(key, part):
                 standing = self.at(key)
                 if standing.is_there:
+                    self.unneeded.append(part)
                     return False
                 head = Head("", write_head(Manifest("bytes", parts=[part]), b""), None, b"")
                 standing.kind, standing.origin = "taken", Standing(key, head)
@@ -247,8 +259,7 @@ class Plan:
             case Move(source, target):
                 return self._move(source, target)
             case RemoveTree(folder):
-                keys = self._below(folder)
-                self._get(keys)
+                keys = self._there(self._below(folder))
                 for key in keys:
                     standing = self.at(key)
                     standing.kind, standing.data = "gone", b""
@@ -257,7 +268,8 @@ class Plan:
 
     def _get(self, keys: Sequence[str]) -> None:
         wanted = [key for key in keys if key not in self._known]
-        for key, head in zip(wanted, self._contents.objects.together(self._contents.head, wanted), strict=True):
+        settled = self._contents.objects.together(self._contents.locks.settled, wanted)
+        for key, head in zip(wanted, settled, strict=True):
             self._known[key] = head
         for key in keys:
             if key not in self._standings:
@@ -266,16 +278,14 @@ class Plan:
     def _append(self, change: Append) -> int:
         standing = self.at(change.key)
         if standing.kind == "same" and standing.head is not None and standing.head.is_log:
-            lines = self._new_lines(change)
+            lines, log = self._new_lines(change), self._log(standing)
             if lines:
-                standing.kind, standing.data = "added", b"".join(lines)
+                self._rewrite(standing, log.recent + b"".join(lines), log.head.parts)
             return len(lines)
         content = self._set_half_aside(standing, self.content(standing))
         before = {codec.written_id(line): line for line in reversed(rules.good_lines(change.key, content))}
         lines = rules.new_lines(change, before.get)
-        if lines and standing.kind == "added":
-            standing.data += b"".join(lines)
-        elif lines:
+        if lines:
             self._rewrite(standing, content + b"".join(lines))
         return len(lines)
 
@@ -308,19 +318,19 @@ class Plan:
         return dropped
 
     def _move(self, source: str, target: str) -> bool:
-        keys = self._below(source) + [source] * self.at(source).is_there
-        self._get([*keys, *(target + key[len(source) :] for key in keys)])
+        keys = self._there([*self._below(source), source])
+        self._get([target + key[len(source) :] for key in keys])
         for key in keys:
             old, new = self.at(key), self.at(target + key[len(source) :])
             if old.kind == "same" and old.head is not None:
                 new.kind, new.origin = "taken", Standing(key, old.head)
-                old.must_be_still = old.is_moved = True
+                old.must_be_still = True
             elif old.kind == "taken":
                 new.kind, new.origin = "taken", old.origin
             else:
                 new.kind, new.data = "bytes", self.content(old)
                 new.kept, new.origin = [], None
-                old.must_be_still = old.is_moved = old.head is not None
+                old.must_be_still = True
             old.kind, old.data = "gone", b""
         return bool(keys)
 
@@ -334,28 +344,16 @@ class Plan:
             if standing.must_be_still and standing.head is not None and standing.head.is_log
         ]
 
-    def steps(self) -> list[tuple[Step, Head | None]]:
-        """Return what is to be done, with the head that each step replaces; the appends last."""
-        first: list[tuple[Step, Head | None]] = []
-        last: list[tuple[Step, Head | None]] = []
+    def steps(self) -> list[Step]:
+        """Return what is to be done."""
+        found = []
         for key, standing in self._standings.items():
-            head = standing.head
-            before = head.raw if head is not None else None
-            match standing.kind:
-                case "same":
-                    continue
-                case "added":
-                    lines = [line + b"\n" for line in standing.data.split(b"\n")[:-1]]
-                    last.append((Step(key, before, lines=lines), head))
-                    continue
-                case "gone":
-                    after = None
-                case _:
-                    after = self._head(standing)
-            if before is None and after is None:
+            if standing.kind == "same":
                 continue
-            first.append((Step(key, before, after, is_moved=standing.is_moved and after is None), head))
-        return first + last
+            after = None if standing.kind == "gone" else self._head(standing)
+            if after is not None or (standing.head is not None and standing.head.is_there):
+                found.append(Step(key, standing.head, after))
+        return found
 
     def _head(self, standing: Standing) -> bytes:
         key = standing.key
@@ -366,10 +364,12 @@ class Plan:
                 if not origin.head.is_log:
                     return origin.head.raw
                 log = self._log(origin)
-                return self.composer.log(key, log.recent, log.head.parts)
+                return self.composer.log(key, log.recent, log.head.parts, puts=log.puts)
             case "log":
-                return self.composer.log(key, standing.data, standing.kept)
+                return self.composer.log(key, standing.data, standing.kept, puts=self._puts(standing))
             case _:
-                place = self._layout.parse(key)
-                is_large_log = place is not None and place.entry.shape is Shape.LOG and len(standing.data) > 1 << 17
-                return self.composer.any(key, standing.data, is_log=is_large_log)
+                return self.composer.any(key, standing.data)
+
+    def _puts(self, standing: Standing) -> list[str]:
+        """Return the ids of the puts that are in a log that is made anew."""
+        return self._log(standing).puts if standing.head is not None and standing.head.is_log else []

@@ -1,0 +1,199 @@
+"""Commits of several keys, decided by one object, and what stands at a key meanwhile.
+
+A commit begins with its *intent*, an object that says "prepared". Then the head of each of its keys is replaced by one
+that is locked: it holds the old head, the new one, and the name of the intent. When all are locked the intent is
+replaced by one that says "done"; that is the commit. Whoever meets a locked head asks its intent: once it says "done"
+the new head counts, before that, and if it says "undone", the old one. So nothing is half done for anybody, and whoever
+comes later finishes it. An intent that says "prepared" for too long is of a process that died: whoever has to write
+there replaces it by one that says "undone". No clock but one's own is asked.
+
+What is removed is replaced by a head that stands for nothing, which goes itself a little later.
+"""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from typing import Literal
+
+import msgspec
+
+from ...errors import IntegrityError, UnavailableError
+from ...models import new_id
+from .forms import GONE, Head, Manifest, Places, going, locked, read_head
+from .objects import Objects
+
+_TURNS = 40
+_PATIENCE_SECONDS = 5.0
+"""So long a commit may be prepared, or a removal under way, before somebody else ends it."""
+_PAUSE_SECONDS = 0.02
+
+State = Literal["prepared", "done", "undone"]
+
+
+class Intent(msgspec.Struct):
+    """What is decided of a commit, and the keys that it locks."""
+
+    state: State
+    keys: list[str]
+
+
+_decoder = msgspec.json.Decoder(Intent)
+_encoder = msgspec.json.Encoder()
+
+
+class Locks:
+    """Looks at the objects at keys, and through those that are locked. Its methods block."""
+
+    def __init__(self, objects: Objects, places: Places) -> None:
+        self._objects = objects
+        self._places = places
+
+    # --- looking -------------------------------------------------------------------------------------
+
+    def at(self, key: str) -> Head | None:
+        """Return what stands at a key now; it may stand for nothing, or be locked, but is never the lock itself."""
+        before = None
+        for _ in range(_TURNS):
+            found = self._objects.get(key)
+            if found is None:
+                return None
+            head = read_head(key, found.data, found.etag)
+            if head.manifest is None or head.manifest.chatdb != "locked":
+                return head
+            intent = self.intent(head.manifest.intent)
+            if intent is None and found.etag != before:
+                before = found.etag  # it is ended: either the head is replaced by now, or it came too late
+                continue
+            return _through(key, head, head.manifest, intent is not None and intent[0].state == "done")
+        raise UnavailableError(f"{key} is changed faster than it can be read.", key=key, hint="Retry.")
+
+    def settled(self, key: str) -> Head | None:
+        """Return what stands at a key once it may be replaced; end what others do there, if they do not.
+
+        Raises:
+            UnavailableError: It is locked again and again.
+        """
+        began: dict[str, float] = {}
+        for _ in range(_TURNS * 20):
+            found = self._objects.get(key)
+            if found is None:
+                return None
+            head = read_head(key, found.data, found.etag)
+            manifest = head.manifest
+            if manifest is None or manifest.chatdb not in ("gone", "locked") or found.data == GONE:
+                return head
+            waited = time.monotonic() - began.setdefault(found.etag, time.monotonic())
+            if manifest.chatdb == "gone":  # somebody is about to remove it, or died at that
+                if waited > 2 * _PATIENCE_SECONDS:
+                    self._objects.replace(key, GONE, found.etag)
+            elif (intent := self.intent(manifest.intent)) is None:
+                if waited:  # it was looked at twice
+                    self._roll(key, head, manifest, is_done=False)
+                    continue
+            elif intent[0].state != "prepared":
+                self._roll(key, head, manifest, is_done=intent[0].state == "done")
+                continue
+            elif waited > _PATIENCE_SECONDS:
+                self.decide(manifest.intent, intent[0], intent[1], "undone")
+                continue
+            time.sleep(_PAUSE_SECONDS)
+        raise UnavailableError(f"{key} is locked by other commits all the time.", key=key, hint="Retry.")
+
+    def _roll(self, key: str, head: Head, manifest: Manifest, *, is_done: bool) -> bool:
+        """Replace a locked head by what counts; return False if somebody else has."""
+        raw = manifest.new if is_done else manifest.old
+        return self._objects.replace(key, GONE if raw is None else raw, head.etag) is not None
+
+    # --- intents -------------------------------------------------------------------------------------
+
+    def _path(self, name: str) -> str:
+        return f"{self._places.intents}/{name}"
+
+    def intent(self, name: str) -> tuple[Intent, str] | None:
+        """Return an intent and its ETag; None if there is none.
+
+        Raises:
+            IntegrityError: It is damaged.
+        """
+        found = self._objects.get(self._path(name))
+        if found is None:
+            return None
+        try:
+            return _decoder.decode(found.data), found.etag
+        except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
+            path = self._path(name)
+            raise IntegrityError(f"The intent {path} is damaged.", key=path, hint="Remove it by hand.") from None
+
+    def begin(self, keys: Sequence[str]) -> tuple[str, Intent, str]:
+        """Write a new intent; return its name, itself, and its ETag."""
+        name, intent = new_id(), Intent("prepared", list(keys))
+        etag = self._objects.create(self._path(name), _encoder.encode(intent))
+        if etag is None:
+            raise UnavailableError(f"{self._path(name)} is there already.", hint="Retry.")
+        return name, intent, etag
+
+    def lock(self, key: str, name: str, head: Head | None, new: bytes | None) -> str | None:
+        """Lock a key whose head was looked at; return the ETag of the lock, None if somebody else was there."""
+        if head is None:
+            return self._objects.create(key, locked(name, None, new))
+        old = head.raw if head.is_there else None
+        return self._objects.replace(key, locked(name, old, new), head.etag)
+
+    def decide(self, name: str, intent: Intent, etag: str, state: State) -> bool:
+        """Say what becomes of a commit; return False if somebody else has said it."""
+        return self._objects.replace(self._path(name), _encoder.encode(Intent(state, intent.keys)), etag) is not None
+
+    def unlock(self, key: str, name: str, *, is_done: bool) -> None:
+        """Put what counts in the place of a key's lock, if it is still there."""
+        found = self._objects.get(key)
+        if found is None:
+            return
+        head = read_head(key, found.data, found.etag)
+        if head.manifest is not None and head.manifest.chatdb == "locked" and head.manifest.intent == name:
+            self._roll(key, head, head.manifest, is_done=is_done)
+
+    def end(self, name: str, keys: Sequence[str], *, is_done: bool) -> None:
+        """Unlock all keys of a commit that is decided, and remove its intent."""
+        self._objects.together(lambda key: self.unlock(key, name, is_done=is_done), keys)
+        self._objects.delete([self._path(name)])
+
+    def names(self) -> list[str]:
+        """Return the names of all intents."""
+        found = (each for run in self._objects.listed(self._places.intents) for each in run)
+        return [each.path.rpartition("/")[2] for each in found]
+
+    def finish(self, name: str) -> bool:
+        """End a commit that is decided; return False if it is not, or ended already."""
+        found = self.intent(name)
+        if found is None or found[0].state == "prepared":
+            return False
+        self.end(name, found[0].keys, is_done=found[0].state == "done")
+        return True
+
+    def give_up(self, name: str) -> bool:
+        """End a commit whose process has died, whatever it had done."""
+        found = self.intent(name)
+        if found is not None and found[0].state == "prepared":
+            self.decide(name, found[0], found[1], "undone")
+        return self.finish(name)
+
+    # --- what is gone --------------------------------------------------------------------------------
+
+    def bury(self, key: str) -> None:
+        """Remove a head that stands for nothing."""
+        found = self._objects.get(key)
+        if found is None or found.data != GONE:
+            return
+        began = time.monotonic()
+        # Nobody creates anything here before it is gone, unless this takes long: then it is left where it is.
+        is_mine = self._objects.replace(key, going(new_id()), found.etag) is not None
+        if is_mine and time.monotonic() - began < _PATIENCE_SECONDS / 2:
+            self._objects.delete_once(key)
+
+
+def _through(key: str, lock: Head, manifest: Manifest, is_done: bool) -> Head:
+    """Return the head that counts behind a lock; its ETag is that of the lock, which is what may be replaced."""
+    raw = manifest.new if is_done else manifest.old
+    head = read_head(key, GONE if raw is None else raw, lock.etag)
+    return Head(lock.etag, head.raw, head.manifest, head.rest, is_locked=True)
