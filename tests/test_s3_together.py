@@ -472,11 +472,11 @@ async def test_what_is_made_where_something_was_just_moved_away_stays(monkeypatc
         await a.write("k", b"1")
         await a.commit([Move("k", "t")])
         Meeting(monkeypatch, a, "replace", "k").then(lambda: b.commit([Put("k", b"2", ABSENT)]))
-        await asyncio.to_thread(lambda: a._garbage.remove(now=True))
+        await asyncio.to_thread(a._garbage.empty)
         assert await b.read("k") == b"2"
         await a.delete("k")
         going = Meeting(monkeypatch, a, "delete_once", "k").then(lambda: _soon(b.commit([Put("k", b"3", ABSENT)])))
-        await asyncio.to_thread(lambda: a._garbage.remove(now=True))
+        await asyncio.to_thread(a._garbage.empty)
         for task in _tasks:
             await task
         assert going.happened and await b.read_many(["k", "t"]) == [b"3", b"1"]
@@ -488,6 +488,46 @@ _tasks: list["asyncio.Future[Any]"] = []
 async def _soon(work: Awaitable[Any]) -> None:
     _tasks[:] = [asyncio.ensure_future(work)]
     await asyncio.sleep(0.05)
+
+
+DELETIONS: dict[str, Change] = {"move": Move("users/ann/chat", "trash/1"), "remove": RemoveTree("users/ann/chat")}
+
+
+@pytest.mark.parametrize("how", DELETIONS)
+@pytest.mark.parametrize("words", ["/intents/", OWNER.key, LOG])
+@pytest.mark.parametrize("method", ["create", "replace"])
+async def test_nothing_is_made_in_a_session_that_is_deleted_meanwhile(
+    monkeypatch: pytest.MonkeyPatch, how: str, words: str, method: str
+) -> None:
+    makes: dict[str, list[Change]] = {
+        "the first message": [OWNER, Append("users/ann/chat/messages.jsonl", lines(1))],
+        "a document": [OWNER, Put("users/ann/chat/new.json", b"x")],
+        "two documents": [OWNER, Put("users/ann/chat/new.json", b"x"), Put("users/ann/chat/two.json", b"x")],
+    }
+    for what, changes in makes.items():
+        async with nodes(2) as (a, b):
+            await a.commit([Put(OWNER.key, b"{}"), Put("users/ann/chat/more.json", b"{}")])
+            answers: list[object] = []
+
+            async def meet(b: S3Backend = b, changes: list[Change] = changes, answers: list[object] = answers) -> None:
+                task = asyncio.ensure_future(b.commit(changes))
+                await asyncio.wait([task], timeout=0.05)  # it may have to wait for the end of the other one
+                answers.append(task)
+
+            with monkeypatch.context() as patches:
+                meeting = Meeting(patches, a, method, words).then(meet)
+                deleted = await asyncio.gather(a.commit([OWNER, DELETIONS[how]]), return_exceptions=True)
+                results = await asyncio.gather(*answers, return_exceptions=True)  # type: ignore[call-overload]
+            left = await a.list_keys("users/")
+            if isinstance(deleted[0], BaseException):
+                assert isinstance(deleted[0], StorageError)
+            elif meeting.happened:
+                assert left == [], (what, results)
+                moved = await a.list_keys("trash/")
+                is_made = not isinstance(results[0], BaseException)
+                assert is_made == any(key.endswith(("messages.jsonl", "new.json")) for key in moved) or how == "remove"
+            await a.commit([RemoveTree("users"), RemoveTree("trash")])
+            await _whole(a)
 
 
 async def test_conditions_of_an_append_in_a_commit_are_those_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -690,7 +730,7 @@ async def test_a_part_that_goes_while_it_is_read_is_told(monkeypatch: pytest.Mon
         stream = a.read_blob("doc")
         assert await anext(stream)
         await a.delete("doc")
-        await asyncio.to_thread(lambda: a._garbage.remove(now=True))
+        await asyncio.to_thread(a._garbage.empty)
         with pytest.raises(UnavailableError, match="while it was read"):
             await all_of(stream)
 

@@ -108,7 +108,7 @@ class S3Backend(ThreadedBackend):
         with suppress(StorageError):  # `verify` finds what is left, and the next one who writes folds
             while self._appender.fold_one():
                 pass
-        self._garbage.remove(now=True)
+        self._garbage.empty()
 
     # --- reading -------------------------------------------------------------------------------------
 

@@ -25,7 +25,7 @@ from ..changes import Append, Require
 from ..writer import Job
 from .composing import KEPT_BYTES, KEPT_RECORDS, Composer, Garbage, folded, newest_lines, parts_of
 from .contents import Contents, Log
-from .forms import Head, Lines, Segment, hash_of, look_at, read_head, read_segment, seal, write_segment
+from .forms import GONE, Head, Lines, Segment, hash_of, look_at, read_head, read_segment, seal, write_segment
 
 logger = logging.getLogger("flatfile_chat_database")
 
@@ -200,6 +200,8 @@ class Appender:
             if tail is None:
                 if self._begin(key, asks):
                     return
+            elif tail.head.is_locked:
+                self._contents.locks.settled(key)
             elif tail.is_sealed:
                 self._reopen(key)
             elif self._go_on(key, tail, asks):
@@ -275,7 +277,18 @@ class Appender:
         else:
             etag = self._objects.replace(key, raw, head.etag)
         self._garbage.later(composer.made if etag is None else parts_of(head).values())
-        return etag is not None
+        if etag is None:
+            return False
+        if (head is None or not head.is_there) and not self._are_there(asks):
+            self._objects.replace(key, GONE, etag)  # whoever removed them did not know of it
+            return False
+        return True
+
+    def _are_there(self, asks: Sequence[Ask]) -> bool:
+        """Tell whether all that the callers require is there still, and nobody is about to remove it."""
+        keys = sorted({require.key for ask in asks for require in ask.requires})
+        heads = self._objects.together(self._contents.locks.settled, keys)
+        return all(head is not None and head.is_there for head in heads)
 
     def _go_on(self, key: str, tail: Tail, asks: Sequence[Ask]) -> bool:
         lines = self._decide(key, asks, None, tail)
@@ -351,7 +364,9 @@ class Appender:
             return False
         if manifest.through >= number:
             return False
-        tail.head, tail.through = head, manifest.through
+        if not head.is_locked:  # a lock stays the same when what it stands for is decided
+            tail.head = head
+        tail.through = manifest.through
         return True
 
     def _was_taken_in(self, key: str, tail: Tail, put: str) -> bool:

@@ -80,7 +80,7 @@ class Committer:
                 if len(steps) > _LOCKED_AT_ONCE and _only_removes(changes, steps):
                     self._remove(steps)
                 elif steps:
-                    self._do(steps)
+                    self._do(steps, plan)
                 self._clean(steps)
             except (Changed, Stale) as reason:
                 self._known.clear()
@@ -115,14 +115,26 @@ class Committer:
 
     # --- steps ---------------------------------------------------------------------------------------
 
-    def _do(self, steps: Sequence[Step]) -> None:
+    def _do(self, steps: Sequence[Step], plan: Plan) -> None:
         for step in steps:
             self._known.pop(step.key, None)
             self._appender.forget(step.key)
         if len(steps) == 1:
-            self._step(steps[0])
+            self._step(steps[0], plan)
         else:
-            self._do_together(steps)
+            self._do_together(steps, plan)
+
+    def _holds(self, steps: Sequence[Step], plan: Plan) -> bool:
+        """Tell whether what is required is there still, and nothing new is in folders that are emptied.
+
+        Asked once the keys are locked, or made: whoever empties a folder has then met the new key in it, or is met here
+        by his lock.
+        """
+        own = {step.key for step in steps}
+        heads = self._objects.together(self._locks.settled, sorted(plan.required - own))
+        if not all(head is not None and head.is_there for head in heads):
+            return False
+        return all(set(self._contents.keys(f"{folder}/")) <= own for folder in plan.trees)
 
     def _have_parts(self, steps: Sequence[Step]) -> bool:
         """Put large objects, which only others put there, into parts, for a lock holds the whole head; tell of any."""
@@ -134,7 +146,7 @@ class Committer:
                 self._garbage.later(composer.made)
         return bool(large)
 
-    def _step(self, step: Step) -> None:
+    def _step(self, step: Step, plan: Plan) -> None:
         after = GONE if step.after is None else step.after
         if step.head is None:
             etag = self._objects.create(step.key, after)
@@ -142,13 +154,18 @@ class Committer:
             etag = self._objects.replace(step.key, after, step.head.etag)
         if etag is None:
             raise Changed
+        is_new = step.head is None or not step.head.is_there
+        if is_new and not self._holds([step], plan):
+            self._objects.replace(step.key, GONE, etag)
+            raise Changed
 
-    def _do_together(self, steps: Sequence[Step]) -> None:
+    def _do_together(self, steps: Sequence[Step], plan: Plan) -> None:
         keys = [step.key for step in steps]
         name, intent, etag = self._locks.begin(keys)
         failures = self._objects.together(lambda step: self._lock(step, name), steps)
         try:
-            is_done = not any(failures) and self._locks.decide(name, intent, etag, "done")
+            is_done = not any(failures) and self._holds(steps, plan)
+            is_done = is_done and self._locks.decide(name, intent, etag, "done")
         except DurabilityError:
             raise
         except StorageError as error:
@@ -193,8 +210,10 @@ class Committer:
         for step in steps:
             self._known.pop(step.key, None)
             self._appender.forget(step.key)
+        logs = [step for step in steps if step.head is not None and step.head.is_log]
         try:
-            self._objects.together(remove, steps)
+            self._objects.together(remove, [step for step in steps if step not in logs])
+            self._objects.together(remove, logs)  # who finds a log gone that he appends to looks for its owner
         except UnavailableError as error:
             raise DurabilityError(f"{error.message} Some of it may be removed.", hint="Remove it again.") from None
 

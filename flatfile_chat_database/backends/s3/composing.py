@@ -26,6 +26,9 @@ _JOINED_BYTES = 1 << 20
 """A smaller last part is made anew with what comes behind it."""
 PLAIN_BYTES = 256 << 10
 """More bytes than these are not kept in the head of what is no log."""
+_BURIED_AT_ONCE = 32
+_LAST = 64
+"""So many things are removed when the store is closed; `verify` removes others."""
 _LINGER_SECONDS = 60
 """So long a part that nothing needs any more stays, for whoever is reading it."""
 
@@ -50,8 +53,9 @@ class Garbage:
 
     def bury(self, keys: Sequence[str]) -> None:
         """Remove what stands at keys from which something was removed, but not yet."""
-        if keys:
-            self._add(lambda: self._bury(keys))
+        for start in range(0, len(keys), _BURIED_AT_ONCE):
+            some = list(keys[start : start + _BURIED_AT_ONCE])
+            self._add(lambda some=some: self._bury(some))  # type: ignore[misc]
 
     def _drop(self, generation: str) -> None:
         objects = self._contents.objects
@@ -65,20 +69,32 @@ class Garbage:
         with self._lock:
             self._waiting.append((time.monotonic() + _LINGER_SECONDS, work))
 
-    def remove(self, *, now: bool = False) -> float | None:
-        """Remove what has waited long enough, or all; return in how many seconds there is more."""
-        while True:
+    def remove(self) -> float | None:
+        """Remove one thing that has waited long enough; return in how many seconds there is more."""
+        with self._lock:
+            if not self._waiting:
+                return None
+            more = self._waiting[0][0] - time.monotonic()
+            if more > 0:
+                return more
+            _, work = self._waiting.popleft()
+        self._do(work)
+        return 0.0
+
+    def empty(self) -> None:
+        """Remove what waits, however short it has, unless there is very much."""
+        for _ in range(_LAST):
             with self._lock:
                 if not self._waiting:
-                    return None
-                more = self._waiting[0][0] - time.monotonic()
-                if more > 0 and not now:
-                    return more
+                    return
                 _, work = self._waiting.popleft()
-            try:
-                work()
-            except StorageError as error:  # `verify` finds what is left
-                logger.warning("%s: what is not needed any more is still there: %s", self._contents.objects.name, error)
+            self._do(work)
+
+    def _do(self, work: Callable[[], None]) -> None:
+        try:
+            work()
+        except StorageError as error:  # `verify` finds what is left
+            logger.warning("%s: what is not needed any more is still there: %s", self._contents.objects.name, error)
 
 
 class Composer:

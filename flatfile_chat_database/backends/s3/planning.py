@@ -98,6 +98,10 @@ class Plan:
         self._logs: dict[str, Log] = {}
         self._quotas: dict[str, list[str]] = {}
         self.composer = Composer(contents)
+        self.trees: dict[str, set[str]] = {}
+        """Folders that are emptied, with the keys in them."""
+        self.required: set[str] = set()
+        """Keys at which there must be something."""
         self.unneeded: list[Part] = []
         """Parts that this commit was given, and has no place for."""
 
@@ -159,6 +163,7 @@ class Plan:
         """Raise the error of a condition that does not hold; before any change is made."""
         match change:
             case Require(key, what):
+                self.required.add(key)
                 if not self.at(key).is_there:
                     raise rules.not_found(what, key)
             case Quota(folder):
@@ -260,6 +265,7 @@ class Plan:
                 return self._move(source, target)
             case RemoveTree(folder):
                 keys = self._there(self._below(folder))
+                self.trees[folder] = set(keys)
                 for key in keys:
                     standing = self.at(key)
                     standing.kind, standing.data = "gone", b""
@@ -319,6 +325,7 @@ class Plan:
 
     def _move(self, source: str, target: str) -> bool:
         keys = self._there([*self._below(source), source])
+        self.trees[source] = set(keys)
         self._get([target + key[len(source) :] for key in keys])
         for key in keys:
             old, new = self.at(key), self.at(target + key[len(source) :])

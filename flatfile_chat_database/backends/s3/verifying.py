@@ -161,5 +161,6 @@ class Verifier:
     def _bury(self, limit: datetime) -> None:
         """Remove heads that have stood for nothing for long."""
         for run in list(self._objects.listed("")):
-            gone = [each.path for each in run if each.modified < limit and self._contents.is_gone(each)]
+            old = (each for each in run if each.modified < limit and not self._places.is_own(each.path))
+            gone = [each.path for each in old if self._contents.is_gone(each)]
             self._objects.together(self._contents.locks.bury, gone)
