@@ -168,7 +168,7 @@ def test_every_kind_has_a_sample() -> None:
         "damaged-database",  # tests/test_sqlite_faults.py
         "leftover",  # tests/test_sqlite.py
         "damaged-object",  # tests/test_s3.py
-        "unfinished-commit",  # tests/test_s3.py
+        "unfinished-commit",  # tests/test_s3_together.py
     }
 
 

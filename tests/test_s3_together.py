@@ -394,6 +394,29 @@ async def test_a_commit_that_loses_any_answer_is_there_or_not(monkeypatch: pytes
     assert at > 10
 
 
+async def test_a_commit_that_nobody_ends_is_told_and_given_up_when_it_is_old(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with nodes(2) as (a, b):
+        await _fill(a)
+
+        def die(*arguments: Any) -> bool:
+            raise Died
+
+        with monkeypatch.context() as patches:
+            patches.setattr(locking.Locks, "decide", die)
+            with pytest.raises(DurabilityError):
+                await a.commit(CHANGES)
+        found = await b.verify(fix=True)
+        assert [(problem.kind, problem.fixed, problem.harmless) for problem in found] == [
+            ("unfinished-commit", False, True)
+        ]
+        assert await _contents(b) == BEFORE
+        monkeypatch.setattr(verifying, "_ABANDONED", timedelta(seconds=-60))
+        assert ("unfinished-commit", True) in [(problem.kind, problem.fixed) for problem in await b.verify(fix=True)]
+        assert await b.verify() == []
+        assert await _contents(b) == BEFORE
+        assert await b.list_keys("") == sorted(BEFORE)
+
+
 async def test_opening_a_store_leaves_commits_that_are_under_way_alone(monkeypatch: pytest.MonkeyPatch) -> None:
     async with nodes(1) as (a,):
         await a.commit([Put("a", b"1"), Put("b", b"1")])
@@ -722,6 +745,34 @@ async def test_logs_that_somebody_else_wrote_are_read_whatever_their_size() -> N
         await a.commit([Put("lines of no log", (b"x" * 9999 + b"\n") * 40)])
         assert await a.read_log("lines of no log") == []
         await _whole(a)
+
+
+async def test_a_record_is_changed_where_it_is_and_the_other_parts_stay(bucket: MemoryStore) -> None:
+    written = [line(f"m{number}", "x" * 900) for number in range(12_000)]
+    async with nodes(2) as (a, b):
+        for start in range(0, 12_000, 3000):
+            await a.commit([Append(LOG, tuple(written[start : start + 3000]))])
+        await asyncio.to_thread(a._appender.fold, LOG)
+        await a.commit([Append(LOG, (line("tail"),))])
+        written.append(line("tail"))
+        for number in (0, 5000, 11_800, 11_950, 12_000):
+            before, sent = set(paths(bucket)), a.statistics()["bytes_out"]
+            name = ids([written[number]])[0]
+            new = line(str(name), f"changed {number}")
+            assert await a.commit([Edit(LOG, str(name), written[number], new)]) == [None]
+            written[number] = new
+            assert a.statistics()["bytes_out"] - sent < 5 << 20
+            assert len([path for path in set(paths(bucket)) - before if "/parts/" in path]) <= 2
+        await a.commit([Edit(LOG, "m7", written[7], None)])
+        del written[7]
+        assert await b.read_log(LOG, strict=True) == bare(written)
+        assert await b.read_log(LOG, 5990, 6010) == bare(written[5990:6010])
+        assert await b.find_record(LOG, "m9000") == (8999, written[8999][:-1])
+        with pytest.raises(ConflictError):
+            await a.commit([Edit(LOG, "m9", line("m9", "as it was not"), None)])
+        with pytest.raises(NotFoundError):
+            await a.commit([Edit(LOG, "m7", line("m7"), None)])
+        await _whole(b)
 
 
 async def test_a_part_that_goes_while_it_is_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:

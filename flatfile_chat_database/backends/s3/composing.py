@@ -136,8 +136,12 @@ class Composer:
         if older:
             if parts and parts[-1].index and parts[-1].size + len(older) <= _JOINED_BYTES:
                 older = self._contents.part(key, parts.pop()) + older
-            parts += self._contents.objects.together(self._put_lines, cut(older, PART_BYTES))
+            parts += self.parts(older)
         return write_head(Manifest("log", generation or new_id(), parts, through, list(puts)), rest)
+
+    def parts(self, data: bytes) -> list[Part]:
+        """Put whole lines into parts."""
+        return self._contents.objects.together(self._put_lines, cut(data, PART_BYTES))
 
     def any(self, key: str, data: bytes) -> bytes:
         """Return a head for bytes, which may be a log."""

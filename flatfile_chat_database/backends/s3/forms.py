@@ -43,6 +43,8 @@ class Part(msgspec.Struct, array_like=True, frozen=True):
     """Bytes of the index behind them; 0 if there is none, as for what is no log."""
     digest: str = ""
     """Of the bytes, as far as it is known."""
+    is_whole: bool = False
+    """Whether it is known that every line is a record or blank."""
 
 
 class Manifest(msgspec.Struct, omit_defaults=True):
@@ -284,19 +286,22 @@ class Lines(msgspec.Struct):
     records: int
     offsets: list[int]
     hashes: array[int]
+    is_whole: bool
 
 
 def look_at(data: bytes) -> Lines:
     """Look at whole lines of a log."""
-    offsets, hashes, offset = [], array("Q"), 0
+    offsets, hashes, offset, is_whole = [], array("Q"), 0, True
     for line in data.split(b"\n")[:-1]:
         record_id = codec.line_id(line)
         if record_id is not None:
             if len(hashes) % INDEXED_EVERY == 0:
                 offsets.append(offset)
             hashes.append(hash_of(record_id))
+        elif line.strip():
+            is_whole = False
         offset += len(line) + 1
-    return Lines(len(hashes), offsets, hashes)
+    return Lines(len(hashes), offsets, hashes, is_whole)
 
 
 def write_part(name: str, data: bytes) -> tuple[Part, bytes]:
@@ -304,7 +309,7 @@ def write_part(name: str, data: bytes) -> tuple[Part, bytes]:
     found = look_at(data)
     ids = base64.b85encode(_little(found.hashes[:]).tobytes()).decode()
     index = _encoder.encode(Index(INDEXED_EVERY, found.offsets, ids)) + b"\n"
-    return Part(name, len(data), found.records, len(index), digest_of(data)), data + index
+    return Part(name, len(data), found.records, len(index), digest_of(data), found.is_whole), data + index
 
 
 def read_index(key: str, path: str, data: bytes) -> Index:

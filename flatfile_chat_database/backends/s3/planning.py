@@ -181,6 +181,8 @@ class Plan:
             case Append(key):
                 self._new_lines(change)
             case Edit(key):
+                if self._place_of(change) is not None:
+                    return
                 lines = rules.good_lines(key, rules.mended(self.content(self.at(key)))[0], strict=True)
                 found = next((line for line in lines if codec.written_id(line) == change.record_id), None)
                 rules.check_edit(change, found)
@@ -224,6 +226,35 @@ class Plan:
             return None
         return rules.kept_and_dropped(standing.key, log.recent, count)
 
+    def _place_of(self, change: Edit) -> tuple[int, list[bytes]] | None:
+        """Return in which part of a log a record is, and the good lines there; behind the parts is one more.
+
+        None unless every part is known to be whole, and the record is as expected: then all of the log is looked at.
+        """
+        standing = self.at(change.key)
+        head = standing.head
+        if standing.kind != "same" or head is None or not head.is_log or not head.parts:
+            return None
+        log = self._log(standing)
+        if not log.is_indexed or not all(part.is_whole for part in head.parts):
+            return None
+        found = log.find(change.record_id)
+        if found is None or found[1] != change.expected.rstrip(b"\n"):
+            return None
+        recent = rules.good_lines(change.key, log.recent, strict=True, offset=log.recent_at)
+        number, first = 0, 0
+        while number < len(head.parts) and found[0] >= first + head.parts[number].records:
+            first += head.parts[number].records
+            number += 1
+        if number == len(head.parts):
+            return number, recent
+        return number, rules.good_lines(change.key, self._contents.part(change.key, head.parts[number]))
+
+    @staticmethod
+    def _changed(lines: Sequence[bytes], change: Edit) -> list[bytes]:
+        new = (change.line if codec.written_id(old) == change.record_id else old for old in lines)
+        return [line for line in new if line is not None]
+
     # --- changes -------------------------------------------------------------------------------------
 
     def apply(self, change: Change | Adopt | Mend) -> Outcome:
@@ -253,11 +284,15 @@ class Plan:
                 standing = self.at(key)
                 self._set_half_aside(standing, self.content(standing))
                 return None
-            case Edit(key, record_id, _, line):
-                standing = self.at(key)
+            case Edit(key):
+                standing, place = self.at(key), self._place_of(change)
+                if place is not None:
+                    parts = self._log(standing).head.parts
+                    self._rewrite(standing, b"".join(self._changed(place[1], change)), parts[: place[0]], place[0])
+                    return None
                 data, half = rules.mended(self.content(standing))
-                new = [line if codec.written_id(old) == record_id else old for old in rules.good_lines(key, data)]
-                self._rewrite(standing, b"".join(kept for kept in new if kept is not None) + half)
+                new = self._changed(rules.good_lines(key, data), change)
+                self._rewrite(standing, b"".join(new) + half)
                 return None
             case Truncate(key, count):
                 return self._truncate(self.at(key), count)
@@ -305,10 +340,15 @@ class Plan:
             self._rewrite(standing, whole)
         return whole
 
-    def _rewrite(self, standing: Standing, data: bytes, kept: Sequence[Part] = ()) -> None:
+    def _rewrite(self, standing: Standing, data: bytes, kept: Sequence[Part] = (), changed: int | None = None) -> None:
         standing.must_be_still = True
         standing.kind = "log" if not data or data.endswith(b"\n") else "bytes"
         standing.data, standing.kept = data, list(kept)
+        if changed is not None and changed < len(self._log(standing).head.parts):  # what comes behind it stays
+            log = self._log(standing)
+            standing.kept += self.composer.parts(data)
+            standing.kept += log.head.parts[changed + 1 :]
+            standing.data = log.recent
 
     def _truncate(self, standing: Standing, count: int | None) -> list[bytes]:
         found = self._cut(standing, count)
