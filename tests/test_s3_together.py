@@ -4,8 +4,11 @@ What no server is needed for is shown here, in every order that matters; `test_s
 """
 
 import asyncio
+import itertools
+import random
 import socket
 import threading
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from datetime import timedelta
@@ -581,6 +584,132 @@ async def test_a_large_tree_is_removed_and_what_others_make_there_meanwhile_as_w
         await _whole(a)
     async with nodes(1) as (c,):
         assert await c.list_folders("") == []
+
+
+# --- many nodes at random ------------------------------------------------------------------------------------
+
+
+class Chaos:
+    """Requests that take their time, lose their answers, or end their node."""
+
+    def __init__(self, patches: pytest.MonkeyPatch, seed: int) -> None:
+        self.dead: set[Objects] = set()
+        self.is_over = False
+        self._dice = random.Random(seed)
+        patches.setattr(Objects, "_pause", staticmethod(lambda attempt: time.sleep(0.002)))
+        for method in ("_send", "delete", "delete_once", "get", "head"):
+            patches.setattr(Objects, method, self._mad(getattr(Objects, method), writes=method == "_send"))
+
+    def _mad(self, original: Any, *, writes: bool) -> Any:
+        def request(objects: Objects, *arguments: Any, **more: Any) -> Any:
+            number = 1.0 if self.is_over else self._dice.random()
+            if objects in self.dead:
+                raise UnavailableError("dead")
+            if number < 0.3:
+                time.sleep(0.01 * number)
+            if number < 0.001:
+                self.dead.add(objects)
+                raise UnavailableError("dead")
+            if writes and 0.3 < number < 0.31:
+                raise OSError("operation timed out")
+            made = original(objects, *arguments, **more)
+            if writes and 0.31 < number < 0.32:
+                raise OSError("operation timed out")
+            return made
+
+        return request
+
+
+class Crowd:
+    """Several nodes that append, take out, edit and move the same logs, and count in two documents at once."""
+
+    def __init__(self, seed: int) -> None:
+        self.dice = random.Random(seed)
+        self.acknowledged: set[str] = set()
+        self.unknown: set[str] = set()
+        self.taken: list[str] = []
+        self.may_be_taken = 0
+        self.counted = self.may_be_counted = 0
+        self.numbers = itertools.count()
+
+    async def work(self, chaos: Chaos) -> None:
+        """Be one node after another, as they die."""
+        for _ in range(3):
+            async with nodes(1) as (store,):
+                for _ in range(25):
+                    try:
+                        await self._step(store)
+                    except (ConflictError, NotFoundError):
+                        pass
+                    except (UnavailableError, DurabilityError):
+                        if store._objects in chaos.dead:
+                            break
+
+    async def _step(self, store: S3Backend) -> None:
+        home, away = self.dice.sample(["home", "away"], 2)
+        log, owner = f"{home}/chat/log.jsonl", Require(f"{home}/chat/owner", "It")
+        match self.dice.randrange(10):
+            case 0 | 1 | 2 | 3 | 4:
+                names = [f"n{next(self.numbers)}" for _ in range(self.dice.choice([1, 1, 3]))]
+                self.unknown |= set(names)
+                try:
+                    await store.commit([owner, Append(log, tuple(line(name) for name in names))])
+                except (NotFoundError, ConflictError):
+                    self.unknown -= set(names)
+                    raise
+                self.acknowledged |= set(names)
+            case 5:
+                self.may_be_taken += 1
+                [taken] = await store.commit([Truncate(log, 1)])
+                self.may_be_taken -= 1
+                assert isinstance(taken, list)
+                self.taken += [str(each) for each in ids([each for each in taken if isinstance(each, bytes)])]
+            case 6:
+                page = await store.read_log(log, 0, 1)
+                if page:
+                    name = str(ids(page)[0])
+                    await store.commit([Edit(log, name, page[0], line(name, f"edited {next(self.numbers)}"))])
+            case 7:
+                await store.commit([owner, Move(f"{home}/chat", f"{away}/chat")])
+            case _:
+                one, two = await store.read_many(["one", "two"])
+                assert one is not None and two is not None
+                more = str(int(one) + 1).encode()
+                self.may_be_counted += 1
+                try:
+                    await store.commit([Put("one", more, version_of(one)), Put("two", more, version_of(one))])
+                except ConflictError:
+                    self.may_be_counted -= 1
+                    raise
+                self.counted += 1
+                self.may_be_counted -= 1
+
+
+@pytest.mark.parametrize("seed", [*range(3), *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(3, 12))])
+async def test_a_crowd_loses_nothing_and_does_nothing_twice(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    monkeypatch.setattr(appending, "_FOLDED_AFTER", 4)
+    monkeypatch.setattr(composing, "KEPT_RECORDS", 3)
+    monkeypatch.setattr(composing, "_LINGER_SECONDS", 0.3)
+    async with nodes(1) as (a,):
+        await a.commit([Put("home/chat/owner", b"{}"), Put("one", b"0"), Put("two", b"0")])
+    chaos, crowd = Chaos(monkeypatch, seed), Crowd(seed)
+    await asyncio.gather(*(crowd.work(chaos) for _ in range(4)))
+    chaos.is_over = True
+    async with nodes(1) as (store,):
+        await store.verify(fix=True)
+        found = [each for side in ("home", "away") for each in ids(await store.read_log(f"{side}/chat/log.jsonl"))]
+        there = [str(each) for each in found]
+        assert len(set(there)) == len(there), "a message is there twice"
+        assert len(set(crowd.taken)) == len(crowd.taken) and not set(crowd.taken) & set(there)
+        lost = crowd.acknowledged - set(there) - set(crowd.taken)
+        assert len(lost) <= crowd.may_be_taken, f"lost: {sorted(lost)}"
+        assert set(there) | set(crowd.taken) <= crowd.unknown
+        owners = [side for side in ("home", "away") if await store.exists(f"{side}/chat/owner")]
+        assert len(owners) == 1
+        one, two = await store.read_many(["one", "two"])
+        assert one == two and crowd.counted <= int(one or 0) <= crowd.counted + crowd.may_be_counted
+        await store.commit([Put("one", b"x"), Put("two", b"x")])
+        await _whole(store)
 
 
 # --- parts, blobs and what is left over ----------------------------------------------------------------------

@@ -19,7 +19,7 @@ import msgspec
 
 from ... import codec
 from ...config import StorageConfig
-from ...errors import ConflictError, StorageError, UnavailableError
+from ...errors import ConflictError, DurabilityError, StorageError, UnavailableError
 from .. import rules
 from ..changes import Append, Require
 from ..writer import Job
@@ -77,6 +77,7 @@ class Tail:
         self.through = log.through
         self.number = log.numbers[-1] if log.numbers else log.through
         newest = log.newest
+        self.last_put = log.last_put
         self.is_sealed = log.is_sealed
         self.not_folded = 0
         """The number of the segment at which folding was tried last."""
@@ -120,6 +121,7 @@ class Tail:
             own_at=len(before),
             own_records=records,
             digest="",
+            previous=self.last_put,
         )
         return write_segment(segment, before + lines)
 
@@ -128,6 +130,7 @@ class Tail:
         for position, each in enumerate(found.hashes, start=self.records):
             self.ids.setdefault(each, position)
         self.number += 1
+        self.last_put = put
         self.records += found.records
         self.end += len(lines)
         self.window.append(([put], lines, found.records))
@@ -279,10 +282,21 @@ class Appender:
         self._garbage.later(composer.made if etag is None else parts_of(head).values())
         if etag is None:
             return False
-        if (head is None or not head.is_there) and not self._are_there(asks):
-            self._objects.replace(key, GONE, etag)  # whoever removed them did not know of it
-            return False
-        return True
+        is_new = head is None or not head.is_there
+        return not (is_new and not self._are_there(asks) and self._take_back(key, etag))
+
+    def _take_back(self, key: str, etag: str) -> bool:
+        """Remove a new log whose owner is removed by somebody who did not know of it; return False if it stays.
+
+        It does if others have gone on with it, or taken it along.
+        """
+        try:
+            head = self._contents.locks.settled(key)
+            if head is None or head.etag != etag or not self.seal(Log(self._contents, key, head)):
+                return False
+            return self._objects.replace(key, GONE, etag) is not None
+        except UnavailableError as error:
+            raise DurabilityError(f"{error.message} The outcome of the write is unknown.", hint=error.hint) from None
 
     def _are_there(self, asks: Sequence[Ask]) -> bool:
         """Tell whether all that the callers require is there still, and nobody is about to remove it."""
@@ -341,14 +355,18 @@ class Appender:
         the way is only passed.
         """
         self.forget(log.key)
-        known = log.numbers[-1] if log.numbers else log.through
+        known, previous = log.last, log.last_put
         for number in range(known + 1, known + _TURNS):
             path = self._places.segment(log.generation, number)
-            if self._objects.create(path, seal(), is_final=True) is not None:
+            if self._objects.create(path, seal(previous), is_final=True) is not None:
                 return number == known + 1
             found = self._objects.get(path)
-            if found is None or read_segment(log.key, "", found.data)[0].is_seal:
+            if found is None:
                 return False
+            segment, _ = read_segment(log.key, path, found.data)
+            if segment.is_seal:
+                return False
+            previous = segment.puts[-1]
         return False
 
     def _is_current(self, key: str, tail: Tail, number: int) -> bool:
@@ -381,17 +399,15 @@ class Appender:
                 return True
             if head.manifest.generation == tail.generation:
                 return False
-        if self._objects.head(self._places.segment(tail.generation, tail.number)) is None:
-            return False
-        number = tail.number
-        while True:
-            number += 1
-            path = self._places.segment(tail.generation, number)
-            found = self._objects.get(path)
-            if found is None:
-                return False
-            if read_segment(key, path, found.data)[0].is_seal:
+        number, last = tail.number + 1, put
+        while (found := self._objects.get(path := self._places.segment(tail.generation, number))) is not None:
+            segment, _ = read_segment(key, path, found.data)
+            if segment.previous != last:
+                return False  # this one, or that, was made under a number that was folded long ago
+            if segment.is_seal:
                 return True
+            number, last = number + 1, segment.puts[-1]
+        return False
 
     # --- folding -------------------------------------------------------------------------------------
 

@@ -155,9 +155,12 @@ class Committer:
         if etag is None:
             raise Changed
         is_new = step.head is None or not step.head.is_there
-        if is_new and not self._holds([step], plan):
-            self._objects.replace(step.key, GONE, etag)
-            raise Changed
+        try:
+            # If it cannot be taken back, somebody has met it, and changed it or taken it along.
+            if is_new and not self._holds([step], plan) and self._objects.replace(step.key, GONE, etag) is not None:
+                raise Changed
+        except UnavailableError as error:
+            raise DurabilityError(f"{error.message} The outcome of the write is unknown.", hint=error.hint) from None
 
     def _do_together(self, steps: Sequence[Step], plan: Plan) -> None:
         keys = [step.key for step in steps]

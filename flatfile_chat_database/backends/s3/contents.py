@@ -359,6 +359,14 @@ class Log:
         before = self.head.manifest.puts if self.head.manifest is not None else []
         return [*before, *(put for _, segment, _ in self.chain() for put in segment.puts)][-KEPT_PUTS:]
 
+    @property
+    def last_put(self) -> str:
+        """The id of the put of the last segment; empty if there was none."""
+        if self.newest is not None:
+            return self.newest[0].puts[-1]
+        puts = self.head.manifest.puts if self.head.manifest is not None else []
+        return puts[-1] if puts and self.through else ""
+
     def chain(self) -> list[tuple[int, Segment, bytes]]:
         """Return as many segments, with their numbers, as hold all that is not in the head."""
         found: list[tuple[int, Segment, bytes]] = []

@@ -112,6 +112,8 @@ class Segment(msgspec.Struct, omit_defaults=True):
     own_records: int
     digest: str
     """Of all lines here."""
+    previous: str = ""
+    """The id of the put of the segment before; empty if there was none."""
     is_seal: bool = False
     """The log goes on in no further segment: whoever wrote this one is about to replace the manifest."""
 
@@ -206,11 +208,10 @@ GOING_BYTES = len(going("-" * 36))
 # --- segments --------------------------------------------------------------------------------------------
 
 
-def seal() -> bytes:
-    """Return the object that stands where the next segment of a log would be."""
-    return write_segment(
-        Segment(puts=[], at=0, first=0, records=0, own_at=0, own_records=0, digest="", is_seal=True), b""
-    )
+def seal(previous: str) -> bytes:
+    """Return the object that stands where the next segment of a log would be, behind a certain one."""
+    nothing = Segment([], 0, 0, 0, 0, 0, digest="", previous=previous, is_seal=True)
+    return write_segment(nothing, b"")
 
 
 def write_segment(segment: Segment, lines: bytes) -> bytes:
