@@ -331,7 +331,7 @@ class Death:
         return request
 
 
-@pytest.mark.parametrize("is_done", [True, False])
+@pytest.mark.parametrize("is_done", [pytest.param(True, marks=pytest.mark.slow), False])
 async def test_a_commit_whose_process_dies_at_any_request_is_there_or_not(
     monkeypatch: pytest.MonkeyPatch, is_done: bool
 ) -> None:
