@@ -4,10 +4,10 @@ import asyncio
 import gc
 import random
 import threading
-from collections.abc import AsyncIterator, Callable, Coroutine
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
 from contextlib import asynccontextmanager
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import pytest
 
@@ -32,6 +32,8 @@ from .conftest import MakeStorage
 
 USER = "ada"
 
+T = TypeVar("T")
+
 
 @pytest.fixture
 async def session(storage: StorageManager) -> str:
@@ -49,6 +51,32 @@ async def add(storage: StorageManager, session_id: str, *names: str) -> None:
 async def take(watch: Watch, count: int) -> list[Arrival]:
     """Return the next messages that are delivered."""
     return [await asyncio.wait_for(anext(watch), 60) for _ in range(count)]
+
+
+class Alone:
+    """Looks that are shared with nobody."""
+
+    def __init__(self, storage: StorageManager) -> None:
+        self._backend = storage.backend
+
+    async def read(self, key: str, start: int, stop: int) -> list[bytes]:
+        return await self._backend.read_log(key, start, stop)
+
+    async def once(self, what: Hashable, look: Callable[[], Awaitable[T]]) -> T:
+        return await look()
+
+
+@pytest.fixture(autouse=True)
+def impatient(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody wait long for the second look at a place that is lost."""
+    monkeypatch.setattr(following, "_LOST_SECONDS", 0.001)
+
+
+@pytest.fixture
+def unreminded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody look who was not woken."""
+    monkeypatch.setattr(watching, "_LOOK_ANYWAY_SECONDS", 3600.0)
+    monkeypatch.setattr(watching, "_LOOK_AT_ALL_SECONDS", 3600.0)
 
 
 def ids(arrivals: list[Arrival]) -> list[str]:
@@ -363,8 +391,9 @@ async def test_after_any_changes_what_was_not_delivered_comes_next(storage: Stor
     await storage.create_user(USER)
     await storage.create_session(USER, session_id="chat")
     chance = random.Random(seed)
-    backend = storage.backend
-    steps = 150 if type(backend).__name__ in ("MemoryBackend", "FlatfileBackend") else 40  # those of a server take time
+    steps = (
+        150 if type(storage.backend).__name__ in ("MemoryBackend", "FlatfileBackend") else 40
+    )  # those of a server take time
     log: list[str] = []
     delivered: list[str] = []
     count = losses = 0
@@ -372,7 +401,7 @@ async def test_after_any_changes_what_was_not_delivered_comes_next(storage: Stor
 
     async def begin(cursor: str) -> LogFollowing:
         found = LogFollowing(storage._store, storage._messages, session_log(USER, "chat"))
-        await found.begin(backend.read_log, cursor, 0)
+        await found.begin(Alone(storage), cursor, 0)
         return found
 
     follower = await begin(BEGINNING)
@@ -598,6 +627,7 @@ async def test_an_unexpected_error_reaches_who_watches(
         await take(watch, 1)
 
 
+@pytest.mark.usefixtures("unreminded")
 async def test_writes_of_this_process_wake_who_watches_without_polling(make_storage: MakeStorage) -> None:
     storage = make_storage(watch_poll_seconds=3600)
     await storage.create_user(USER)
@@ -727,7 +757,7 @@ async def test_sessions_that_are_gone_are_forgotten_when_they_are_too_many(
 ) -> None:
     monkeypatch.setattr(following, "_GONE", 3)
     follower = UserFollowing(storage._store, storage._messages, USER)
-    await follower.begin(storage.backend.read_log, BEGINNING, 0)
+    await follower.begin(Alone(storage), BEGINNING, 0)
     for number in range(10):
         gone = await storage.create_session(USER, session_id=f"s{number}")
         await add(storage, gone, f"g{number}")

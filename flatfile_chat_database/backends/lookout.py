@@ -43,7 +43,10 @@ class Lookout(ABC):
         """Look out while `goes_on`, and call `noticed` for each change; blocks. Return if that is not possible."""
 
     def begin(self) -> bool:
-        """Look out from now on, if nobody does; return whether changes are noticed already."""
+        """Look out from now on, if nobody does; return whether changes are noticed already.
+
+        Whoever begins is one of those who wait already, or it might end again at once.
+        """
         with self._guard:
             if self._watch is None:
                 watch = self._watch = Watch()
@@ -59,6 +62,13 @@ class Lookout(ABC):
                 self._watch.ended.set()
             self._watch = None
 
+    def end_unless_awaited(self, watch: Watch | None = None) -> None:
+        """Look out no more if nobody waits; with a `watch` only if it is still this one."""
+        with self._guard:  # so that nobody begins in between
+            if self._watch is not None and watch in (None, self._watch) and not self._waking.is_awaited:
+                self._watch.ended.set()
+                self._watch = None
+
     def join(self) -> None:
         """End it, and wait for the thread. Blocks."""
         self.end()
@@ -70,8 +80,8 @@ class Lookout(ABC):
         now = time.monotonic()
         if self._waking.is_awaited:
             watch.awaited = now
-        elif now - watch.awaited > _IDLE_SECONDS and self._watch is watch:
-            self.end()
+        elif now - watch.awaited > _IDLE_SECONDS:
+            self.end_unless_awaited(watch)
         return not watch.ended.is_set()
 
     def noticed(self, watch: Watch) -> None:

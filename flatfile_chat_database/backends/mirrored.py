@@ -373,7 +373,8 @@ class MirroredBackend(StorageBackend):
         return Changes(found.cursor, frozenset(key for key in found.keys if not self.layout.is_of_mirror(key)))
 
     async def wait_for_change(self, keys: Sequence[str] | frozenset[str], seconds: float) -> None:
-        await (await self._reading()).wait_for_change(keys, min(seconds, LOOK_SECONDS))  # another may be first by then
+        # At once, so without a look which is the first one: it may be the other one only for as long as the next look.
+        await self.first.wait_for_change(keys, min(seconds, LOOK_SECONDS))
 
     async def stamps(self, keys: Sequence[str]) -> list[str | None]:
         return await (await self._reading()).stamps(keys)

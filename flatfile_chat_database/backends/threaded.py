@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import math
 import threading
 from collections.abc import Awaitable, Callable, Sequence
 from typing import Any
@@ -117,14 +118,16 @@ class ThreadedBackend(StorageBackend):
 
     async def wait_for_change(self, keys: Sequence[str] | frozenset[str], seconds: float) -> None:
         self._threads()
-        if self._lookout is None or not self._lookout.begin():
-            seconds = min(seconds, self._poll_seconds)
         try:
-            await self._waking.wait(keys, seconds)
+            await self._waking.wait(keys, seconds, self._begin_to_look_out)
         except asyncio.CancelledError:
-            if self._lookout is not None and not self._waking.is_awaited:
-                self._lookout.end()
+            if self._lookout is not None:
+                self._lookout.end_unless_awaited()
             raise
+
+    def _begin_to_look_out(self) -> float:
+        """Have somebody look out for what other processes write; return after how many seconds to look anyway."""
+        return math.inf if self._lookout is not None and self._lookout.begin() else self._poll_seconds
 
     # --- writing -------------------------------------------------------------------------------------
 

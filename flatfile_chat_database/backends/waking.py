@@ -8,24 +8,30 @@ from __future__ import annotations
 
 import asyncio
 import threading
-from collections.abc import Collection, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator
 from contextlib import suppress
+from typing import Self
 
 from ..errors import ClosedError
 
 
-class Interest:
-    """Keys that somebody cares for, with all that is below them."""
+class Interest(frozenset[str]):
+    """Keys that somebody cares for, with all that is below them.
 
-    __slots__ = ("above", "keys")
+    Who waits again and again for the same ones, and for many, hands over the same one, so that it is made once.
+    """
 
-    def __init__(self, keys: Collection[str]) -> None:
-        self.keys = frozenset(keys)
-        self.above = frozenset(folder for key in keys for folder in folders_above(key))
+    above: frozenset[str]
+    """The folders that they are in."""
+
+    def __new__(cls, keys: Iterable[str]) -> Self:
+        self = super().__new__(cls, keys)
+        self.above = frozenset(folder for key in self for folder in folders_above(key))
+        return self
 
     def is_touched(self, changed: Touched) -> bool:
         """Whether one of the changed keys is at or below one of these, or a folder that one of these is in."""
-        return "" in self.keys or not (self.keys.isdisjoint(changed.around) and self.above.isdisjoint(changed.keys))
+        return "" in self or not (self.isdisjoint(changed.around) and self.above.isdisjoint(changed.keys))
 
 
 class Touched:
@@ -38,13 +44,13 @@ class Touched:
         self.around = self.keys.union(folder for key in keys for folder in folders_above(key))
 
 
-class _Sleeper(Interest):
+class _Sleeper:
     """Somebody who waits."""
 
-    __slots__ = ("future",)
+    __slots__ = ("future", "interest")
 
-    def __init__(self, keys: Collection[str]) -> None:
-        super().__init__(keys)
+    def __init__(self, interest: Interest) -> None:
+        self.interest = interest
         self.future: asyncio.Future[None] = asyncio.get_running_loop().create_future()
 
     def wake(self) -> None:
@@ -65,17 +71,21 @@ class Waking:
         """Whether anybody waits."""
         return bool(self._sleepers)
 
-    async def wait(self, keys: Collection[str], seconds: float) -> None:
+    async def wait(self, keys: Collection[str], seconds: float, begin: Callable[[], float] | None = None) -> None:
         """Wait until one of `keys`, or something below it, is told to have changed, or for so many seconds.
+
+        `begin` is called once this is one of those who wait, and returns how many seconds it may be at most.
 
         Raises:
             ClosedError: The store is closed, or was closed meanwhile.
         """
-        sleeper = _Sleeper(keys)
+        sleeper = _Sleeper(keys if isinstance(keys, Interest) else Interest(keys))
         with self._guard:
             self._check_open()
             self._sleepers.add(sleeper)
         try:
+            if begin is not None:
+                seconds = min(seconds, begin())
             await asyncio.wait([sleeper.future], timeout=seconds)
         finally:
             with self._guard:
@@ -92,7 +102,7 @@ class Waking:
             return
         touched = None if changed is None else Touched(changed)
         with self._guard:
-            woken = [sleeper for sleeper in self._sleepers if touched is None or sleeper.is_touched(touched)]
+            woken = [sleeper for sleeper in self._sleepers if touched is None or sleeper.interest.is_touched(touched)]
             self._sleepers.difference_update(woken)
         for sleeper in woken:
             sleeper.wake()

@@ -33,7 +33,7 @@ class Listening(Lookout):
             else:
                 try:
                     self._listen(session, watch)
-                except psycopg.errors.FeatureNotSupported:  # a replica, which nobody can notify
+                except psycopg.errors.ReadOnlySqlTransaction:  # a replica, which nobody can notify
                     return
                 except (psycopg.Error, StorageError) as error:
                     self.missed(watch, error)
