@@ -4,7 +4,7 @@ import asyncio
 import gc
 import random
 import threading
-from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Hashable, Sequence
 from contextlib import asynccontextmanager
 from pathlib import Path
 from typing import Any, TypeVar
@@ -15,6 +15,7 @@ from flatfile_chat_database import (
     BEGINNING,
     Arrival,
     ClosedError,
+    ConflictError,
     Message,
     PlaceLostError,
     StorageConfig,
@@ -179,6 +180,23 @@ async def test_what_is_not_there_yet_is_waited_for(make_storage: MakeStorage) ->
     assert ids(await take(reader.watch_user(USER, cursor=cursors[1]), 2)) == ["m0", "m1"]
 
 
+async def test_what_came_to_a_watch_that_began_before_the_store_can_be_gone_on_from(make_storage: MakeStorage) -> None:
+    reader, writer = make_storage(read_only=True, watch_poll_seconds=0.02), make_storage()
+    one, every = reader.watch_session(USER, "chat"), reader.watch_user(USER)
+    async with one, every:
+        await writer.create_user(USER)
+        await writer.create_session(USER, session_id="chat")
+        await add(writer, "chat", "m0", "m1")
+        cursors = [[arrival.cursor for arrival in await take(watch, 2)] for watch in (one, every)]
+        for watch, its in zip((one, every), cursors, strict=True):
+            assert watch.cursor == its[1]
+    for number, expected in enumerate((["m1", "m2"], ["m2"])):
+        if not number:
+            await add(writer, "chat", "m2")
+        assert ids(await take(writer.watch_session(USER, "chat", cursor=cursors[0][number]), len(expected))) == expected
+        assert ids(await take(writer.watch_user(USER, cursor=cursors[1][number]), len(expected))) == expected
+
+
 async def test_a_panel_is_watched_like_a_session(storage: StorageManager) -> None:
     panel = await storage.create_panel("debate", ["critic"])
     await storage.add_panel_message(panel, Message("critic", "one", id="m0"))
@@ -295,6 +313,59 @@ async def test_one_session_that_is_lost_does_not_begin_the_others_again(storage:
     assert ids(await take(again, 1)) == ["n1"]
     await add(storage, "other", "o3")
     assert ids(await take(again, 1)) == ["o3"]
+
+
+async def test_a_message_that_is_taken_back_and_added_again_hides_none_before_it(
+    storage: StorageManager, session: str
+) -> None:
+    watches = [storage.watch_session(USER, session), storage.watch_user(USER)]
+    for watch in watches:
+        async with watch:
+            pass
+    await storage.pop_message(USER, session)
+    await add(storage, session, "n1", "m9", "n2")
+    for again in (
+        storage.watch_session(USER, session, cursor=watches[0].cursor),
+        storage.watch_user(USER, cursor=watches[1].cursor),
+    ):
+        assert ids(await take(again, 3)) == ["n1", "m9", "n2"]
+
+
+@pytest.mark.parametrize("removed", range(1, 12))
+async def test_a_place_that_was_found_again_has_all_its_checks(
+    storage: StorageManager, session: str, monkeypatch: pytest.MonkeyPatch, removed: int
+) -> None:
+    monkeypatch.setattr(following, "_NEAR", 4)
+    monkeypatch.setattr(following, "_RUN", 3)
+    await add(storage, session, *names(10, 30))
+    follower = LogFollowing(storage._store, storage._messages, session_log(USER, session))
+    await follower.begin(Alone(storage), None, 0)
+    for number in range(removed):
+        await storage.delete_message(USER, session, f"m{number}")
+    assert await follower.more() == []
+    assert follower._spot.position == 30 - removed and len(follower._spot.checks) == CHECKS
+
+
+async def test_a_place_that_is_not_found_is_looked_for_once_more(
+    storage: StorageManager, session: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with storage.watch_session(USER, session) as watch:
+        real, is_late = storage.backend.read_log, True
+
+        async def late(key: str, start: int = 0, stop: int | None = None, *, strict: bool = False) -> list[bytes]:
+            return [] if is_late else await real(key, start, stop, strict=strict)
+
+        async def arrive(seconds: float) -> None:
+            nonlocal is_late
+            is_late = False
+
+        monkeypatch.setattr(storage.backend, "read_log", late)
+        monkeypatch.setattr(following.asyncio, "sleep", arrive)
+        try:
+            await add(storage, session, "n1")
+            assert (await anext(watch)).message.id == "n1"
+        finally:
+            monkeypatch.undo()
 
 
 async def test_a_session_that_is_deleted_and_restored_goes_on_where_it_was(
@@ -491,6 +562,42 @@ async def test_several_event_loops_watch_one_store(storage: StorageManager, sess
         assert await each == [f"n{number}" for number in range(5)]
 
 
+async def test_a_watch_that_one_event_loop_left_goes_on_in_another(storage: StorageManager, session: str) -> None:
+    watches = [storage.watch_session(USER, session, cursor=BEGINNING), storage.watch_user(USER, cursor=BEGINNING)]
+    for watch in watches:
+        assert ids(await take(watch, 3)) == names(0, 3)
+
+    async def elsewhere(watch: Watch, count: int, waits: threading.Event) -> list[str]:
+        got = ids(await take(watch, count))
+        waiting = asyncio.ensure_future(anext(watch))
+        await asyncio.sleep(0)
+        waits.set()
+        return [*got, (await waiting).message.id]
+
+    for name, watch in zip(("one", "every"), watches, strict=True):
+        for number, expected in enumerate((names(3, 10), [])):
+            waits = threading.Event()
+            there = asyncio.ensure_future(asyncio.to_thread(asyncio.run, elsewhere(watch, len(expected), waits)))
+            assert await asyncio.to_thread(waits.wait, 60)
+            with pytest.raises(ConflictError, match="in another event loop"):
+                await anext(watch)
+            await add(storage, session, f"{name}{number}")
+            assert await there == [*expected, f"{name}{number}"]
+        await add(storage, session, f"{name}2")
+        assert ids(await take(watch, 1)) == [f"{name}2"]
+        for number in range(3):
+            await storage.delete_message(USER, session, f"{name}{number}")
+
+
+async def test_what_is_closed_in_another_event_loop_is_over(storage: StorageManager, session: str) -> None:
+    async with nothing_left():
+        watch = storage.watch_session(USER, session)
+        waiting = asyncio.ensure_future(_all(watch))
+        await settled(lambda: watch.cursor is not None)
+        await asyncio.to_thread(asyncio.run, watch.aclose())
+        assert await waiting == []
+
+
 async def test_who_is_slow_holds_no_more_than_a_page(storage: StorageManager, session: str) -> None:
     watch = storage.watch_session(USER, session)
     async with watch:
@@ -534,6 +641,27 @@ async def test_who_waits_is_told_that_the_watch_was_closed(storage: StorageManag
             await anext(watch)
         with pytest.raises(ClosedError, match="watch is over"):
             await watch.__aenter__()
+
+
+@pytest.mark.parametrize("of_all", [False, True], ids=["session", "user"])
+async def test_nothing_comes_after_it_was_closed_while_it_looked(
+    storage: StorageManager, session: str, monkeypatch: pytest.MonkeyPatch, *, of_all: bool
+) -> None:
+    watch = storage.watch_user(USER, cursor=BEGINNING) if of_all else storage.watch_session(USER, session, last=5)
+    looks, goes_on, real = asyncio.Event(), asyncio.Event(), storage.backend.read_log
+
+    async def held(*arguments: Any, **named: Any) -> list[bytes]:
+        looks.set()
+        await goes_on.wait()
+        return await real(*arguments, **named)
+
+    monkeypatch.setattr(storage.backend, "read_log", held)
+    async with nothing_left():
+        waiting = asyncio.ensure_future(_all(watch))
+        await looks.wait()
+        await watch.aclose()
+        goes_on.set()
+        assert await waiting == []
 
 
 async def _all(watch: Watch) -> list[str]:
@@ -615,16 +743,170 @@ async def test_an_outage_is_borne_for_a_while(
         assert ids(await take(one, 1)) == ["n3"]
 
 
+async def test_an_outage_at_the_beginning_is_borne_too(
+    make_storage: MakeStorage, storage: StorageManager, session: str, monkeypatch: pytest.MonkeyPatch, caplog: Any
+) -> None:
+    other = make_storage(watch_poll_seconds=3600, lock_timeout_seconds=0)
+    failures = 3
+
+    async def look() -> str:
+        nonlocal failures
+        failures -= 1
+        if failures >= 0:
+            raise UnavailableError("The server is being restarted.")
+        return storage._store.store_id
+
+    monkeypatch.setattr(other._store, "identity", look)
+    watch = other.watch_session(USER, session, last=1)
+    with pytest.raises(UnavailableError, match="restarted"):
+        await anext(watch)
+    other.config.lock_timeout_seconds, other.config.watch_poll_seconds = 60, 0.01
+    assert ids(await take(watch, 1)) == ["m9"]
+    assert failures == -1 and "cannot be read at the moment" in caplog.text and "can be read again" in caplog.text
+
+
 async def test_an_unexpected_error_reaches_who_watches(
     storage: StorageManager, session: str, monkeypatch: pytest.MonkeyPatch
 ) -> None:
     async def fail(cursor: str | None) -> None:
         raise ZeroDivisionError
 
-    monkeypatch.setattr(storage.backend, "changes", fail)
     watch = storage.watch_session(USER, session)
-    with pytest.raises(ZeroDivisionError):
-        await take(watch, 1)
+    with monkeypatch.context() as broken:
+        broken.setattr(storage.backend, "changes", fail)
+        for _ in range(2):
+            with pytest.raises(ZeroDivisionError):
+                await take(watch, 1)
+    await add(storage, session, "n1")  # while nobody wakes it
+    assert ids(await take(watch, 1)) == ["n1"]
+
+
+async def test_who_waits_is_told_when_what_wakes_it_is_cancelled(storage: StorageManager, session: str) -> None:
+    async with nothing_left(), storage.watch_session(USER, session) as watch, storage.watch_user(USER) as every:
+        waiting = [asyncio.ensure_future(anext(each)) for each in (watch, every)]
+        await asyncio.sleep(0)
+        for task in asyncio.all_tasks():
+            if task.get_name().startswith("chatdb"):
+                task.cancel()
+        for each in waiting:
+            with pytest.raises(UnavailableError, match="was cancelled"):
+                await each
+        await add(storage, session, "n1")
+        for each in (watch, every):
+            assert ids(await take(each, 1)) == ["n1"]
+
+
+async def test_a_shared_look_that_somebody_cancels_is_begun_again(storage: StorageManager, session: str) -> None:
+    async with storage.watch_session(USER, session):
+        hub = storage._watching.hub()
+        key = "users/ada/chat/messages.jsonl"
+        first = asyncio.ensure_future(hub.read(key, 0, 1))
+        await asyncio.sleep(0)
+        [look] = [task for task in asyncio.all_tasks() if task.get_name() == "chatdb-look"]
+        look.cancel()
+        assert len(await first) == len(await hub.read(key, 0, 1)) == 1
+
+
+@pytest.mark.usefixtures("unreminded")
+async def test_of_many_who_watch_a_change_wakes_those_whom_it_concerns(
+    make_storage: MakeStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    storage = make_storage()
+    if type(storage.backend).__name__ == "MemoryBackend":
+        return  # it does not say what changed
+    told: list[str] = []
+    real = watching.Ticket.tell
+
+    def tell(ticket: watching.Ticket, key: str | None) -> None:
+        told.append(ticket.key)
+        real(ticket, key)
+
+    sessions = [f"s{number}" for number in range(50)]
+    for user in (USER, "eve"):
+        await storage.create_user(user)
+        for name in sessions:
+            await storage.create_session(user, session_id=name)
+    watches = [storage.watch_session(USER, name) for name in sessions]
+    watches += [storage.watch_session("eve", "s7"), storage.watch_user(USER), storage.watch_user("eve")]
+    for watch in watches:
+        await watch.__aenter__()
+    await add(storage, "s7", "m0")
+    for watch in (watches[7], watches[-2]):
+        await take(watch, 1)  # and the first question what changed, which has no answer, was asked
+    monkeypatch.setattr(watching.Ticket, "tell", tell)
+    await add(storage, "s7", "m1")
+    for watch in (watches[7], watches[-2]):
+        assert ids(await take(watch, 1)) == ["m1"]
+    assert set(told) == {"users/ada/s7/messages.jsonl", "users/ada"}
+    told.clear()
+    await storage.delete_session(USER, "s8")
+    await settled(lambda: "users/ada" in told)
+    assert set(told) == {"users/ada/s8/messages.jsonl", "users/ada"}
+    for watch in watches:
+        await watch.aclose()
+    await settled(lambda: not storage._watching.hub()._tickets and not storage._watching.hub()._inside)
+
+
+async def test_those_who_wait_for_a_user_look_at_all_sessions_together(
+    storage: StorageManager, session: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    looks, real = 0, storage.backend.newest_records
+
+    async def newest_records(keys: Sequence[str]) -> list[bytes | None]:
+        nonlocal looks
+        looks += 1
+        return await real(keys)
+
+    monkeypatch.setattr(storage.backend, "newest_records", newest_records)
+    watches = [storage.watch_user(USER) for _ in range(20)]
+    await asyncio.gather(*(watch.__aenter__() for watch in watches))
+    assert looks == 1
+    waiting = [asyncio.ensure_future(anext(watch)) for watch in watches]
+    await settled(lambda: looks == 2)
+    await add(storage, session, "n1")
+    for each in waiting:
+        assert (await each).message.id == "n1"
+    assert looks < 10, "not one for each"
+
+
+def test_reminders_of_one_log_come_together_and_those_of_others_at_other_times() -> None:
+    async def reminded() -> dict[str, set[float]]:
+        hub = watching.Hub(None)  # type: ignore[arg-type]
+        times: dict[str, set[float]] = {}
+        for _ in range(10):
+            for key in ("a", "b", "c", "d"):
+                ticket = watching.Ticket(key, 5.0)
+                hub._remind_later(ticket)
+                assert ticket.reminder is not None
+                assert 0 < ticket.reminder.when() - asyncio.get_running_loop().time() <= 5
+                times.setdefault(key, set()).add(ticket.reminder.when() % 5)
+                ticket.reminder.cancel()
+        return times
+
+    times = asyncio.run(reminded())
+    assert len({round(each.pop(), 3) for each in times.values()}) > 1
+
+
+async def test_a_cursor_of_each_of_many_arrivals_is_behind_it_and_they_share_what_they_hold(
+    storage: StorageManager, session: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(following, "_STEPS", 3)
+    chance = random.Random(3)
+    for number in range(12):
+        await storage.create_session(USER, session_id=f"s{number}")
+    written = [f"n{number}" for number in range(60)]
+    async with storage.watch_user(USER) as watch:
+        arrivals = []
+        for name in written:
+            await add(storage, f"s{chance.randrange(12)}", name)
+            arrivals += await take(watch, 1)
+    assert ids(arrivals) == written
+    trails = {id(arrival.place.func.__self__) for arrival in arrivals}  # type: ignore[attr-defined]
+    assert 3 <= len(trails) <= 20
+    for number in range(0, 60, 7):
+        again = storage.watch_user(USER, cursor=arrivals[number].cursor)
+        assert sorted(ids(await take(again, 59 - number))) == sorted(written[number + 1 :])
+        await again.aclose()
 
 
 @pytest.mark.usefixtures("unreminded")

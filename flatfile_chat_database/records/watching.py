@@ -260,11 +260,17 @@ class Hub:
 
     async def once(self, what: Hashable, look: Callable[[], Awaitable[T]]) -> T:
         """Look at something; those who want the same in one turn of the loop share the look."""
-        task: asyncio.Task[T] | None = self._looks.get(what)
-        if task is None:
-            task = self._looks[what] = self._loop.create_task(self._look(what, look), name="chatdb-look")
-            task.add_done_callback(partial(self._looked, what))
-        return await asyncio.shield(task)
+        while True:
+            task: asyncio.Task[T] | None = self._looks.get(what)
+            if task is None:
+                task = self._looks[what] = self._loop.create_task(self._look(what, look), name="chatdb-look")
+                task.add_done_callback(partial(self._looked, what))
+            try:
+                return await asyncio.shield(task)
+            except asyncio.CancelledError:
+                asking = asyncio.current_task()
+                if not task.cancelled() or asking is None or asking.cancelling():
+                    raise  # whoever asks is cancelled, not the look
 
     async def _look(self, what: Hashable, look: Callable[[], Awaitable[T]]) -> T:
         del self._looks[what]  # whoever comes from now on may want what is newer than what is found here
