@@ -20,6 +20,8 @@ from flatfile_chat_database.testing.case import LOG, bare, line, lines
 
 from .servers import RedisServer, redis_server
 
+pytestmark = pytest.mark.slow
+
 OWN = Layout(StorageConfig()).cache_state
 KEY = "users/ann/profile.json"
 PATIENCE = 20.0

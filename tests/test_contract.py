@@ -1,5 +1,6 @@
 """The contract suite itself: it quotes every sentence, leaves nothing out, and catches backends that break rules."""
 
+import asyncio
 import inspect
 from collections.abc import AsyncIterator, Callable, Sequence
 from typing import Any
@@ -21,7 +22,7 @@ from flatfile_chat_database.backends.changes import (
 )
 from flatfile_chat_database.backends.rules import check_key, good_lines, mended
 from flatfile_chat_database.config import StorageConfig
-from flatfile_chat_database.testing import contract
+from flatfile_chat_database.testing import contract, waiting
 from flatfile_chat_database.testing.case import BackendCase, needs
 from flatfile_chat_database.testing.contract import BackendContract
 from flatfile_chat_database.testing.sentences import contract_sentences, says, split_sentences
@@ -397,6 +398,16 @@ def _arguments(case: Callable[..., object], caplog: pytest.LogCaptureFixture) ->
 def test_a_backend_that_breaks_a_rule_is_caught(mutant: str, caplog: pytest.LogCaptureFixture) -> None:
     name, method = MUTANTS[mutant]
     assert first_failure(type("Broken", (SixMethods,), {name: method}), caplog) is not None
+
+
+def test_a_backend_that_wakes_nobody_is_caught(monkeypatch: pytest.MonkeyPatch) -> None:
+    async def wait_for_change(self: SixMethods, keys: Sequence[str] | frozenset[str], seconds: float) -> None:
+        await asyncio.sleep(min(seconds, self.config.watch_poll_seconds))
+
+    monkeypatch.setattr(waiting, "_PATIENCE", 0.5)
+    suite = _suite_of(type("Broken", (SixMethods,), {"wait_for_change": wait_for_change}))
+    with pytest.raises(TimeoutError):
+        suite.test_a_change_wakes_who_waits_for_it()
 
 
 def test_the_backend_that_breaks_no_rule_is_not_caught(caplog: pytest.LogCaptureFixture) -> None:

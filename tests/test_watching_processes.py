@@ -15,10 +15,13 @@ from typing import Any
 import pytest
 
 from flatfile_chat_database import BEGINNING, Arrival, Message, StorageConfig, StorageManager
+from flatfile_chat_database.records import watching
 from flatfile_chat_database.records.watching import Watch
 
 from . import postgres
 from .servers import PostgresServer, postgres_server
+
+pytestmark = pytest.mark.slow
 
 USER, SESSIONS = "ada", ["s0", "s1", "s2"]
 
@@ -57,7 +60,7 @@ def program(code: str, *arguments: str) -> subprocess.Popen[str]:
     return subprocess.Popen([sys.executable, "-c", code, *arguments], stdout=subprocess.PIPE, text=True)
 
 
-@pytest.fixture(params=["file", pytest.param("sqlite", marks=pytest.mark.slow), "postgres"])
+@pytest.fixture(params=["file", "sqlite", "postgres"])
 def url(request: pytest.FixtureRequest, tmp_path: Path) -> str:
     """Return the URL of an empty store."""
     if request.param == "postgres":
@@ -194,6 +197,14 @@ async def test_a_server_may_be_restarted_while_it_is_watched(
         assert (await waiting)["s0"] == [f"n{number}-{n}" for number in range(2) for n in range(10)]
 
 
+@pytest.fixture
+def unreminded(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let nobody look who was not woken."""
+    monkeypatch.setattr(watching, "_LOOK_ANYWAY_SECONDS", 3600.0)
+    monkeypatch.setattr(watching, "_LOOK_AT_ALL_SECONDS", 3600.0)
+
+
+@pytest.mark.usefixtures("unreminded")
 async def test_a_notification_is_heard_without_polling() -> None:
     url = postgres.empty_store()
     async with (
@@ -204,6 +215,7 @@ async def test_a_notification_is_heard_without_polling() -> None:
         await _hears_without_polling(storage, watch, other)
 
 
+@pytest.mark.usefixtures("unreminded")
 @pytest.mark.parametrize("scheme", ["file", "sqlite"])
 async def test_what_another_process_leaves_in_a_file_is_seen_without_polling(scheme: str, tmp_path: Path) -> None:
     url = f"{scheme}:{tmp_path}/store"

@@ -460,7 +460,8 @@ class StorageBackend(ABC):
         "" is the store itself. It may return early, and for no reason, so whoever waits looks what there is, and waits
         again. So that nothing comes in between, the waiting begins before the look: in a task that has run once.
         Changes by other processes count as well; where nothing tells of them, it returns after `watch_poll_seconds`,
-        or a little later where a look is paid for.
+        or a little later where a look is paid for. A backend that has its own method wakes at once whoever waits by the
+        handle that changes something; this one only polls.
         Any number may wait at once, in several threads and event loops; a backend that is closed meanwhile wakes them.
         """
         await asyncio.sleep(min(seconds, self.config.watch_poll_seconds))
