@@ -257,6 +257,22 @@ async def test_nobody_waits_for_a_second_store_that_is_slow() -> None:
         both._worker = None
 
 
+async def test_the_waiting_begins_before_any_look_at_which_store_is_the_first(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with mirrored(MemoryBackend(StorageConfig()), Second(StorageConfig())) as both:
+        await both.write(DOCUMENT, b"1")
+
+        async def look() -> None:
+            await asyncio.sleep(3600)
+
+        with monkeypatch.context() as held:
+            held.setattr(both, "look", look)
+            held.setattr(both, "_looked", 0.0)  # long ago
+            waiting = asyncio.ensure_future(both.wait_for_change([DOCUMENT], 3600))
+            await asyncio.sleep(0)
+            await both.first.write(DOCUMENT, b"2")
+            await asyncio.wait_for(waiting, 60)
+
+
 async def test_mirroring_begins_only_with_both_stores() -> None:
     old, new = MemoryBackend(StorageConfig()), Second(StorageConfig())
     new.down = True

@@ -23,6 +23,10 @@ from flatfile_chat_database import (
     UnavailableError,
     ValidationError,
 )
+from flatfile_chat_database.backends import lookout
+from flatfile_chat_database.backends.lookout import Lookout
+from flatfile_chat_database.backends.threaded import ThreadedBackend
+from flatfile_chat_database.backends.waking import Waking
 from flatfile_chat_database.records import following, watching
 from flatfile_chat_database.records.cursors import CHECKS, START, Spot, check_of, decode, encode, name_of, scope_of
 from flatfile_chat_database.records.following import LogFollowing, UserFollowing
@@ -922,6 +926,49 @@ async def test_writes_of_this_process_wake_who_watches_without_polling(make_stor
             await add(storage, "chat", f"n{number}")
             for watch in (one, every):
                 assert ids(await take(watch, 1)) == [f"n{number}"]
+
+
+async def test_somebody_looks_out_as_soon_as_anybody_waits(
+    make_storage: MakeStorage, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = make_storage().backend
+    if not isinstance(backend, ThreadedBackend):
+        return
+    await backend.open()
+    its, awaited = backend._lookout, []
+    assert its is not None
+    real = its.begin
+
+    def begin() -> bool:
+        awaited.append(backend._waking.is_awaited)
+        return real()
+
+    monkeypatch.setattr(its, "begin", begin)
+    await backend.wait_for_change([""], 0.01)
+    assert awaited == [True], "or it might end before"
+
+
+def test_nobody_ends_a_lookout_that_somebody_has_just_begun() -> None:
+    answers = [False, True]  # who waits comes in between
+
+    class LookedAt(Waking):
+        @property
+        def is_awaited(self) -> bool:
+            return answers.pop(0) if len(answers) > 1 else answers[0]
+
+    class Nothing(Lookout):
+        def look_out(self, watch: lookout.Watch) -> None:
+            watch.ended.wait(60)
+
+    nothing = Nothing(LookedAt())
+    nothing.begin()
+    watch = nothing._watch
+    assert watch is not None
+    watch.awaited = -1e9
+    assert nothing.goes_on(watch)
+    answers[:] = [False]
+    assert not nothing.goes_on(watch)
+    nothing.join()
 
 
 # --- cursors -------------------------------------------------------------------------------------------
