@@ -345,10 +345,15 @@ async def test_what_a_transaction_changed_that_ends_late_is_told(url: str) -> No
         other.execute(note.format("late"))  # its number is smaller than that of the next one
         await store.write("second", b"x")
         changes = await store.changes((await store.changes(None)).cursor)
-        assert changes.keys is not None and "late" not in changes.keys
+        assert changes.keys == frozenset()
+        await store.write("third", b"x")
+        changes = await store.changes(changes.cursor)
+        assert changes.keys == frozenset({"third"})
+        changes = await store.changes(changes.cursor)
+        assert changes.keys == frozenset(), "told once, however long another one takes"
         other.commit()
         changes = await store.changes(changes.cursor)
-        assert changes.keys is not None and "late" in changes.keys
+        assert changes.keys == frozenset({"late"})
         assert (await store.changes(changes.cursor)).keys == frozenset()
     other.close()
 
@@ -381,6 +386,9 @@ async def test_a_cursor_of_a_store_that_was_put_back_is_none(url: str) -> None:
         await store.write("first", b"x")
         await store.write("second", b"x")
         cursor = (await store.changes(None)).cursor
+        server, _, seen = cursor.split(" ")
+        for wrong in ("", ":", "1:2", "1:2:3,", "1:2:x", "1:2:-3", "1:2:3:4", "٣:4:", f"1:2:{'9' * 30}", "1 :2:3"):
+            assert (await store.changes(f"{server} {wrong} {seen}")).keys is None
         postgres.sql(url, "DELETE FROM changes WHERE keys = 'second'")
         assert (await store.changes(cursor)).keys is None
         for odd in ("", "x", "1 2 3", cursor.replace(" ", " x"), cursor.replace(" ", " 9999999999999999999999")):

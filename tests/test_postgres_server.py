@@ -10,13 +10,15 @@ import threading
 from collections.abc import Iterator
 from contextlib import contextmanager, suppress
 from pathlib import Path
+from typing import Any
 
 import psycopg
 import pytest
 
 from flatfile_chat_database import Message, StorageManager
 from flatfile_chat_database.backends.changes import Append, Require
-from flatfile_chat_database.backends.postgres import PostgresBackend
+from flatfile_chat_database.backends.postgres import PostgresBackend, listening
+from flatfile_chat_database.backends.postgres.session import PostgresSession
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.errors import DurabilityError, UnavailableError
 from flatfile_chat_database.testing.case import LOG, all_of, line
@@ -345,6 +347,36 @@ async def test_a_replica_is_read_and_refuses_writes() -> None:
                     await storage.add_message("ada", session, Message("user", "text"))
                 with pytest.raises(UnavailableError, match="target_session_attrs=read-write"):
                     await storage.create_user("eve")
+
+
+async def test_a_replica_that_is_watched_is_asked_once_whether_it_can_listen(monkeypatch: pytest.MonkeyPatch) -> None:
+    connections = 0
+
+    class Counted(PostgresSession):
+        def __init__(self, *arguments: Any, **named: Any) -> None:
+            nonlocal connections
+            connections += 1
+            super().__init__(*arguments, **named)
+
+    monkeypatch.setattr(listening, "PostgresSession", Counted)
+    with postgres_server() as server:
+        async with StorageManager(StorageConfig(storage_url=server.url())) as storage:
+            await storage.create_user("ada")
+            session = await storage.create_session("ada")
+            with postgres_replica(server, "copy") as replica:
+                config = StorageConfig(storage_url=replica.url(), watch_poll_seconds=0.02)
+                async with (
+                    StorageManager(config, read_only=True) as copy,
+                    copy.watch_session("ada", session) as watch,
+                ):
+                    lookout = vars(copy.backend)["_lookout"]
+                    async with asyncio.timeout(60):
+                        while not connections or lookout._threads:  # noqa: ASYNC110 - a thread is about to end
+                            await asyncio.sleep(0.01)
+                    for number in range(5):
+                        await storage.add_message("ada", session, Message("user", "text", id=f"m{number}"))
+                        assert (await asyncio.wait_for(anext(watch), 60)).message.id == f"m{number}"
+    assert connections == 1
 
 
 async def test_a_cursor_is_none_on_a_server_that_took_the_place_of_another() -> None:

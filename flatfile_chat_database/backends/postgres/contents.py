@@ -38,6 +38,10 @@ _LINES_AT_ONCE = 32
 """Lines of a log in one text: a text has at most 1 GB, and a line may have 16 MB."""
 _ESCAPES = (("\\", "\\\\"), ("\n", "\\n"), ("\r", "\\r"), ("\t", "\\t"), ("\0", "\ufffd"))
 _ESCAPED = re.compile(r"[\\\t\r]").search
+_SNAPSHOT = re.compile(r"([0-9]+)(?::([0-9]+):([0-9]+(?:,[0-9]+)*)?)?").fullmatch
+"""The oldest transaction that was not over; the one that comes next, and all before that which were not over."""
+_DIGITS = 19
+"""Of a number of a transaction, which has 64 bits."""
 _LISTED = "string_to_array(?, chr(10))"
 """Keys or ids as one text, which psycopg hands over much faster than an array; no control character is in them."""
 
@@ -319,14 +323,16 @@ class PostgresContents(Contents):
     def changes(self, cursor: str | None) -> Changes:
         """Return what changed since a cursor, as the contract has it.
 
-        A cursor is the number of the oldest transaction that was not over when it was made, so what was changed by one
-        that ends late is told, and some things twice. It names a change that was seen as well, which is not there in a
-        database that was put back from a copy, and the server, for its numbers are its own, with the timeline: one that
-        took the place of another may lack what that one's readers saw.
+        A cursor says which transactions were not over when it was made, so what was changed by one that ends late is
+        told, and nothing else again; a replica knows only the oldest one, and tells some things twice. It names a
+        change that was seen as well, which is not there in a database that was put back from a copy, and the server,
+        for its numbers are its own, with the timeline: one that took the place of another may lack what that one's
+        readers saw.
         """
         [(now, server, newest)] = self._db.execute(
             f"""
-            SELECT pg_snapshot_xmin(pg_current_snapshot())::text,
+            SELECT CASE WHEN pg_is_in_recovery()
+                    THEN regexp_replace(pg_current_snapshot()::text, ':.*', '') ELSE pg_current_snapshot()::text END,
                 (SELECT system_identifier FROM pg_control_system())::text || '.' || {_TIMELINE} || '.'
                     || 'changes'::regclass::oid::text,
                 (SELECT id FROM changes WHERE id <> ? ORDER BY transaction DESC, id DESC LIMIT 1)
@@ -338,10 +344,16 @@ class PostgresContents(Contents):
         found = Changes(f"{server} {now} {newest}", None)
         if not cursor or cursor.count(" ") != 2 or not cursor.startswith(f"{server} ") or "\0" in cursor:
             return found
-        _, number, seen = cursor.split(" ")
-        if not number.isascii() or not number.isdecimal() or len(number) > len(now):
+        _, known, seen = cursor.split(" ")
+        numbers = _SNAPSHOT(known)
+        if numbers is None or any(len(number) > _DIGITS for number in re.split("[:,]", known)):
             return found
-        rows = self._db.execute("SELECT id, keys FROM changes WHERE id = ? OR transaction >= ?::xid8", (seen, number))
+        oldest, following, under_way = numbers[1], numbers[2] or numbers[1], numbers[3] or ""
+        rows = self._db.execute(
+            "SELECT id, keys FROM changes WHERE id = ? OR transaction >= ?::xid8 "
+            f"AND (id = ? OR transaction >= ?::xid8 OR transaction::text = ANY({_LISTED}))",
+            (seen, oldest, _FORGOTTEN, following, under_way.replace(",", "\n")),
+        )
         ids = {found_id for found_id, _ in rows}
         if seen not in ids or _FORGOTTEN in ids:
             return found
