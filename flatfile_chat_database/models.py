@@ -251,7 +251,7 @@ class Arrival:
     """A message that a watch delivers."""
 
     message: Message
-    """As it is when it is delivered; changed later, it does not come again."""
+    """As it was when it was read, with up to 63 others; changed later, it does not come again."""
     session_id: str | None
     """Whose it is; None in a panel."""
     panel_id: str | None
