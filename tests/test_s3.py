@@ -252,8 +252,8 @@ async def test_what_many_folded_and_read_at_once_is_whole(url: str, monkeypatch:
 
 async def test_appends_go_on_while_another_node_edits_cuts_and_moves(url: str) -> None:
     async with opened(url) as one, opened(url) as two:
-        await one.commit([Put(OWNER.key, b"{}"), Append(LOG, (line("first", "0"),))])
-        acknowledged: list[str] = []
+        acknowledged = [f"old {number}" for number in range(10)]
+        await one.commit([Append(LOG, (line("first", "0"), *map(line, acknowledged)))])
         popped: list[bytes] = []
 
         async def add() -> None:

@@ -493,19 +493,38 @@ async def test_a_move_that_meets_a_change_takes_it_along_or_comes_before_it(monk
         await _whole(b)
 
 
-async def test_what_is_made_where_something_was_just_moved_away_stays(monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_is_made_where_something_is_just_moved_away_stays(monkeypatch: pytest.MonkeyPatch) -> None:
     async with nodes(2) as (a, b):
         await a.write("k", b"1")
+        going = Meeting(monkeypatch, a, "delete_once", "k").then(lambda: _soon(b.commit([Put("k", b"2", ABSENT)])))
         await a.commit([Move("k", "t")])
-        Meeting(monkeypatch, a, "replace", "k").then(lambda: b.commit([Put("k", b"2", ABSENT)]))
-        await asyncio.to_thread(a._garbage.empty)
-        assert await b.read("k") == b"2"
-        await a.delete("k")
-        going = Meeting(monkeypatch, a, "delete_once", "k").then(lambda: _soon(b.commit([Put("k", b"3", ABSENT)])))
-        await asyncio.to_thread(a._garbage.empty)
         for task in _tasks:
             await task
-        assert going.happened and await b.read_many(["k", "t"]) == [b"3", b"1"]
+        assert going.happened and await b.read_many(["k", "t"]) == [b"2", b"1"]
+        going.then(lambda: _soon(b.commit([Append("k", lines(1))])))
+        assert await a.delete("k")
+        for task in _tasks:
+            await task
+        assert going.happened == 2 and await a.read_log("k") == bare(lines(1))
+
+
+async def test_what_was_not_removed_to_its_end_is_in_nobodys_way(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with nodes(2) as (a, b):
+        await a.commit([Put("d/1", b"x"), Put("d/2", b"x"), Put("d/3", b"x")])
+
+        def refuse(objects: Objects, path: str) -> None:
+            raise UnavailableError("away")
+
+        with monkeypatch.context() as patches:
+            patches.setattr(Objects, "delete_once", refuse)
+            assert await a.commit([RemoveTree("d")]) == [["d/1", "d/2", "d/3"]]
+        assert await b.list_keys("") == [] and await b.read("d/1") is None
+        await b.commit([Put("d/1", b"y", ABSENT)])
+        assert await b.commit([Append("d/2", lines(1))]) == [1]
+        assert await a.list_keys("") == ["d/1", "d/2"]
+        monkeypatch.setattr(verifying, "_ABANDONED", timedelta(seconds=-60))
+        assert await b.verify(fix=True) == []
+        assert await b.list_children("d") == ["1", "2"]
 
 
 _tasks: list["asyncio.Future[Any]"] = []

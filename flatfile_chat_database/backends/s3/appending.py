@@ -25,7 +25,7 @@ from ..changes import Append, Require
 from ..writer import Job
 from .composing import KEPT_BYTES, KEPT_RECORDS, Composer, Garbage, folded, newest_lines, parts_of
 from .contents import Contents, Log
-from .forms import GONE, Head, Lines, Segment, hash_of, look_at, read_head, read_segment, seal, write_segment
+from .forms import Head, Lines, Segment, hash_of, look_at, read_head, read_segment, seal, write_segment
 
 logger = logging.getLogger("flatfile_chat_database")
 
@@ -294,7 +294,7 @@ class Appender:
             head = self._contents.locks.settled(key)
             if head is None or head.etag != etag or not self.seal(Log(self._contents, key, head)):
                 return False
-            return self._objects.replace(key, GONE, etag) is not None
+            return self._contents.locks.remove(key, etag)
         except UnavailableError as error:
             raise DurabilityError(f"{error.message} The outcome of the write is unknown.", hint=error.hint) from None
 

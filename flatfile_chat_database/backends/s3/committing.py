@@ -17,7 +17,7 @@ from ..changes import Change, Outcome, RemoveTree
 from .appending import Appender
 from .composing import Composer, Garbage, parts_of
 from .contents import Contents, Log, Stale
-from .forms import GONE, Head, Part, read_head
+from .forms import Head, Part, read_head
 from .planning import Adopt, Mend, Plan, Step
 
 logger = logging.getLogger("flatfile_chat_database")
@@ -147,17 +147,20 @@ class Committer:
         return bool(large)
 
     def _step(self, step: Step, plan: Plan) -> None:
-        after = GONE if step.after is None else step.after
+        if step.after is None:
+            if step.head is not None and not self._locks.remove(step.key, step.head.etag):
+                raise Changed
+            return
         if step.head is None:
-            etag = self._objects.create(step.key, after)
+            etag = self._objects.create(step.key, step.after)
         else:
-            etag = self._objects.replace(step.key, after, step.head.etag)
+            etag = self._objects.replace(step.key, step.after, step.head.etag)
         if etag is None:
             raise Changed
         is_new = step.head is None or not step.head.is_there
         try:
             # If it cannot be taken back, somebody has met it, and changed it or taken it along.
-            if is_new and not self._holds([step], plan) and self._objects.replace(step.key, GONE, etag) is not None:
+            if is_new and not self._holds([step], plan) and self._locks.remove(step.key, etag):
                 raise Changed
         except UnavailableError as error:
             raise DurabilityError(f"{error.message} The outcome of the write is unknown.", hint=error.hint) from None
@@ -205,7 +208,7 @@ class Committer:
             for _ in range(_TURNS):
                 if head is None or not head.is_there:
                     return
-                if self._objects.replace(step.key, GONE, head.etag) is not None:
+                if self._locks.remove(step.key, head.etag):
                     return
                 head = self._locks.settled(step.key)
             raise UnavailableError(f"{step.key} is changed faster than it can be removed.", key=step.key, hint="Retry.")
@@ -231,7 +234,6 @@ class Committer:
                 self._garbage.later(part for name, part in parts_of(step.head).items() if name not in kept)
                 if step.head.is_log and step.head.manifest is not None:
                     self._garbage.drop(step.head.manifest.generation)
-        self._garbage.bury([step.key for step in steps if step.after is None])
 
 
 def _only_removes(changes: Sequence[object], steps: Sequence[Step]) -> bool:

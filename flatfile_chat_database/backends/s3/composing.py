@@ -26,7 +26,6 @@ _JOINED_BYTES = 1 << 20
 """A smaller last part is made anew with what comes behind it."""
 PLAIN_BYTES = 256 << 10
 """More bytes than these are not kept in the head of what is no log."""
-_BURIED_AT_ONCE = 32
 _LAST = 64
 """So many things are removed when the store is closed; `verify` removes others."""
 _LINGER_SECONDS = 60
@@ -51,19 +50,10 @@ class Garbage:
         """Remove the segments of a log that is replaced, but not yet."""
         self._add(lambda: self._drop(generation))
 
-    def bury(self, keys: Sequence[str]) -> None:
-        """Remove what stands at keys from which something was removed, but not yet."""
-        for start in range(0, len(keys), _BURIED_AT_ONCE):
-            some = list(keys[start : start + _BURIED_AT_ONCE])
-            self._add(lambda some=some: self._bury(some))  # type: ignore[misc]
-
     def _drop(self, generation: str) -> None:
         objects = self._contents.objects
         for run in list(objects.listed(self._contents.places.log(generation))):
             objects.delete([each.path for each in run])
-
-    def _bury(self, keys: Sequence[str]) -> None:
-        self._contents.objects.together(self._contents.locks.bury, keys)
 
     def _add(self, work: Callable[[], None]) -> None:
         with self._lock:

@@ -7,18 +7,20 @@ the new head counts, before that, and if it says "undone", the old one. So nothi
 comes later finishes it. An intent that says "prepared" for too long is of a process that died: whoever has to write
 there replaces it by one that says "undone". No clock but one's own is asked.
 
-What is removed is replaced by a head that stands for nothing, which goes itself a little later.
+What is removed is replaced by a head that stands for nothing, which is removed itself at once: no server need have a
+removal on a condition.
 """
 
 from __future__ import annotations
 
 import time
 from collections.abc import Sequence
+from contextlib import suppress
 from typing import Literal
 
 import msgspec
 
-from ...errors import IntegrityError, UnavailableError
+from ...errors import IntegrityError, StorageError, UnavailableError
 from ...models import new_id
 from .forms import GONE, Head, Manifest, Places, going, locked, read_head
 from .objects import Objects
@@ -103,7 +105,9 @@ class Locks:
     def _roll(self, key: str, head: Head, manifest: Manifest, *, is_done: bool) -> bool:
         """Replace a locked head by what counts; return False if somebody else has."""
         raw = manifest.new if is_done else manifest.old
-        return self._objects.replace(key, GONE if raw is None else raw, head.etag) is not None
+        if raw is None:
+            return self.remove(key, head.etag)
+        return self._objects.replace(key, raw, head.etag) is not None
 
     # --- intents -------------------------------------------------------------------------------------
 
@@ -180,16 +184,24 @@ class Locks:
 
     # --- what is gone --------------------------------------------------------------------------------
 
-    def bury(self, key: str) -> None:
-        """Remove a head that stands for nothing."""
-        found = self._objects.get(key)
-        if found is None or found.data != GONE:
-            return
+    def remove(self, key: str, etag: str) -> bool:
+        """Replace a head by one that stands for nothing, and remove that; return False if another head is there.
+
+        Nobody creates anything here before it is gone, unless this takes long: then it is left where it is.
+        """
         began = time.monotonic()
-        # Nobody creates anything here before it is gone, unless this takes long: then it is left where it is.
-        is_mine = self._objects.replace(key, going(new_id()), found.etag) is not None
-        if is_mine and time.monotonic() - began < _PATIENCE_SECONDS / 2:
-            self._objects.delete_once(key)
+        if self._objects.replace(key, going(new_id()), etag) is None:
+            return False
+        if time.monotonic() - began < _PATIENCE_SECONDS / 2:
+            with suppress(StorageError):  # it stands for nothing all the same
+                self._objects.delete_once(key)
+        return True
+
+    def bury(self, key: str) -> None:
+        """Remove a head that has stood for nothing for long."""
+        found = self._objects.get(key)
+        if found is not None and not read_head(key, found.data, found.etag).is_there:
+            self.remove(key, found.etag)
 
 
 def _through(key: str, lock: Head, manifest: Manifest, is_done: bool) -> Head:
