@@ -132,10 +132,10 @@ async def _read(folder: Path, table: Table, *, quick: bool) -> None:
     await storage.close()
 
     storage = await _open(folder, "reading")
-    backend, log = storage.backend, f"users/{USER}/long/messages.jsonl"
+    backend = storage.backend
     for number in range(5):
         await storage.add_message(USER, "long", Message("user", f"one more, {number}"))
-        spent = await _requests(backend, lambda: backend.read_log(log, -PAGE))
+        spent = await _requests(backend, lambda: storage.page_messages(USER, "long", limit=PAGE))
         table.measure(f"newest page of {long:,}, {number + 1} appended", "requests", [spent], Bar(most=3))
     numbers = random.Random(1)
 
@@ -187,7 +187,7 @@ async def _use(folder: Path, table: Table) -> None:
         "create a session": lambda: storage.create_session(USER, "new"),
         "add a message": lambda: storage.add_message(USER, session, Message("user", next(texts))),
         "add 100 messages, one by one": talk,
-        "the newest page": lambda: storage.get_messages(USER, session, PAGE, -PAGE),
+        "the newest page": lambda: storage.page_messages(USER, session, limit=PAGE),
         "list 20 sessions": lambda: storage.list_sessions(USER, 20),
         "search 20 sessions": lambda: storage.search_messages(USER, "warm"),
         "save a document of 1 MB": lambda: storage.save_document(USER, session, "a.txt", b"x" * 1_000_000),

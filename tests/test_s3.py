@@ -167,7 +167,7 @@ async def test_the_newest_page_takes_three_requests_at_most(url: str) -> None:
             await store.commit([Append(LOG, lines(1, number))])
             if number % 10 == 9:
                 before = requests(reader)
-                assert await reader.read_log(LOG, -100) == bare(lines(number + 1))[-100:]
+                assert await reader.read_log(LOG, -101) == bare(lines(number + 1))[-101:]
                 assert requests(reader) - before <= 3
         before = requests(reader)
         assert await reader.count_log(LOG) == 150
@@ -183,7 +183,7 @@ async def test_a_small_append_behind_a_large_one_repeats_some_of_it(url: str) ->
         for number in range(2990, 3000):
             await store.commit([Append(LOG, (written[number],))])
             before = requests(reader)
-            assert await reader.read_log(LOG, -100) == bare(written[: number + 1])[-100:]
+            assert await reader.read_log(LOG, -101) == bare(written[: number + 1])[-101:]
             assert requests(reader) - before <= 3
         assert await reader.read_log(LOG, strict=True) == bare(written)
         assert s3.peek(url, LOG) == b"".join(written)
@@ -198,7 +198,7 @@ async def test_a_log_is_folded_and_its_pages_are_found(url: str, monkeypatch: py
                 await folded(store)
         await folded(store)
         facts, rest = s3.manifest(url, LOG) or ({}, b"")
-        assert len(facts["parts"]) > 1 and rest == b"".join(written[-100:])
+        assert len(facts["parts"]) > 1 and rest == b"".join(written[-110:])
         assert len([path for path in s3.paths(url) if "/segments/" in path]) == 1, "what is folded is removed"
         for start in (0, 63, 64, 65, 4000, 8850, 8899, 8900, 8950):
             assert await reader.read_log(LOG, start, start + 100) == bare(written[start : start + 100])

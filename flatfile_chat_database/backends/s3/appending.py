@@ -106,7 +106,8 @@ class Tail:
         for each in reversed(self.window):
             if count >= KEPT_RECORDS:
                 break
-            if size + len(each[1]) > KEPT_BYTES:  # some of its lines are as good, but count for no segment
+            if size + len(each[1]) > KEPT_BYTES or count + each[2] > KEPT_RECORDS:
+                # Some of its lines are as good, but count for no segment.
                 more = newest_lines(each[1], KEPT_RECORDS - count, KEPT_BYTES - size)
                 break
             repeated.insert(0, each)

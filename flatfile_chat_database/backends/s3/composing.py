@@ -16,7 +16,7 @@ from .forms import PART_BYTES, Head, Manifest, Part, cut, read_head, write_head,
 
 logger = logging.getLogger("flatfile_chat_database")
 
-KEPT_RECORDS = 100
+KEPT_RECORDS = 110
 """The newest of a log stay in its head, and so many are repeated in a segment, so that a page takes few requests."""
 KEPT_BYTES = 256 << 10
 """Not more than this of them."""
