@@ -9,6 +9,7 @@ import copy
 import dataclasses
 import functools
 import json
+import math
 import os
 import re
 import typing
@@ -39,6 +40,9 @@ _NEAR = 0.65
 """From 0 to 1, how like a known name an unknown one must be to be taken for a slip of the pen."""
 _LISTED = "docs/configuration.md lists all settings."
 _CREDENTIALS = re.compile(r"(://[^/?#@:]*):.*@", re.DOTALL)
+_LONE_CREDENTIAL = re.compile(r"^((?:redis|rediss|unix)://)[^/?#@:]+@")
+_OF_CACHES = re.compile(r"(?:redis|rediss|unix):")
+_NAMED = ("from", "to", "store", "cache")
 _PARAMETER = re.compile(r"([?&][^=&]*)=([^&]*)")
 _SECRET = re.compile(r"(?i)pass|secret|token|^[^=]*%|@|%40")
 _WINDOWS_DEVICE = re.compile(r"(?i)(con|prn|aux|nul|conin|conout|com\d|lpt\d)(\..*)?")
@@ -234,10 +238,10 @@ class StorageConfig:
     watch_poll_seconds: float = 0.25
     """How often whoever watches looks where nothing tells what other processes write; at least 0.01."""
     cache_timeout_seconds: float = 0.01
-    """How long a read waits for the cache before it asks the store."""
+    """How long a read waits for the cache before it asks the store; more than 0."""
     cache_lease_seconds: float = 0.5
     """So often a node looks in the store whether the cache may be used; who writes and cannot reach the cache waits as
-    long, once."""
+    long, once. From 0.01 to 10; of several nodes, who opens the cache says how long all may go without looking."""
     cache_entry_seconds: float = 300.0
     """How long the cache keeps an answer at most; so late is seen what is changed past the cache."""
     cache_entry_max_bytes: int = 262_144
@@ -407,19 +411,30 @@ def without_password(url: str) -> str:
     """Return a URL as it may be shown: stars in the place of passwords, and of what may be one.
 
     What is between the first colon behind `//` and the last `@` is taken for one, for a password that is not
-    percent-encoded may hold any character; so are the values of parameters that have such a name or an `@`. The URLs
-    that a `mirrored:` or a `cached:` URL names are shown in the same way.
+    percent-encoded may hold any character; so are the values of parameters that have such a name or an `@`. In the URL
+    of a cache a name alone before the `@` may be one, and any parameter but the database. The URLs that a `mirrored:`
+    or a `cached:` URL names are shown in the same way, and nothing else that is in it, for it may be half of one.
     """
     scheme, colon, rest = url.partition(":")
     if colon and scheme in ("mirrored", "cached"):
         from urllib.parse import quote, unquote_plus  # half of what it imports is of no use to a store
 
         def shown(found: re.Match[str]) -> str:
-            return f"{found[1]}={quote(without_password(unquote_plus(found[2])), safe='*')}"
+            if found[1][1:] not in _NAMED:
+                return f"{found[1]}=***"
+            text = unquote_plus(found[2])
+            while ":" not in text and (more := unquote_plus(text)) != text:  # it was encoded twice
+                text = more
+            return f"{found[1]}={quote(without_password(text), safe='*')}"
 
         return _CREDENTIALS.sub(r"\1:***@", f"{scheme}:{_PARAMETER.sub(shown, rest)}")
-    url = _CREDENTIALS.sub(r"\1:***@", url)
-    return _PARAMETER.sub(lambda found: f"{found[1]}=***" if _SECRET.search(found[0]) else found[0], url)
+    url = _LONE_CREDENTIAL.sub(r"\1***@", _CREDENTIALS.sub(r"\1:***@", url))
+    is_cache = _OF_CACHES.match(url)
+
+    def is_secret(found: re.Match[str]) -> bool:
+        return bool(_SECRET.search(found[0])) or (is_cache is not None and found[1][1:] != "db")
+
+    return _PARAMETER.sub(lambda found: f"{found[1]}=***" if is_secret(found) else found[0], url)
 
 
 def absolute(path: str) -> str:
@@ -509,9 +524,10 @@ def _check_values(config: StorageConfig) -> None:
     for name in _field_names():
         value = getattr(config, name)
         if isinstance(value, int | float) and not isinstance(value, bool):
-            least = _LEAST.get(name, 0)
-            if value < least:
-                raise ConfigurationError(f"{name} must be at least {least}, not {value}.")
+            least, most = _LEAST.get(name, 0), _MOST.get(name, math.inf)
+            if not least <= value <= most:
+                bound = f"at least {least}" if value < least else f"at most {most}"
+                raise ConfigurationError(f"{name} must be {bound}, not {value}.")
         elif name.endswith(("_directory_name", "_subdirectory_name", "_filename")):
             _check_segment(name, value)
     if config.durability not in DURABILITIES:
@@ -572,8 +588,13 @@ _LEAST = {
     "max_open_files": 1,
     "full_text_search_min_word_length": 1,
     "watch_poll_seconds": 0.01,
+    "cache_timeout_seconds": 0.001,
+    "cache_lease_seconds": 0.01,
 }
 """What a number must be at least, where it is not 0."""
+MOST_LEASE_SECONDS = 10.0
+_MOST = {"cache_lease_seconds": MOST_LEASE_SECONDS}
+"""What a number may be at most, where it has a bound."""
 
 
 def _check_segment(name: str, value: str) -> None:

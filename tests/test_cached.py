@@ -5,9 +5,9 @@ import json
 import re
 import subprocess
 import sys
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
-from typing import Any, Protocol, cast
+from typing import Any, Protocol, TypeVar, cast
 from urllib.parse import quote
 
 import pytest
@@ -15,7 +15,7 @@ import redis
 from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from flatfile_chat_database import StorageConfig, StorageManager
+from flatfile_chat_database import StorageConfig, StorageManager, codec
 from flatfile_chat_database.backends.base import StorageBackend
 from flatfile_chat_database.backends.cached import CachedBackend
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
@@ -33,6 +33,7 @@ from .test_machine import SETTINGS
 
 OWN = Layout(StorageConfig()).cache_state
 LEASE = 0.02
+T = TypeVar("T")
 
 
 @pytest.fixture(scope="module")
@@ -51,8 +52,11 @@ def cache(server: RedisServer) -> RedisServer:
 def opened(server: RedisServer) -> bytes:
     """Return what a store says whose cache is open."""
     run = re.search(rb"run_id:(\w+)", server.call("INFO", "server"))
-    assert run is not None
-    return json.dumps({"phase": "open", "epoch": 1, "cache": "c", "server": run[1].decode()}).encode()
+    data = re.search(rb"master_replid:(\w+)", server.call("INFO", "replication"))
+    assert run is not None and data is not None
+    name = f"{run[1].decode()}:{data[1].decode()}"
+    word = {"phase": "open", "epoch": 1, "nonce": "n", "cache": "c", "server": name, "lease": 0.5}
+    return json.dumps(word).encode()
 
 
 class Dictionary:
@@ -70,6 +74,53 @@ class Dictionary:
         return list(self.data)
 
 
+class Hot(CachedBackend):
+    """Reads everything twice, so that the second time it comes from the cache, if it can."""
+
+    async def open(self) -> None:
+        await super().open()
+        self._shelf._seconds = self._server._seconds = 1.0  # the machine may be busy
+        await asyncio.to_thread(self._server.look)
+
+    async def _put(self) -> None:
+        while self._shelf.is_putting:  # noqa: ASYNC110 - nobody tells
+            await asyncio.sleep(0)
+
+    async def read(self, key: str) -> bytes | None:
+        await super().read(key)
+        await self._put()
+        return await super().read(key)
+
+    async def read_many(self, keys: Sequence[str]) -> list[bytes | None]:
+        await super().read_many(keys)
+        await self._put()
+        return await super().read_many(keys)
+
+    async def read_log_as(
+        self,
+        key: str,
+        decode: Callable[[bytes], T | None],
+        start: int = 0,
+        stop: int | None = None,
+        *,
+        strict: bool = False,
+    ) -> list[T]:
+        if not strict:
+            await super().read_log_as(key, codec.record_line, start, stop)
+            await self._put()
+        return await super().read_log_as(key, decode, start, stop, strict=strict)
+
+    async def count_log(self, key: str) -> int:
+        await super().count_log(key)
+        await self._put()
+        return await super().count_log(key)
+
+    async def newest_records(self, keys: Sequence[str]) -> list[bytes | None]:
+        await super().newest_records(keys)
+        await self._put()
+        return await super().newest_records(keys)
+
+
 class _Medium(Protocol):
     def poke(self, key: str, data: bytes) -> None: ...
     def peek_keys(self) -> list[str]: ...
@@ -79,12 +130,23 @@ class Behind:
     """The hooks for a medium with a cache in front: it is open from the beginning, and forgets what is poked."""
 
     url: str
+    made: list[CachedBackend]
+
+    @pytest.fixture(autouse=True)
+    def hot(self) -> Iterator[None]:
+        """Look whether what was put into the cache was taken from it."""
+        self.made = []
+        yield
+        found = [backend.statistics() for backend in self.made]
+        if any(each["cache_fills"] for each in found):
+            assert any(each["cache_hits"] for each in found), "the cache has answered nothing"
 
     def make_store(self, config: StorageConfig) -> StorageBackend:
         raise NotImplementedError
 
     def make_backend(self, config: StorageConfig) -> StorageBackend:
-        return CachedBackend(config, self.make_store(config), self.url)
+        self.made.append(Hot(config, self.make_store(config), self.url))
+        return self.made[-1]
 
     def poke(self, key: str, data: bytes) -> None:
         cast("_Medium", super()).poke(key, data)

@@ -44,6 +44,13 @@ async def until_open(node: CachedBackend, epoch: int = 1) -> None:
             await asyncio.sleep(0.002)
 
 
+@pytest.fixture(autouse=True)
+def nobody_waits_long(monkeypatch: pytest.MonkeyPatch) -> None:
+    """Let all times that are no settings be as short as the lease of these tests."""
+    monkeypatch.setattr(roll, "UNUSED_SECONDS", FAST["cache_lease_seconds"])
+    monkeypatch.setattr(roll, "MOST_LEASE_SECONDS", 0.5)
+
+
 @pytest.fixture(scope="module")
 def server() -> Iterator[RedisServer]:
     """A Redis for the tests that do not harm it."""
@@ -148,7 +155,7 @@ def hits(node: CachedBackend) -> int:
 async def put(node: CachedBackend) -> None:
     """Wait until what was read is in the cache."""
     async with asyncio.timeout(PATIENCE):
-        while node._readers._queue.qsize() or len(node._readers._free) < len(node._readers._threads):  # noqa: ASYNC110
+        while node._shelf.is_putting:  # noqa: ASYNC110
             await asyncio.sleep(0.001)
 
 
@@ -313,7 +320,8 @@ def cut_off(node: CachedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> Any:
         raise module.Unusable("cut off")
 
-    monkeypatch.setattr(node._server, "call", fail)
+    for name in ("call", "call_many", "ask"):
+        monkeypatch.setattr(node._server, name, fail)
     monkeypatch.setattr(node._server, "look", lambda: "")
 
 
@@ -459,6 +467,15 @@ async def test_two_nodes_with_two_servers_give_the_cache_up_and_see_all(cache: R
         made = Nodes(cache.url)
         try:
             one, other = await made.add(), await made.add(another.url)
+            await made.opened(one)
+            await one.write(KEY, b"old")
+            for _ in range(2):
+                assert await one.read(KEY) == await other.read(KEY) == b"old"
+                await put(one)
+            assert hits(one) > 0
+            assert hits(other) == 0, "it has another server"
+            await other.write(KEY, b"new")
+            assert await one.read(KEY) == b"new"
             for number in range(40):
                 writer, reader = (one, other) if number % 2 else (other, one)
                 await writer.write(KEY, b"%d" % number)
@@ -506,7 +523,8 @@ async def test_a_server_that_is_started_again_with_an_old_file_brings_nothing_ol
             await one.write(KEY, b"new")
             own.kill()
             own.start()
-            names = entries.Names(made.all[0]._roll.known.cache, 1)
+            word = made.all[0]._roll.known
+            names = entries.Names(word.cache, word.opening)
             assert own.call("HGET", names.key(KEY), "d") is not None, "the old is there"
             assert await other.read(KEY) == b"new"
             await one.write("other", b"1")
@@ -606,7 +624,7 @@ async def test_the_word_is_not_among_the_keys(cache: RedisServer) -> None:
 
 def hash_of(node: CachedBackend, key: str) -> str:
     word = node._roll.known
-    return entries.Names(word.cache, word.epoch).key(key)
+    return entries.Names(word.cache, word.opening).key(key)
 
 
 DAMAGE: dict[str, Callable[[RedisServer, str], object]] = {
@@ -646,7 +664,7 @@ async def test_owners_that_are_foreign_are_replaced(cache: RedisServer, kind: st
     async with nodes(cache.url) as (_made, one, other):
         await one.write(KEY, b"right")
         word = one._roll.known
-        names = entries.Names(word.cache, word.epoch)
+        names = entries.Names(word.cache, word.opening)
         for name in (names.store, names.owner(KEY)):
             cache.call("DEL", name)
             cache.call(kind, name, "x")
@@ -677,7 +695,7 @@ async def test_what_is_kept_has_an_end(cache: RedisServer) -> None:
         await put(one)
         keys = cache.call("KEYS", "*")
         assert hash_of(one, KEY).encode() in keys
-        assert all(0 < cache.call("PTTL", key) <= entries.OWNER_MILLISECONDS for key in keys)
+        assert all(0 < cache.call("PTTL", key) <= entries.OWNER_LIVES * 77_000 for key in keys)
         assert 70_000 < cache.call("PTTL", hash_of(one, KEY)) <= 77_000
 
 

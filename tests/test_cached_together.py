@@ -118,13 +118,13 @@ class NodesMachine(RuleBasedStateMachine):
         def fail(*_: object, **__: object) -> Any:
             raise Unusable("cut off")
 
-        server.call = server.ask = fail
+        server.call = server.call_many = server.ask = fail
         server.look = lambda: ""
 
     @rule(node=_NODE)
     def reach_again(self, node: int) -> None:
         server: Any = self._nodes[node]._server
-        for name in ("call", "ask", "look"):
+        for name in ("call", "call_many", "ask", "look"):
             vars(server).pop(name, None)
 
     @rule()
@@ -161,7 +161,7 @@ from flatfile_chat_database.errors import StorageError
 name, url, seconds = sys.argv[1], sys.argv[2], float(sys.argv[3])
 
 async def main():
-    storage = StorageManager(StorageConfig(storage_url=url, cache_lease_seconds=0.1))
+    storage = StorageManager(StorageConfig(storage_url=url, cache_lease_seconds=0.1, cache_timeout_seconds=0.1))
     end, number = time.monotonic() + seconds, 0
 
     async def write():
@@ -231,6 +231,7 @@ async def _harm(own: RedisServer) -> None:
                 await asyncio.to_thread(own.kill)
                 await asyncio.sleep(chance.random() / 3)
                 await asyncio.to_thread(own.start)
+                await asyncio.sleep(1.5)  # until it is used again
         await asyncio.sleep(chance.random() / 2)
 
 

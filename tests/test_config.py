@@ -969,6 +969,25 @@ def test_a_file_that_is_missing_or_unreadable_is_named(tmp_path: Path) -> None:
         ),
         ("mirrored:?to=postgresql://ada:hunter2@db", "mirrored:?to=postgresql%3A%2F%2Fada%3A***%40db"),
         ("mirrored:postgresql://ada:hunter2@db", "mirrored:postgresql://ada:***@db"),
+        (
+            "cached:?store=memory%3A&cache=redis%3A%2F%2Fhunter2%40h",
+            "cached:?store=memory%3A&cache=redis%3A%2F%2F***%40h",
+        ),
+        ("redis://hunter2@h:1/2?db=3", "redis://***@h:1/2?db=3"),
+        ("rediss://h?credential=hunter2&x", "rediss://h?credential=***&x"),
+        ("unix:///tmp/socket?db=1", "unix:///tmp/socket?db=1"),
+        (
+            "cached:?store=memory%3A&cache=redis%253A%252F%252Fada%253Ahunter2%2540h%253Fdb%253D1",
+            "cached:?store=memory%3A&cache=redis%3A%2F%2Fada%3A***%40h%3Fdb%3D1",
+        ),
+        (
+            "cached:?store=memory:&cache=rediss://h?ssl_keyfile=/k&ssl_password=hunter2",
+            "cached:?store=memory%3A&cache=rediss%3A%2F%2Fh%3Fssl_keyfile%3D***&ssl_password=***",
+        ),
+        (
+            "cached:?store=memory%3A&cache=redis://h?a=1&credential=hunter2",
+            "cached:?store=memory%3A&cache=redis%3A%2F%2Fh%3Fa%3D***&credential=***",
+        ),
         ("postgresql://db/x?options=-csearch_path%3Dname", "postgresql://db/x?options=-csearch_path%3Dname"),
     ],
 )

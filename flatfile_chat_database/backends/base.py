@@ -207,6 +207,10 @@ class StorageBackend(ABC):
         """The store itself, for whoever keeps what was read: another one where this is a cache in front of it."""
         return self
 
+    async def is_behind(self) -> bool:
+        """Return whether this is a replica, which shows later than another server what that one has."""
+        return False
+
     # --- life ----------------------------------------------------------------------------------------
 
     async def open(self) -> None:  # noqa: B027 - a backend without resources has nothing to do
@@ -215,8 +219,8 @@ class StorageBackend(ABC):
     async def close(self) -> None:  # noqa: B027 - the same
         """Finish what was begun and let go of every resource. Calling it again does nothing.
 
-        Where the backend overrides this, all methods but `statistics`, `index_folder` and `words` then raise
-        ClosedError.
+        Where the backend overrides this, all methods but `statistics`, `index_folder`, `words` and `is_behind` then
+        raise ClosedError.
         """
 
     def statistics(self) -> dict[str, int]:

@@ -310,6 +310,9 @@ class MirroredBackend(StorageBackend):
 
     # --- reading -------------------------------------------------------------------------------------
 
+    async def is_behind(self) -> bool:
+        return await (await self._reading()).is_behind()
+
     async def read(self, key: str) -> bytes | None:
         return await (await self._reading()).read(key)
 

@@ -144,8 +144,8 @@ class HandleCases(BackendCase):
 
     @says(
         "StorageBackend.close",
-        "Where the backend overrides this, all methods but `statistics`, `index_folder` and `words` then raise "
-        "ClosedError.",
+        "Where the backend overrides this, all methods but `statistics`, `index_folder`, `words` and `is_behind` then "
+        "raise ClosedError.",
     )
     @pytest.mark.parametrize("call", AFTER_CLOSING.values(), ids=AFTER_CLOSING)
     async def test_nothing_is_answered_after_closing(
@@ -163,8 +163,17 @@ class HandleCases(BackendCase):
     async def test_the_cases_above_call_every_method(self) -> None:
         public = {name for name in vars(StorageBackend) if not name.startswith("_")}
         assert public - AFTER_CLOSING.keys() == {
-            *("close", "statistics", "capabilities", "index_folder", "words", "uncached")
+            *("close", "statistics", "capabilities", "index_folder", "words", "uncached", "is_behind")
         }
+
+    @says(
+        "StorageBackend.is_behind",
+        "Return whether this is a replica, which shows later than another server what that one has.",
+    )
+    async def test_a_store_that_is_written_is_no_replica(self) -> None:
+        store = await self.open()
+        await store.write("a/b", b"1")
+        assert await store.is_behind() is False
 
     @says(
         "StorageBackend.statistics", "Return counters since `open`, by name; which there are is the backend's choice."

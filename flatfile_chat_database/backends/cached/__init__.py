@@ -28,13 +28,24 @@ from __future__ import annotations
 
 import asyncio
 import threading
+import weakref
 from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
 from contextlib import aclosing, asynccontextmanager
 from typing import TypeVar, cast
 
 from ... import codec
 from ...config import StorageConfig
-from ...errors import ConfigurationError, DurabilityError, StorageError
+from ...errors import (
+    ClosedError,
+    ConfigurationError,
+    ConflictError,
+    DurabilityError,
+    IntegrityError,
+    NotFoundError,
+    StorageError,
+    UnavailableError,
+    ValidationError,
+)
 from ...layout import Layout
 from ...models import Problem
 from .. import forks
@@ -61,14 +72,14 @@ from .entries import (
     unpack_document,
     unpack_records,
 )
-from .roll import Phase, Roll, Word, clock
+from .roll import Phase, Roll, Word, clock, is_same
 
 try:
     from .keeper import Keeper
     from .marks import Mark, Marks
     from .news import News, places
     from .server import Server
-    from .shelf import MISSING, Missing, Place, Seen, Shelf, Take
+    from .shelf import MISSING, Fill, Missing, Place, Seen, Shelf, Take
 except ImportError as error:
     raise ConfigurationError(
         f"A cache needs the extra `redis` ({error}).", hint="pip install 'flatfile-chat-database[redis]'"
@@ -77,6 +88,15 @@ except ImportError as error:
 T = TypeVar("T")
 
 _THREADS = 4
+_NOTHING_CHANGED = (
+    ConflictError,
+    ConfigurationError,
+    IntegrityError,
+    NotFoundError,
+    UnavailableError,
+    ValidationError,
+)
+"""Errors of the store after which nothing is written, now or later."""
 _ANYTHING = ("/",)
 """What is touched when it cannot be told."""
 
@@ -96,20 +116,28 @@ class CachedBackend(StorageBackend):
         self._store = store
         if isinstance(root := getattr(store, "root", None), str):
             self.root = root
-        self._server = Server(url, config.cache_timeout_seconds)
+        self._url = url
         self._roll = Roll(store, self.layout.cache_state, config.cache_lease_seconds)
+        self._closed = False
+        self._usable = False
+        """Whether it is open, and this is the process that has opened it."""
+        self._make()
+
+    def _make(self) -> None:
+        """Make what belongs to this process alone."""
+        seconds, use = self.config.cache_timeout_seconds, weakref.WeakMethod(self._use)
+        self._server = Server(self._url, seconds)
         self._readers = Readers(_THREADS)
-        self._shelf = Shelf(config, self._server, self._readers)
-        self._marks = Marks(self._server, config.cache_timeout_seconds)
+        self._shelf = Shelf(self.config, self._server, self._readers)
+        self._marks = Marks(self._server, seconds)
         self._waking = Waking()
-        self._news = News(self._server, self._waking, self._use)
+        # The threads hold no reference to this object, and end when it is forgotten without `close`.
+        self._news = News(self._server, self._waking, lambda: method() if (method := use()) else "")
+        self._forgotten = [weakref.finalize(self, self._news.let_go)]
         self._keeper: Keeper | None = None
         self._state = threading.Lock()
         self._idle = threading.Condition(self._state)
         self._under_way = 0
-        self._usable = False
-        """Whether it is open, and this is the process that has opened it."""
-        self._closed = False
 
     def __repr__(self) -> str:
         return f"<CachedBackend {self._store!r} {self._server!r}{' closed' if self._closed else ''}>"
@@ -134,19 +162,22 @@ class CachedBackend(StorageBackend):
         """Wait for what was begun, and end the threads; blocks."""
         with self._idle:
             self._idle.wait_for(lambda: not self._under_way)
+        for finalizer in self._forgotten:
+            finalizer.detach()
         if keeper is not None:
             keeper.stop()
         self._news.stop()
         self._marks.close()
         self._readers.close()
+        self._shelf.close()
         self._server.close()
 
     def let_go_after_fork(self) -> None:
-        """In a forked child: the connections and the threads are the parent's."""
+        """In a forked child: the connections, the threads and what is under way are the parent's."""
         self._usable = False
-        self._state = threading.Lock()
-        self._idle = threading.Condition(self._state)
-        self._waking = Waking()
+        for finalizer in self._forgotten:
+            finalizer.detach()
+        self._make()
 
     def statistics(self) -> dict[str, int]:
         return {**self._store.statistics(), **self._shelf.counters}
@@ -159,6 +190,9 @@ class CachedBackend(StorageBackend):
     @property
     def uncached(self) -> StorageBackend:
         return self._store.uncached
+
+    async def is_behind(self) -> bool:
+        return await self._store.is_behind()
 
     # --- what the store says of the cache ------------------------------------------------------------
 
@@ -186,6 +220,7 @@ class CachedBackend(StorageBackend):
         with self._state:
             if self._keeper is None and self._usable:
                 self._keeper = Keeper(self._roll, self._server, self._readers)
+                self._forgotten.append(weakref.finalize(self, self._keeper.let_go))
             return self._keeper
 
     # --- writing -------------------------------------------------------------------------------------
@@ -210,8 +245,9 @@ class CachedBackend(StorageBackend):
         await self._to_the_end([check_key(key) for key, _ in items], lambda: self._store.load(items))
 
     async def write_blob(self, key: str, chunks: AsyncIterator[bytes]) -> bool:
+        names = [check_key(key)]
         # Not to the end: whoever gives up while it is being sent wants it to stop.
-        return await self._write([check_key(key)], lambda: self._store.write_blob(key, chunks))
+        return await self._write(names, lambda: self._store.write_blob(key, chunks), is_seen=self._begin(names))
 
     async def set_aside(self, key: str, reason: str) -> str:
         return await self._to_the_end(_ANYTHING, lambda: self._store.set_aside(key, reason))
@@ -227,14 +263,25 @@ class CachedBackend(StorageBackend):
         return await self._to_the_end(_ANYTHING, lambda: self._store.verify(fix=True))
 
     async def _to_the_end(self, names: Sequence[str], work: Callable[[], Awaitable[T]]) -> T:
-        return await to_the_end(self._write(names, work))
+        return await to_the_end(self._write(names, work, is_seen=self._begin(names)))
 
-    async def _write(self, names: Sequence[str], work: Callable[[], Awaitable[T]]) -> T:
-        """Do work on the store that changes keys and folders; return when no reader takes what was before."""
-        if not names or not self._usable:
-            return await work()
+    def _begin(self, names: Sequence[str]) -> bool:
+        """Begin a write of keys and folders, which `close` waits for; return whether the cache has to do with it.
+
+        Raises:
+            ClosedError: It is closed, or being closed.
+        """
         with self._state:
-            self._under_way += 1
+            if self._closed:
+                raise ClosedError("The store is closed.", hint="Open a new StorageManager.")
+            is_seen = bool(names) and self._usable
+            self._under_way += is_seen
+            return is_seen
+
+    async def _write(self, names: Sequence[str], work: Callable[[], Awaitable[T]], *, is_seen: bool) -> T:
+        """Do work on the store that changes keys and folders; return when no reader takes what was before."""
+        if not is_seen:
+            return await work()
         try:
             return await self._write_seen(names, work)
         finally:
@@ -252,10 +299,11 @@ class CachedBackend(StorageBackend):
                 await self._roll.give_up(word, self._server.problem or "it did not answer in time")
         try:
             result = await work()
-        except BaseException:
-            if mark is not None:  # it may have been done all the same; the mark says so if this fails as well
+        except _NOTHING_CHANGED:
+            if mark is not None:
                 await to_the_end(self._marks.end(mark))
             raise
+        # After any other error it may be done, or be done later: the mark stays as long as marks do.
         await to_the_end(self._make_seen(names, mark, clock()))
         self._waking.tell(places(names))
         if keeper is not None and not keeper.writes:
@@ -268,11 +316,17 @@ class CachedBackend(StorageBackend):
         while True:
             try:
                 word = await self._roll.at(done)
+                if word.is_behind:
+                    word = await self._roll.read()  # it was, and has been promoted since
+                    if word.is_behind:
+                        raise UnavailableError(
+                            "The store is a replica that may be behind, and was written all the same."
+                        )
                 if not word.is_written:
                     if word.phase is Phase.CLOSING:
                         await self._roll.wait_until_settled()
                     return
-                if mark is None or (mark.word.epoch, mark.word.cache) != (word.epoch, word.cache):
+                if mark is None or not is_same(mark.word, word):
                     mark = self._marks.mark(word, names)
                 if await self._marks.end(mark):
                     return
@@ -303,7 +357,7 @@ class CachedBackend(StorageBackend):
         if not isinstance(seen[0].value, Missing):
             return seen[0].value[0]
         data = await self._store.read(key)
-        self._keep_document(seen[0].place, data)
+        self._shelf.put([_document_fill(seen[0].place, data)])
         return data
 
     async def read_many(self, keys: Sequence[str]) -> list[bytes | None]:
@@ -317,11 +371,8 @@ class CachedBackend(StorageBackend):
         if missing:
             for at, data in zip(missing, await self._store.read_many([keys[at] for at in missing]), strict=True):
                 found[at] = data
-                self._keep_document(seen[at].place, data)
+            self._shelf.put([_document_fill(seen[at].place, found[at]) for at in missing])
         return found
-
-    def _keep_document(self, place: Place | None, data: bytes | None) -> None:
-        self._shelf.put(place, DOCUMENT, lambda name: pack_document(name, data), len(data or b""))
 
     async def read_log(self, key: str, start: int = 0, stop: int | None = None, *, strict: bool = False) -> list[bytes]:
         return await self.read_log_as(key, codec.record_line, start, stop, strict=strict)
@@ -355,13 +406,8 @@ class CachedBackend(StorageBackend):
         if seen[0].place is None:
             return await self._store.read_log_as(key, decode, start, stop)
         found = await self._store.read_log_as(key, WithLine(decode), start, stop)
-        self._keep_records(seen[0].place, start, stop, [line for line, _ in found])
+        self._shelf.put([_records_fill(seen[0].place, start, stop, [line for line, _ in found])])
         return [made for _, made in found]
-
-    def _keep_records(self, place: Place | None, start: int, stop: int | None, lines: list[bytes]) -> None:
-        field = WHOLE if is_whole(start, stop, len(lines)) else page_field(start, stop)
-        size = sum(map(len, lines)) + len(lines)
-        self._shelf.put(place, field, lambda name: pack_records(name, field, lines), size)
 
     async def count_log(self, key: str) -> int:
         check_key(key)
@@ -377,7 +423,7 @@ class CachedBackend(StorageBackend):
         if not isinstance(seen[0].value, Missing):
             return seen[0].value
         count = await self._store.count_log(key)
-        self._shelf.put(seen[0].place, COUNT, lambda name: pack_count(name, count), 0)
+        self._shelf.put([Fill(seen[0].place, COUNT, lambda name: pack_count(name, count), 0)])
         return count
 
     async def newest_records(self, keys: Sequence[str]) -> list[bytes | None]:
@@ -400,7 +446,8 @@ class CachedBackend(StorageBackend):
             lines = await self._store.newest_records([keys[at] for at in missing])
             for at, line in zip(missing, lines, strict=True):
                 found[at] = line
-                self._keep_records(seen[at].place, -1, None, [] if line is None else [line])
+            kept = zip(missing, lines, strict=True)
+            self._shelf.put([_records_fill(seen[at].place, -1, None, [line] if line else []) for at, line in kept])
         return found
 
     # --- reading, from the store ---------------------------------------------------------------------
@@ -464,14 +511,14 @@ class CachedBackend(StorageBackend):
         else:
             await self._store.wait_for_change(keys, seconds)
 
-    def _use(self) -> bool:
-        """Keep the word of the cache fresh for those who wait; tell whether writers drop there what they write."""
+    def _use(self) -> str:
+        """Keep the word of the cache fresh for those who wait; return the cache that all who write tell, or ""."""
         word, keeper = self._roll.now(), self._keeper or self._keep()
         if keeper is not None:
             keeper.used = clock()
             if word is None:
                 keeper.wake()
-        return word is not None and word.is_written
+        return word.cache if word is not None and word.phase is Phase.OPEN else ""
 
     async def stamps(self, keys: Sequence[str]) -> list[str | None]:
         return await self._store.stamps(keys)
@@ -503,6 +550,15 @@ class CachedBackend(StorageBackend):
 
 def _document(name: str, values: list[object]) -> tuple[bytes | None] | Missing:
     return MISSING if values[0] is None else (unpack_document(name, values[0]),)
+
+
+def _document_fill(place: Place | None, data: bytes | None) -> Fill:
+    return Fill(place, DOCUMENT, lambda name: pack_document(name, data), len(data or b""))
+
+
+def _records_fill(place: Place | None, start: int, stop: int | None, lines: list[bytes]) -> Fill:
+    field = WHOLE if is_whole(start, stop, len(lines)) else page_field(start, stop)
+    return Fill(place, field, lambda name: pack_records(name, field, lines), sum(map(len, lines)) + len(lines))
 
 
 def _ended(items: AsyncIterator[T]) -> aclosing[AsyncGenerator[T, None]]:

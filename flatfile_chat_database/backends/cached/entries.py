@@ -35,8 +35,8 @@ MARKED = b"!"
 """The generation of what is being written."""
 MOST_FIELDS = 24
 """In one hash: generation, what it is bound to, and so many answers less two."""
-OWNER_MILLISECONDS = 86_400_000
-"""How long an owner keeps its generation; what is bound to it is forgotten with it."""
+OWNER_LIVES = 2
+"""Times as long as a hash an owner keeps its generation, from when a hash was last made or looked for in vain."""
 MARK_MILLISECONDS = 600_000
 """After which who has marked something and not come back is dead."""
 _MOST_SCOPES = 200
@@ -75,9 +75,9 @@ local function kept(key)
   end
   if not found then
     redis.call('HSET', key, 'g', fresh)
-    redis.call('PEXPIRE', key, owners)
-    return fresh
+    found = fresh
   end
+  redis.call('PEXPIRE', key, owners)
   return found
 end
 local store, answers = kept(KEYS[1]), {}
@@ -148,12 +148,17 @@ SCRIPTS = (LOOK, FILL, MARK, CLEAR)
 
 
 class Names:
-    """The names in the cache of one epoch of a store."""
+    """The names in one opening of the cache of a store."""
 
-    def __init__(self, cache: str, epoch: int) -> None:
-        self._start = f"chatdb:{cache}:{epoch}:"
+    def __init__(self, cache: str, opening: str = "") -> None:
+        self._of = (cache, opening)
+        self._start = f"chatdb:{cache}:{opening}:"
         self.store = f"{self._start}s"
         self.channel = f"chatdb:{cache}:news"
+
+    def are_of(self, cache: str, opening: str) -> bool:
+        """Tell whether they are those of an opening of a cache."""
+        return self._of == (cache, opening)
 
     def owner(self, key: str) -> str:
         """Name the owner of a key, or of what is in a folder of at least two segments."""
@@ -273,7 +278,7 @@ def decoded(lines: list[bytes], decode: Callable[[bytes], T | None]) -> list[T]:
     if decode is codec.record_line:
         return cast("list[T]", lines)
     many = getattr(decode, "many", None)
-    if many is not None and all(len(line) <= codec.MAX_LINE_BYTES for line in lines):
+    if many is not None and sum(map(len, lines)) <= codec.MAX_LINE_BYTES:  # and so each of them
         found: list[T] | None = many(lines)
         if found is not None:
             return found

@@ -1,4 +1,4 @@
-"""The thread that keeps a node's word of the cache fresh, and opens and closes the cache as its turn comes.
+"""The thread that keeps fresh what a node knows of the cache, and opens and closes it as its turn comes.
 
 It works as long as the store is used. Only a node that has written goes on to another phase: nodes that only read may
 not be allowed to write, and have no part in what the phases are for.
@@ -34,6 +34,7 @@ class Keeper:
         """When the store was last used."""
         self.writes = False
         """Whether this node has written."""
+        self._checked = clock()
         self._pause = _PAUSE_LEASES[0]
         self._opened = float("-inf")
         self._closed: float | None = None
@@ -48,10 +49,14 @@ class Keeper:
         with suppress(RuntimeError):  # its loop has ended
             self._loop.call_soon_threadsafe(self._awake.set)
 
-    def stop(self) -> None:
-        """End it; blocks."""
+    def let_go(self) -> None:
+        """End it soon."""
         self._ends = True
         self.wake()
+
+    def stop(self) -> None:
+        """End it; blocks."""
+        self.let_go()
         self._thread.join()
 
     def _run(self) -> None:
@@ -70,7 +75,7 @@ class Keeper:
                 logger.exception("the keeper of the cache failed, and goes on")
             is_idle = clock() - self.used > _IDLE_LEASES * self._roll.lease
             with suppress(TimeoutError):
-                async with asyncio.timeout(None if is_idle and not self._is_between else self._roll.lease / 3):
+                async with asyncio.timeout(None if is_idle and not self._is_between else self._roll.believing / 3):
                     await self._awake.wait()
             self._awake.clear()
 
@@ -79,15 +84,18 @@ class Keeper:
         return self.writes and self._roll.known.phase in (Phase.OPENING, Phase.CLOSING)
 
     async def _look(self) -> None:
-        if self._roll.is_older(self._roll.lease / 2) or self._is_between:
+        if self._roll.is_older(self._roll.believing / 2) or self._is_between:
             await self._roll.read()
+        if self._roll.known.is_written and clock() - self._checked >= self._roll.believing:
+            self._checked = clock()
+            await self._readers.run(self._server.check)
         if not self.writes:
             return
         word, roll = self._roll.known, self._roll
         if word.is_written and self._server.run not in ("", word.server):
             # What knows that run only may still be in use somewhere, so nobody may use it any more.
             await roll.give_up(word, "the server has been started again, or others use another one")
-        elif word.phase is Phase.CLOSED:
+        elif word.phase is Phase.CLOSED and not word.is_behind:
             await self._open(word)
         elif clock() >= roll.settled_at and word.phase is Phase.OPENING:
             await roll.change(word, Phase.OPEN)

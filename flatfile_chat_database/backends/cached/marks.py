@@ -46,7 +46,7 @@ class Marks:
 
     def mark(self, word: Word, touched: Sequence[str]) -> Mark:
         """Return the mark of a write of keys and folders."""
-        names = Names(word.cache, word.epoch)
+        names = Names(word.cache, word.opening)
         token = f"{self._start}{next(self._numbers)}"
         return Mark(word, names, names.scopes(touched), list(touched), token)
 

@@ -21,30 +21,42 @@ _IDLE_TICKS = 10
 class News:
     """The thread that listens, as long as somebody waits."""
 
-    def __init__(self, server: Server, waking: Waking, use: Callable[[], bool]) -> None:
-        """Wake by `waking`; `use` keeps the word of the cache fresh, and tells whether writers tell what they write."""
+    def __init__(self, server: Server, waking: Waking, use: Callable[[], str]) -> None:
+        """Wake by `waking`; `use` keeps the word of the cache fresh, and tells the cache that all who write tell.
+
+        The thread holds `use`, so it must not hold what is closed when it is forgotten.
+        """
         self._server = server
         self._waking = waking
         self._use = use
         self._state = threading.Lock()
         self._thread: threading.Thread | None = None
         self._connection: Any = None
-        self._subscribed = False
+        self._wanted = ""
+        """The cache that is to be listened to."""
+        self._heard = ""
+        """The cache that is listened to, once the server has said so."""
         self._ends = False
 
     @property
     def is_heard(self) -> bool:
         """Whether everything that is written is heard of."""
-        return self._subscribed and self._use()
+        heard = self._heard
+        return bool(heard) and self._use() == heard
 
     def listen(self, cache: str) -> None:
         """Begin to listen to what is written to a store, by the id of its cache."""
         if not cache:
             return
         with self._state:
+            self._wanted = cache  # the thread that listens to another one ends
             if self._thread is None and not self._ends:
                 self._thread = threading.Thread(target=self._run, args=(cache,), name="chatdb-news", daemon=True)
                 self._thread.start()
+
+    def let_go(self) -> None:
+        """End it soon."""
+        self._ends = True
 
     def stop(self) -> None:
         """End it; blocks."""
@@ -61,14 +73,14 @@ class News:
 
     def _run(self, cache: str) -> None:
         try:
-            self._connection = self._server.subscribe(Names(cache, 0).channel)
+            self._connection = self._server.subscribe(Names(cache).channel)
             if not self._ends:
-                self._listen(self._connection)
+                self._listen(self._connection, cache)
         except Exception as error:  # whoever waits then has the store look
             if not self._ends:
                 logger.info("the cache does not tell what is written (%s)", type(error).__name__)
         finally:
-            self._subscribed = False
+            self._heard = ""
             with self._state:
                 connection, self._connection, self._thread = self._connection, None, None
             if connection is not None:
@@ -76,11 +88,11 @@ class News:
                     connection.disconnect()
             self._waking.tell(None)  # who waits begins again, and somebody listens again
 
-    def _listen(self, connection: Any) -> None:
+    def _listen(self, connection: Any, cache: str) -> None:
         silent = idle = 0
-        while not self._ends:
+        while not self._ends and self._wanted == cache:
             if connection.can_read(timeout=_TICK_SECONDS):
-                self._take(connection.read_response(push_request=True, disable_decoding=True))
+                self._take(cache, connection.read_response(push_request=True, disable_decoding=True))
                 silent = 0
                 continue
             idle = 0 if self._waking.is_awaited else idle + 1
@@ -88,14 +100,14 @@ class News:
                 return
             silent += 1
             connection.send_command("PING")
-            if not self._use():
+            if self._use() != cache:
                 self._waking.tell(None)
 
-    def _take(self, answer: Any) -> None:
+    def _take(self, cache: str, answer: Any) -> None:
         if not isinstance(answer, list):  # it is there
             return
         if answer[0] == b"subscribe":
-            self._subscribed = True
+            self._heard = cache
         elif answer[0] == b"message":
             self._waking.tell(places(answer[2].decode(errors="replace").split("\n")))
 

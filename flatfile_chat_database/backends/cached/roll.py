@@ -8,14 +8,18 @@ store, in one document, which only changes by compare-and-set:
     uses it      drop there what    use it any   uses it
                  they change        more
 
-What a node has read of the document holds for a lease, counted from before it began to read, on its own clock. A
-phase that others may not know of yet, opening and closing, lasts until the one who sees it has seen it for a whole
-lease and an eighth, so that clocks may run at different speeds. So:
+What a node has read of the document holds for a lease, counted from before it began to read, on its own clock. Nodes
+may be set to different leases, so the document says how long anybody may believe that there is a cache; that there is
+none is believed for half a second at most, for no document may be what says so. A phase that others may not know of
+yet, opening and closing, lasts until the one who sees it has seen it for as long as anybody may believe the one before,
+and an eighth more, so that clocks may run at different speeds. So:
 
 - Nobody uses the cache before everybody who writes knows that it is used: they drop what they change there.
 - Who cannot drop something says "closing", and waits for a lease: then nobody uses the cache any more.
 - Between two epochs with a cache nobody uses one for longer than a lease, so what one node thinks and what the next one
   thinks are never two caches at once.
+
+A store that may be behind others of its kind, a replica, cannot tell what they may believe: there is no cache for it.
 
 Nothing depends on clocks that agree, only on clocks that run: the one that is used goes on while a machine sleeps.
 """
@@ -23,19 +27,25 @@ Nothing depends on clocks that agree, only on clocks that run: the one that is u
 from __future__ import annotations
 
 import asyncio
+import copy
+import os
 import threading
 import time
 from contextlib import suppress
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from enum import StrEnum
 
 from ... import codec
-from ...errors import ConflictError, IntegrityError
+from ...config import MOST_LEASE_SECONDS
+from ...errors import ConflictError, IntegrityError, StorageError
 from ...models import new_id
 from ..base import StorageBackend, logger
 from ..changes import ABSENT, Put
 from ..rules import version_of
 from ..turn import Turn
+
+UNUSED_SECONDS = 0.5
+"""How long anybody may believe that there is no cache."""
 
 
 class Phase(StrEnum):
@@ -53,18 +63,34 @@ class Word:
 
     phase: Phase
     epoch: int = 0
-    """Grows each time a cache is opened, and is part of the names in it."""
+    """Grows each time a cache is opened."""
+    nonce: str = ""
+    """Random each time a cache is opened: a document that was restored begins no epoch that there was before."""
     cache: str = ""
     """The id of the store's cache: several stores may share a server."""
     server: str = ""
     """The run of the server, which is another one after a restart."""
+    lease: float = 0.0
+    """Seconds for which anybody may believe that the cache is used."""
     version: str | None = None
     """Of the document; None if there is none."""
+    is_behind: bool = False
+    """Whether the store may be behind others, so that it cannot tell."""
+
+    @property
+    def opening(self) -> str:
+        """What this opening of the cache is called, as part of the names in it."""
+        return f"{self.epoch}-{self.nonce}"
 
     @property
     def is_written(self) -> bool:
         """Whether those who write have to drop there what they change."""
         return self.phase in (Phase.OPENING, Phase.OPEN)
+
+
+def is_same(word: Word, other: Word) -> bool:
+    """Tell whether two words are of the same opening of the same cache, whatever their phases."""
+    return (word.cache, word.opening, word.is_behind) == (other.cache, other.opening, other.is_behind)
 
 
 _CLOCK = getattr(time, "CLOCK_BOOTTIME", time.CLOCK_MONOTONIC)
@@ -90,11 +116,19 @@ class Roll:
         """When the reading began that the word is of."""
         self._first_seen = float("-inf")
         """When this node had surely seen this phase of this epoch, for the first time."""
+        self._failed: tuple[float, StorageError] | None = None
+        """When the last reading began that failed, and how."""
+
+    @property
+    def believing(self) -> float:
+        """Seconds for which what was read last holds."""
+        return min(self.lease, self._word.lease if self._word.is_written else UNUSED_SECONDS)
 
     @property
     def settling(self) -> float:
         """Seconds after which everybody knows what this node has just seen."""
-        return self.lease * 9 / 8
+        unused = UNUSED_SECONDS if self._word.phase is Phase.OPENING else 0.0
+        return max(self._word.lease, unused) * 9 / 8
 
     @property
     def known(self) -> Word:
@@ -108,7 +142,7 @@ class Roll:
 
     def now(self) -> Word | None:
         """Return the word if it still holds."""
-        return self._word if clock() - self._begun < self.lease else None
+        return self._word if clock() - self._begun < self.believing else None
 
     def is_older(self, seconds: float) -> bool:
         """Tell whether the last reading began longer ago."""
@@ -120,9 +154,11 @@ class Roll:
         Raises:
             StorageError: The store cannot be read.
         """
-        if moment - self._begun >= self.lease:
+        if moment - self._begun >= self.believing:
             async with self._turn:  # one of many callers reads for all
-                if moment - self._begun >= self.lease:
+                if moment - self._begun >= self.believing:
+                    if self._failed is not None and self._failed[0] >= moment:  # and fails for all
+                        raise copy.copy(self._failed[1])
                     await self.read()
         return self._word
 
@@ -133,12 +169,17 @@ class Roll:
             StorageError: The store cannot be read.
         """
         begun = clock()
-        data = await self._store.read(self.key)
+        try:
+            is_behind = await self._store.is_behind()
+            data = None if is_behind else await self._store.read(self.key)
+        except StorageError as error:
+            self._failed = (begun, error)
+            raise
         ended = clock()
         with self._state:
             if begun >= self._begun:
-                word = self._understood(data)
-                if (word.phase, word.epoch) != (self._word.phase, self._word.epoch):
+                word = Word(Phase.CLOSED, is_behind=True) if is_behind else self._understood(data)
+                if not is_same(word, self._word) or word.phase is not self._word.phase:
                     # What is as it was before this node was made is nothing that others do not know.
                     is_new = self._begun > float("-inf") or word.phase in (Phase.OPENING, Phase.CLOSING)
                     self._first_seen = ended if is_new else float("-inf")
@@ -147,18 +188,23 @@ class Roll:
 
     def _understood(self, data: bytes | None) -> Word:
         if data is None:
-            # It may have been removed while others believe what it said.
-            return Word(Phase.CLOSING if self._word.version is not None else self._word.phase)
+            # It may have been removed while others believe what it said, for as long as that was.
+            is_new = self._word.version is not None
+            return Word(Phase.CLOSING, lease=MOST_LEASE_SECONDS) if is_new else replace(self._word, is_behind=False)
+        version = version_of(data)
         try:
             found = codec.decode_object(data, self.key)
-            phase, epoch, cache, server = (found[name] for name in ("phase", "epoch", "cache", "server"))
-            if isinstance(epoch, int) and isinstance(cache, str) and isinstance(server, str):
-                return Word(Phase(phase), epoch, cache, server, version_of(data))
+            texts = [found[name] for name in ("nonce", "cache", "server")]
+            phase, epoch, lease = Phase(found["phase"]), found["epoch"], found["lease"]
+            is_lease = isinstance(lease, int | float) and 0 < lease <= MOST_LEASE_SECONDS
+            if is_lease and isinstance(epoch, int) and all(isinstance(text, str) for text in texts):
+                nonce, cache, server = texts
+                return Word(phase, epoch, nonce, cache, server, lease, version)
         except (KeyError, ValueError, IntegrityError):
             pass
-        if self._word.version != version_of(data):
+        if self._word.version != version:
             logger.warning("%s does not say whether the cache may be used, so it is not used", self.key)
-        return Word(Phase.CLOSING, version=version_of(data))
+        return Word(Phase.CLOSING, lease=MOST_LEASE_SECONDS, version=version)
 
     async def change(self, word: Word, phase: Phase, *, server: str | None = None) -> Word:
         """Go on from a word to the next phase, unless somebody else has; return what it is then.
@@ -171,8 +217,10 @@ class Roll:
             "about": "whether a cache in front of this store may be used; nobody may remove this while it is in use",
             "phase": phase.value,
             "epoch": word.epoch + opens,
+            "nonce": os.urandom(8).hex() if opens else word.nonce,
             "cache": word.cache or new_id(),
             "server": word.server if server is None else server,
+            "lease": self.lease if opens else word.lease,
         }
         expected = ABSENT if word.version is None else word.version
         with suppress(ConflictError):  # somebody else was first
@@ -187,7 +235,7 @@ class Roll:
         """
         async with self._turn:
             now = await self.read()
-            while now.is_written and (now.epoch, now.cache) == (word.epoch, word.cache):
+            while now.is_written and is_same(now, word):
                 logger.warning("the cache is given up until it can be used again: %s", reason)
                 now = await self.change(now, Phase.CLOSING)
 

@@ -40,6 +40,12 @@ _NAMELESS: dict[str, Any] = dict.fromkeys(
 _HASHES = {script: hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest() for script in SCRIPTS}
 
 
+_SECTIONS = ("server", "replication")
+"""Of what a server says of itself."""
+_WRITES = ("DEL", "chatdb:-")
+"""Changes nothing, and is refused by whoever may not write."""
+
+
 class Unusable(Exception):
     """The cache cannot be used now; the store can."""
 
@@ -59,9 +65,18 @@ class Line:
             raise answer
         return answer
 
+    def which(self, seconds: float) -> str:
+        """Return which run of the server this leads to by now, likewise."""
+        return _run_of(self._wire.ask([("INFO", section) for section in _SECTIONS], seconds))
+
     def ask(self, commands: Sequence[tuple[Any, ...]], seconds: float) -> list[Any]:
-        """Send commands and return their answers, likewise; None for one that does not suit what is there."""
-        answers = self._wire.ask(commands, seconds)
+        """Send commands and return their answers, likewise; None for one that does not suit what is there.
+
+        Connections stay when a server is made a replica, and get what the other one has; it writes nothing more.
+        """
+        *answers, writes = self._wire.ask([*commands, _WRITES], seconds)
+        if isinstance(writes, Refused):
+            raise writes
         return [None if isinstance(answer, Refused) else answer for answer in answers]
 
     def close(self) -> None:
@@ -129,6 +144,18 @@ class Server:
         patience = self._seconds if seconds is None else seconds
         return self._with(run, lambda line: line.call(script, keys, arguments, patience))
 
+    def call_many(
+        self, run: str, script: str, calls: Sequence[tuple[list[str], list[Any]]], seconds: float
+    ) -> list[Any]:
+        """Run a script several times, with keys and arguments, in one message; return the answers, None for a refusal.
+
+        Raises:
+            Unusable: As `call` does.
+        """
+        name = _HASHES[script]
+        commands = [("EVALSHA", name, len(keys), *keys, *arguments) for keys, arguments in calls]
+        return self._with(run, lambda line: line.ask(commands, seconds))
+
     def ask(self, run: str, commands: Sequence[tuple[Any, ...]]) -> list[Any]:
         """Send commands to a run of the server, and return their answers; None for one that does not suit.
 
@@ -139,10 +166,11 @@ class Server:
 
     def _with(self, run: str, work: Callable[[Line], T]) -> T:
         with self._state:
-            if self._problem:
+            if is_trial := bool(self._problem):
                 if not self.is_up:
                     raise Unusable(self._problem)
                 self._trying = True  # the others wait for what comes of it
+        begun = time.monotonic()
         line = None
         try:
             line = self._take(run)
@@ -153,20 +181,37 @@ class Server:
             self._works(line)
             raise
         except Exception as error:  # whatever it is, nobody has to do without the store for it
-            self._failed(line, error)
+            self._failed(line, error, begun, is_trial=is_trial)
             raise Unusable(self._problem) from error
         self._works(line)
         return answer
 
     def look(self) -> str:
         """Connect if need be, and return which run the server is; "" if it is out of reach."""
+        begun = time.monotonic()
         try:
             line = self._connect()
         except Exception as error:
-            self._failed(None, error)
+            self._failed(None, error, begun)
             return ""
         self._works(line)
         return line.run
+
+    def check(self) -> None:
+        """Ask on a connection that there is which run the server is by now; if another one, end all of them."""
+        run, begun = self.run, time.monotonic()
+        if not run or self._problem:
+            return
+        line = None
+        try:
+            line = self._take(run)
+            now = line.which(_CONNECT_SECONDS)
+            if now != line.run:
+                raise ValueError("it has been made a replica meanwhile, and has what another server had")
+        except Exception as error:
+            self._failed(line, error, begun)
+        else:
+            self._works(line)
 
     def subscribe(self, channel: str) -> Any:
         """Return a connection that gets what is published.
@@ -201,33 +246,34 @@ class Server:
             connection.connect()
             for script in SCRIPTS:
                 connection.send_command("SCRIPT", "LOAD", script)
-            connection.send_command("INFO", "server")
+            for section in _SECTIONS:
+                connection.send_command("INFO", section)
             for script in SCRIPTS:
                 if connection.read_response(disable_decoding=True).decode() != _HASHES[script]:
                     raise ValueError("it does not keep scripts")
-            found = _read_info(connection.read_response(disable_decoding=True))
+            run = _run_of([connection.read_response(disable_decoding=True) for _ in _SECTIONS])
         except BaseException:
             connection.disconnect()
             raise
-        run = found.get("run_id", "")
-        if not run or found.get("redis_mode", found.get("server_mode")) == "cluster":
-            connection.disconnect()
-            raise ValueError("it is no single server, but a cluster")
         self.run = run
         return Line(connection, run)
 
-    def _failed(self, line: Line | None, error: Exception) -> None:
+    def _failed(self, line: Line | None, error: Exception, begun: float, *, is_trial: bool = False) -> None:
+        """Leave it alone for a moment, because of what was begun at a moment and has failed."""
         if line is not None:
             line.close()
         with self._state:
             now = time.monotonic()
-            self._pause = min(2 * self._pause, _PAUSE_SECONDS[1]) if self._problem else _PAUSE_SECONDS[0]
+            # What was begun before others had failed says nothing new.
+            if is_trial or not self._problem or begun >= self._again:
+                self._pause = min(2 * self._pause, _PAUSE_SECONDS[1]) if self._problem else _PAUSE_SECONDS[0]
+                self._again = now + self._pause
+            if is_trial:
+                self._trying = False
             if now >= self._silent_until:
                 logger.warning("the cache %s cannot be used now, and is tried again (%s)", self._shown, _said(error))
                 self._silent_until = now + _SILENT_SECONDS
             self._problem = _said(error)
-            self._again = now + self._pause
-            self._trying = False
             self.run = ""
         self.close()  # the others are not better, and hold what they were to say
 
@@ -238,9 +284,27 @@ class Server:
             self._problem, self._trying = "", False
 
 
-def _read_info(text: bytes) -> dict[str, str]:
-    lines = (line.partition(":") for line in text.decode(errors="replace").splitlines())
-    return {name: value.strip() for name, _, value in lines}
+def _run_of(sections: Sequence[Any]) -> str:
+    """Return which run a server is, of what it says of itself.
+
+    The id of its data is part of it: a replica keeps its own, and has what another server had.
+
+    Raises:
+        ValueError: It is none that can be used.
+    """
+    found: dict[str, str] = {}
+    for text in sections:
+        if not isinstance(text, bytes):
+            raise ValueError("it does not say what it is")
+        lines = (line.partition(":") for line in text.decode(errors="replace").splitlines())
+        found |= {name: value.strip() for name, _, value in lines}
+    if found.get("redis_mode", found.get("server_mode")) == "cluster":
+        raise ValueError("it is no single server, but a cluster")
+    if found.get("role") != "master":
+        raise ValueError("it is a replica of another server")
+    if not found.get("run_id") or not found.get("master_replid"):
+        raise ValueError("it does not say which run it is: INFO has no run_id and master_replid")
+    return f"{found['run_id']}:{found['master_replid']}"
 
 
 def _said(error: Exception) -> str:

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import asyncio
 import os
+import threading
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from dataclasses import dataclass
@@ -14,7 +15,7 @@ from ...config import StorageConfig
 from ...errors import ClosedError
 from ..base import logger
 from ..readers import Readers
-from .entries import CLEAR, FILL, LOOK, MARKED, MOST_FIELDS, OWNER_MILLISECONDS, Damaged, Names
+from .entries import CLEAR, FILL, LOOK, MARKED, MOST_FIELDS, OWNER_LIVES, Damaged, Names
 from .roll import Word
 from .server import Server, Unusable
 
@@ -22,6 +23,14 @@ T = TypeVar("T")
 
 _AT_ONCE = 64
 """Keys in one message."""
+_BYTES_AT_ONCE = 1_048_576
+"""Of answers in one message."""
+_MOST_WAITING = 16_777_216
+"""Bytes of answers that wait to be put; what comes then is not kept."""
+_EACH = 1024
+"""Bytes that an answer is counted as, beside its own."""
+_PUT_PATIENCE = 4
+"""Times as long as a reader waits."""
 
 
 class Missing(Enum):
@@ -61,19 +70,25 @@ Take = Callable[[str, list[object]], T | Missing]
 """Makes an answer of the name of a hash and its fields, each None if it is not there."""
 
 
-class _Wait(Generic[T]):
+@dataclass(frozen=True, slots=True)
+class Fill:
+    """An answer that was read from the store."""
+
+    place: Place | None
+    field: str
+    pack: Callable[[str], bytes]
+    """Makes the value of the name of the hash."""
+    size: int
+    """About how many bytes it has."""
+
+
+class _Wait:
     """A caller that waits for a thread to ask the cache."""
 
-    __slots__ = ("begun", "timer")
+    __slots__ = ("is_over",)
 
     def __init__(self) -> None:
-        self.begun = False
-        self.timer: asyncio.TimerHandle
-
-    def begin(self, work: Callable[[], list[Seen[T]]]) -> list[Seen[T]]:
-        """Do the work in a thread."""
-        self.begun = True
-        return work()
+        self.is_over = False
 
 
 class Shelf:
@@ -82,44 +97,66 @@ class Shelf:
     def __init__(self, config: StorageConfig, server: Server, readers: Readers) -> None:
         self._server = server
         self._readers = readers
+        self._fillers = Readers(1)  # nobody who reads waits for what is put
+        self._state = threading.Lock()
+        self._waiting = 0
         self._seconds = config.cache_timeout_seconds
         self._largest = config.cache_entry_max_bytes
         self._connecting = False
+        self._names = Names("")
         self._life = max(1, int(config.cache_entry_seconds * 1000))
         self.counters = {"cache_hits": 0, "cache_misses": 0, "cache_fills": 0, "cache_damaged": 0, "cache_late": 0}
 
     async def look(self, word: Word, keys: Sequence[str], fields: Sequence[str], take: Take[T]) -> list[Seen[T]]:
         """Return what the cache has of each key, within `cache_timeout_seconds`."""
-        wait: _Wait[T] = _Wait()
+        wait = _Wait()
         try:
-            future = self._readers.run(lambda: wait.begin(lambda: self._look(word, keys, fields, take)))
+            future = self._readers.run(lambda: self._look(word, keys, fields, take, wait))
         except ClosedError:  # between the last look at whether it is closed and now
             return [Seen(MISSING, None)] * len(keys)
-        wait.timer = future.get_loop().call_later(self._seconds, self._give_up, future, len(keys), wait)
+        timer = future.get_loop().call_later(self._seconds, self._give_up, future, len(keys))
         try:
             seen = await future
         finally:
-            wait.timer.cancel()
+            timer.cancel()
+            wait.is_over = True
         hits = sum(each.value is not MISSING for each in seen)
         self.counters["cache_hits"] += hits
         self.counters["cache_misses"] += len(seen) - hits
         return seen
 
-    def _give_up(self, future: asyncio.Future[list[Seen[T]]], count: int, wait: _Wait[T]) -> None:
+    def _give_up(self, future: asyncio.Future[list[Seen[T]]], count: int) -> None:
         """Let a caller go on to the store; the thread finds out by itself that nobody waits."""
-        if future.done():
-            return
-        if not wait.begun and self._server.is_up:  # it waits for a thread, and so would the store
-            wait.timer = future.get_loop().call_later(self._seconds, self._give_up, future, count, wait)
-            return
-        self.counters["cache_late"] += 1
-        future.set_result([Seen(MISSING, None)] * count)
+        if not future.done():
+            self.counters["cache_late"] += 1
+            future.set_result([Seen(MISSING, None)] * count)
 
-    def put(self, place: Place | None, field: str, pack: Callable[[str], bytes], size: int) -> None:
-        """Put an answer of about so many bytes, unless somebody has written meanwhile; nobody waits for it."""
-        if place is not None and size <= self._largest and self._server.is_up:
-            with suppress(ClosedError):
-                _ = self._readers.run(lambda: self._put(place, field, pack(place.name)))
+    def put(self, fills: Sequence[Fill]) -> None:
+        """Put answers, each unless somebody has written meanwhile; nobody waits for it.
+
+        The cache may be slower than the store, so what waits to be put has a bound, and what is more is left.
+        """
+        kept = [fill for fill in fills if fill.place is not None and fill.size <= self._largest]
+        if not kept or not self._server.is_up:
+            return
+        size = sum(fill.size + _EACH for fill in kept)
+        with self._state:
+            if self._waiting and self._waiting + size > _MOST_WAITING:
+                return
+            self._waiting += size
+        try:
+            _ = self._fillers.run(lambda: self._put_counted(kept, size))
+        except ClosedError:
+            self._done(size)
+
+    @property
+    def is_putting(self) -> bool:
+        """Whether something waits to be put, or is being put."""
+        return self._waiting > 0
+
+    def close(self) -> None:
+        """Put what was handed over, and end; blocks."""
+        self._fillers.close()
 
     def connect(self) -> None:
         """Connect to the server, one caller at a time; nobody waits for it."""
@@ -136,18 +173,27 @@ class Shelf:
         finally:
             self._connecting = False
 
-    def _look(self, word: Word, keys: Sequence[str], fields: Sequence[str], take: Take[T]) -> list[Seen[T]]:
-        names = Names(word.cache, word.epoch)
+    def _look(
+        self, word: Word, keys: Sequence[str], fields: Sequence[str], take: Take[T], wait: _Wait
+    ) -> list[Seen[T]]:
+        names = self._names
+        if not names.are_of(word.cache, word.opening):
+            names = self._names = Names(word.cache, word.opening)
         seen: list[Seen[T]] = []
         for start in range(0, len(keys), _AT_ONCE):
+            if wait.is_over:  # nobody wants it any more, and others wait for this thread
+                return seen
             some = keys[start : start + _AT_ONCE]
             try:
                 answers = self._answers(names, word.server, some, fields)
-            except (Unusable, TypeError, ValueError):  # the last two: it is no answer of ours
+                found = [
+                    self._seen(names, word.server, key, answer, fields, take)
+                    for key, answer in zip(some, answers, strict=True)
+                ]
+            except (Unusable, TypeError, ValueError, LookupError):  # the last three: it is no answer of ours
                 seen += [Seen(MISSING, None)] * (len(keys) - len(seen))
                 break
-            for key, answer in zip(some, answers, strict=True):
-                seen.append(self._seen(names, word.server, key, answer, fields, take))
+            seen += found
         return seen
 
     def _answers(self, names: Names, server: str, keys: Sequence[str], fields: Sequence[str]) -> list[list[Any] | None]:
@@ -166,7 +212,7 @@ class Shelf:
         missing = [at for at, answer in enumerate(answers) if answer is None]
         if missing:
             hashes = [name for at in missing for name in (names.owner(keys[at]), names.key(keys[at]))]
-            settings = [os.urandom(8).hex(), self._life, OWNER_MILLISECONDS, *fields]
+            settings = [os.urandom(8).hex(), self._life, OWNER_LIVES * self._life, *fields]
             made = self._server.call(server, LOOK, [names.store, *hashes], settings)
             for at, answer in zip(missing, made, strict=True):
                 answers[at] = answer
@@ -177,6 +223,8 @@ class Shelf:
     ) -> Seen[T]:
         if not answer:  # it is being written
             return Seen(MISSING, None)
+        if len(answer) < 2:
+            raise ValueError("it is no answer of ours")
         generation, bound, *values = answer
         place = Place(names, server, key, generation, bound)
         try:
@@ -188,9 +236,29 @@ class Shelf:
                 self._server.call(server, CLEAR, [place.name], ["", "", ""])
             return Seen(MISSING, None)
 
-    def _put(self, place: Place, field: str, value: bytes) -> None:
-        names = [place.names.store, place.names.owner(place.key), place.name]
+    def _put_counted(self, fills: Sequence[Fill], size: int) -> None:
+        try:
+            self._put(fills)
+        finally:
+            self._done(size)
+
+    def _done(self, size: int) -> None:
+        with self._state:
+            self._waiting -= size
+
+    def _put(self, fills: Sequence[Fill]) -> None:
+        seconds = _PUT_PATIENCE * self._seconds
+        calls: list[tuple[list[str], list[object]]] = []
+        size = 0
         with suppress(Unusable):
-            self.counters["cache_fills"] += bool(
-                self._server.call(place.server, FILL, names, [place.generation, place.bound, MOST_FIELDS, field, value])
-            )
+            for number, fill in enumerate(fills, 1):
+                place = fill.place
+                assert place is not None
+                value = fill.pack(place.name)
+                names = [place.names.store, place.names.owner(place.key), place.name]
+                calls.append((names, [place.generation, place.bound, MOST_FIELDS, fill.field, value]))
+                size += len(value)
+                if len(calls) == _AT_ONCE or size >= _BYTES_AT_ONCE or number == len(fills):
+                    put = self._server.call_many(place.server, FILL, calls, seconds)
+                    self.counters["cache_fills"] += sum(map(bool, put))
+                    calls, size = [], 0

@@ -92,6 +92,9 @@ class PostgresBackend(DatabaseBackend):
             async for item in items:
                 yield item
 
+    async def is_behind(self) -> bool:
+        return await self.read_by(lambda contents: contents is not None and contents.is_in_recovery())
+
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Snapshot]:
         async with self._held_connection(), super().snapshot() as snapshot:

@@ -169,6 +169,11 @@ class PostgresContents(Contents):
         super().__init__(connection, tables, self._log_rows)
         self.session = connection
 
+    def is_in_recovery(self) -> bool:
+        """Tell whether the server is a replica, or not up to date yet."""
+        [(found,)] = self._db.execute("SELECT pg_is_in_recovery()")
+        return bool(found)
+
     # --- reading many in few statements ----------------------------------------------------------------
 
     def places(self, keys: Sequence[str]) -> dict[str, Place]:

@@ -1,0 +1,577 @@
+"""What nodes with one cache have to agree on, and what a slow, demoted or forgotten one must not do to the others."""
+
+import asyncio
+import gc
+import json
+import os
+import signal
+import threading
+import time
+import warnings
+from collections.abc import Iterator, Sequence
+from typing import Any
+
+import pytest
+
+from flatfile_chat_database import StorageConfig
+from flatfile_chat_database.backends.cached import CachedBackend, entries, roll, server, shelf
+from flatfile_chat_database.backends.cached.roll import Phase, Roll, Word
+from flatfile_chat_database.backends.cached.server import Server
+from flatfile_chat_database.backends.changes import Append, Change, Outcome
+from flatfile_chat_database.backends.memory import MemoryBackend
+from flatfile_chat_database.backends.postgres import PostgresBackend
+from flatfile_chat_database.errors import ClosedError, ConfigurationError, DurabilityError, UnavailableError
+from flatfile_chat_database.testing.case import LOG, lines
+
+from .servers import RedisServer, postgres_replica, postgres_server, redis_server
+from .test_cached_nodes import (
+    FAST,
+    KEY,
+    OWN,
+    PATIENCE,
+    Gate,
+    Nodes,
+    Store,
+    cut_off,
+    fall_asleep,
+    hits,
+    nodes,
+    put,
+    until,
+    until_open,
+)
+
+
+@pytest.fixture(autouse=True)
+def short_times(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(roll, "UNUSED_SECONDS", 0.1)
+
+
+@pytest.fixture(scope="module")
+def running() -> Iterator[RedisServer]:
+    with redis_server() as own:
+        yield own
+
+
+@pytest.fixture
+def cache(running: RedisServer) -> RedisServer:
+    running.call("FLUSHALL")
+    return running
+
+
+async def ready(*all_nodes: CachedBackend) -> None:
+    """Have the first node open the cache, and all of them know it."""
+    await all_nodes[0].write("first", b"1")
+    await until_open(all_nodes[0])
+    for node in all_nodes:
+        await node._roll.read()
+        await asyncio.to_thread(node._server.look)
+
+
+# --- leases --------------------------------------------------------------------------------------------------
+
+
+async def test_nobody_believes_for_long_that_there_is_no_cache(cache: RedisServer) -> None:
+    made = Nodes(cache.url)
+    try:
+        one, other = await made.add(), await made.add()
+        made.config = StorageConfig(**FAST | {"cache_lease_seconds": 8.0})
+        slow = await made.add()
+        await made.store.write(KEY, b"old")
+        assert await slow.read(KEY) == b"old"  # and it knows of no cache
+        await ready(one, other)
+        assert await other.read(KEY) == b"old"
+        await put(other)
+        await slow.write(KEY, b"new")
+        assert await other.read(KEY) == b"new"
+    finally:
+        await made.close()
+
+
+async def test_nobody_uses_the_cache_for_longer_than_its_opener_said(
+    cache: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Nodes(cache.url)
+    try:
+        one = await made.add()
+        made.config = StorageConfig(**FAST | {"cache_lease_seconds": 8.0})
+        slow = await made.add()
+        await ready(one, slow)
+        await one.write(KEY, b"old")
+        assert await slow.read(KEY) == b"old"
+        await put(slow)
+        await fall_asleep(slow)
+        await slow._roll.read()
+        before = hits(slow)
+        assert await slow.read(KEY) == b"old"
+        assert hits(slow) == before + 1
+        cut_off(one, monkeypatch)
+        await one.write(KEY, b"new")
+        assert await slow.read(KEY) == b"new"
+    finally:
+        await made.close()
+
+
+async def test_a_writer_waits_for_those_with_the_longest_lease(
+    cache: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    made = Nodes(cache.url, cache_lease_seconds=0.6)
+    try:
+        slow = await made.add()
+        made.config = StorageConfig(**FAST)
+        fast = await made.add()
+        await ready(slow, fast)
+        await fast.write(KEY, b"old")
+        assert await slow.read(KEY) == b"old"
+        await put(slow)
+        await fall_asleep(slow)
+        await slow._roll.read()
+        cut_off(fast, monkeypatch)
+        write = asyncio.ensure_future(fast.write(KEY, b"new"))
+        while (known := slow._roll.now()) is not None and known.phase is Phase.OPEN:
+            assert not write.done(), "somebody may still take the old from the cache"
+            await asyncio.sleep(0.005)
+        await write
+        assert await slow.read(KEY) == b"new"
+    finally:
+        await made.close()
+
+
+@pytest.mark.parametrize(
+    ("name", "value", "problem"),
+    [
+        ("cache_lease_seconds", 0, "at least 0.01"),
+        ("cache_lease_seconds", 10.5, "at most 10"),
+        ("cache_timeout_seconds", 0, "at least 0.001"),
+    ],
+)
+def test_times_that_cannot_work_are_refused(name: str, value: float, problem: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"{name} must be {problem}"):
+        StorageConfig(**{name: value})  # type: ignore[arg-type]  # mypy takes the name for every field
+
+
+@pytest.mark.parametrize("lease", [None, 0, -1, 11, "1"])
+async def test_a_word_without_a_lease_that_can_be_believed_closes_the_cache(
+    cache: RedisServer, lease: object, caplog: pytest.LogCaptureFixture
+) -> None:
+    async with nodes(cache.url, 1) as (made, one):
+        await fall_asleep(one)
+        found = json.loads(made.store._data[OWN]) | {"lease": lease}
+        await MemoryBackend.write(made.store, OWN, json.dumps(found).encode())
+        assert (await one._roll.read()).phase is Phase.CLOSING
+    assert "does not say whether the cache may be used" in caplog.text
+
+
+async def test_a_store_that_is_down_is_asked_once_for_all_who_wait() -> None:
+    config = StorageConfig(**FAST)
+    asked: list[Gate] = []
+
+    class Down(MemoryBackend):
+        async def read(self, key: str) -> bytes | None:
+            asked.append(Gate())
+            await asked[-1].go.wait()
+            raise UnavailableError("It is down.")
+
+    known = Roll(Down(config), OWN, 0.05)
+    waiting = [asyncio.ensure_future(known.at(roll.clock())) for _ in range(20)]
+    await until(lambda: bool(asked))
+    late = asyncio.ensure_future(known.at(roll.clock()))  # who came after it had begun, and is not answered by it
+    asked[0].go.set()
+    found = await asyncio.gather(*waiting, return_exceptions=True)
+    assert {type(each) for each in found} == {UnavailableError}
+    await until(lambda: len(asked) > 1)
+    asked[1].go.set()
+    with pytest.raises(UnavailableError):
+        await late
+    assert len(asked) == 2
+
+
+# --- openings ------------------------------------------------------------------------------------------------
+
+
+async def test_no_opening_comes_again_after_an_old_word_was_put_back() -> None:
+    store = MemoryBackend(StorageConfig())
+    known = Roll(store, OWN, 0.05)
+    closed = await known.change(await known.change(Word(Phase.CLOSED), Phase.OPENING, server="s"), Phase.CLOSED)
+    kept = store._data[OWN]
+    first = await known.change(closed, Phase.OPENING, server="s")
+    await store.write(OWN, kept)
+    second = await known.change(await known.read(), Phase.OPENING, server="s")
+    assert (first.epoch, first.cache) == (second.epoch, second.cache)
+    assert entries.Names(first.cache, first.opening).key(KEY) != entries.Names(second.cache, second.opening).key(KEY)
+
+
+# --- servers that are replicas --------------------------------------------------------------------------------
+
+
+async def follow(replica: RedisServer, master: RedisServer) -> None:
+    replica.call("REPLICAOF", "127.0.0.1", str(master.port))
+    await until(lambda: b"master_link_status:up" in replica.call("INFO", "replication"))
+
+
+async def test_a_master_that_is_made_a_replica_brings_nothing_old_back() -> None:
+    with redis_server(port=True) as first, redis_server(port=True) as second:
+        async with nodes(first.url, cache_lease_seconds=0.3) as (made, one, other):
+            await one.write(KEY, b"old")
+            assert await other.read(KEY) == b"old"
+            await put(other)
+            await follow(second, first)
+            word = one._roll.known
+            name = entries.Names(word.cache, word.opening).key(KEY)
+            await until(lambda: second.call("HGET", name, "d") is not None)
+            second.call("REPLICAOF", "NO", "ONE")
+            await one.write(KEY, b"new")
+            assert await other.read(KEY) == b"new"
+            await put(other)
+            for node in (one, other):
+                await fall_asleep(node)  # and does not look at the server any more
+                await node._roll.read()
+            await follow(first, second)
+            assert first.call("HGET", name, "d") is not None, "the old is there again"
+            for node in (one, other):
+                assert await node.read(KEY) == b"new"
+                assert await asyncio.to_thread(node._server.look) == ""
+                assert "replica" in node._server.problem
+            assert made.store._data[KEY] == b"new"
+
+
+async def test_a_server_that_was_a_replica_meanwhile_is_another_one() -> None:
+    with redis_server(port=True) as first, redis_server(port=True) as second:
+        async with nodes(first.url, 1) as (_made, one):
+            await follow(first, second)
+            first.call("REPLICAOF", "NO", "ONE")  # before anybody has looked: its connections have stayed
+            async with asyncio.timeout(PATIENCE):
+                while one._roll.known.epoch < 2:
+                    await one.read(KEY)
+                    await asyncio.sleep(0.005)
+            assert one._server.run.startswith(one._roll.known.server[:40])
+
+
+def test_a_server_that_does_not_say_which_run_it_is_is_not_taken_for_a_cluster() -> None:
+    with pytest.raises(ValueError, match="has no run_id and master_replid"):
+        server._run_of([b"redis_version:1\r\n", b"role:master\r\n"])
+    with pytest.raises(ValueError, match="but a cluster"):
+        server._run_of([b"redis_mode:cluster\r\nrun_id:a\r\n", b"role:master\r\nmaster_replid:b\r\n"])
+    assert server._run_of([b"run_id:a\r\n", b"role:master\r\nmaster_replid:b\r\n"]) == "a:b"
+
+
+# --- stores that are replicas ---------------------------------------------------------------------------------
+
+
+class Lagging(Store):
+    """A store that shows what was there before, as long as it is told to."""
+
+    def __init__(self, config: StorageConfig, primary: MemoryBackend) -> None:
+        super().__init__(config)
+        self._data, self._keys = primary._data, primary._keys
+        self.old: dict[str, bytes] | None = None
+
+    async def is_behind(self) -> bool:
+        return self.old is not None
+
+    async def read(self, key: str) -> bytes | None:
+        return await super().read(key) if self.old is None else self.old.get(key)
+
+
+async def test_a_node_whose_store_may_be_behind_puts_nothing_old_into_the_cache(cache: RedisServer) -> None:
+    async with nodes(cache.url, 1) as (made, one):
+        behind = Lagging(made.config, made.store)
+        reader = CachedBackend(made.config, behind, cache.url)
+        await reader.open()
+        try:
+            await one.write(KEY, b"old")
+            behind.old = dict(made.store._data)
+            await one.write(KEY, b"new")
+            await reader._roll.read()
+            await asyncio.to_thread(reader._server.look)
+            assert await reader.read(KEY) == b"old"  # it is a replica
+            await put(reader)
+            assert await one.read(KEY) == b"new"
+            await put(one)
+            assert await reader.read(KEY) == b"old"
+            assert hits(reader) == reader.statistics()["cache_fills"] == 0
+            # It is promoted, and writes before it has looked again.
+            assert await one.read(KEY) == b"new"
+            await fall_asleep_behind(reader)
+            behind.old = None
+            await reader.write(KEY, b"newest")
+            assert await one.read(KEY) == b"newest"
+        finally:
+            await reader.close()
+
+
+async def fall_asleep_behind(node: CachedBackend) -> None:
+    node._roll.lease = 30.0
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(roll, "UNUSED_SECONDS", 30.0)
+        await node._roll.read()
+
+
+@pytest.mark.slow
+async def test_a_replica_of_postgres_is_behind_until_it_is_promoted() -> None:
+    with postgres_server(durable=True) as primary, postgres_replica(primary, "second", durable=True) as replica:
+        backends = [PostgresBackend(StorageConfig(storage_url=each.url())) for each in (primary, replica)]
+        for backend in backends:
+            await backend.open()
+        try:
+            await backends[0].write(KEY, b"1")
+            async with asyncio.timeout(PATIENCE):
+                while await backends[1].read(KEY) is None:  # noqa: ASYNC110 - nobody tells
+                    await asyncio.sleep(0.05)
+            assert [await backend.is_behind() for backend in backends] == [False, True]
+            primary.stop()
+            replica.promote()
+            assert not await backends[1].is_behind()
+        finally:
+            for backend in backends:
+                await backend.close()
+
+
+# --- writes that end otherwise ---------------------------------------------------------------------------------
+
+
+async def test_no_write_begins_while_a_node_is_closed(cache: RedisServer) -> None:
+    async with nodes(cache.url) as (made, one, other):
+        await one.write(KEY, b"old")
+        gate = made.store.hold("before commit")
+        slow = asyncio.ensure_future(one.write("slow", b"1"))
+        await gate.came.wait()
+        closing = asyncio.ensure_future(one.close())
+        await until(lambda: one._closed)
+        with pytest.raises(ClosedError):
+            await one.write(KEY, b"new")
+        assert await other.read(KEY) == made.store._data[KEY] == b"old"
+        gate.go.set()
+        await slow
+        await closing
+
+
+class Unknown(Store):
+    """A store that does not know what came of a write, which is done later."""
+
+    def __init__(self, config: StorageConfig) -> None:
+        super().__init__(config)
+        self.late: list[Sequence[Change]] = []
+        self.is_late = False
+
+    async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
+        if self.is_late:
+            self.late.append(changes)
+            raise DurabilityError
+        return await super().commit(changes)
+
+
+async def test_what_was_written_without_anybody_knowing_is_seen(cache: RedisServer) -> None:
+    made = Nodes(cache.url)
+    made.store = store = Unknown(made.config)
+    try:
+        one, other = await made.add(), await made.add()
+        await ready(one, other)
+        await one.write(KEY, b"old")
+        store.is_late = True
+        with pytest.raises(DurabilityError):
+            await one.write(KEY, b"new")
+        store.is_late = False
+        for _ in range(2):
+            assert await other.read(KEY) == b"old"
+            await put(other)
+        await store.commit(store.late[0])
+        assert await other.read(KEY) == b"new"
+        await one.write(KEY, b"newest")  # and who knows what came of it removes no mark of who does not
+        assert await other.read(KEY) == b"newest"
+    finally:
+        await made.close()
+
+
+# --- a cache that is slow --------------------------------------------------------------------------------------
+
+
+async def test_whoever_waits_for_a_slow_cache_goes_on_whether_it_was_asked_or_not(
+    cache: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with nodes(cache.url, 1) as (_made, one):
+        keys = [f"users/u{number}/profile.json" for number in range(20)]
+        await one.load([(key, b"1") for key in keys])
+        go, asked, ask = threading.Event(), [], one._server.ask
+
+        def slow(run: str, commands: Any) -> Any:
+            asked.append(commands)
+            assert go.wait(PATIENCE)
+            return ask(run, commands)
+
+        monkeypatch.setattr(one._server, "ask", slow)
+        monkeypatch.setattr(one._shelf, "_seconds", 0.05)
+        try:
+            async with asyncio.timeout(PATIENCE):
+                assert await asyncio.gather(*map(one.read, keys)) == [b"1"] * 20
+            assert one.statistics()["cache_late"] == 20
+        finally:
+            go.set()
+        before = one.statistics()["cache_late"]
+        monkeypatch.setattr(one._shelf, "_seconds", 5.0)
+        assert await one.read(keys[0]) == b"1"
+        assert one.statistics()["cache_late"] == before
+        assert len(asked) <= 5, "nobody waited for the others any more"
+
+
+async def test_what_waits_to_be_put_has_a_bound(cache: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(shelf, "_MOST_WAITING", 5 * (shelf._EACH + 1))
+    async with nodes(cache.url, 1) as (_made, one):
+        keys = [f"users/u{number}/profile.json" for number in range(9)]
+        await one.load([(key, b"1") for key in keys])
+        go, calls, call_many = threading.Event(), [], one._server.call_many
+
+        def slow(run: str, script: str, some: Any, seconds: float) -> Any:
+            assert go.wait(PATIENCE)
+            calls.append(len(some))
+            return call_many(run, script, some, seconds)
+
+        monkeypatch.setattr(one._server, "call_many", slow)
+        try:
+            assert await one.read_many(keys[:3]) == [b"1"] * 3
+            for key in keys[3:]:
+                assert await one.read(key) == b"1"
+        finally:
+            go.set()
+        await put(one)
+        assert calls == [3, 1, 1], "those of one call in one message, and no more than may wait"
+        assert one.statistics()["cache_fills"] == 5
+        before = hits(one)
+        assert await one.read_many(keys) == [b"1"] * 9
+        assert hits(one) == before + 5
+
+
+def test_threads_that_fail_at_once_make_one_pause(monkeypatch: pytest.MonkeyPatch) -> None:
+    now = [100.0]
+    monkeypatch.setattr(time, "monotonic", lambda: now[0])
+    dead = Server("unix:///nowhere/socket", 0.01)
+    for _ in range(4):  # begun before the first had failed
+        dead._failed(None, OSError("it is gone"), begun=100.0)
+    assert dead._pause == server._PAUSE_SECONDS[0]
+    now[0] += 1
+    dead._failed(None, OSError("it is gone"), begun=now[0])
+    assert dead._pause == 2 * server._PAUSE_SECONDS[0]
+
+
+async def test_an_answer_that_is_too_short_is_none(cache: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
+    async with nodes(cache.url, 1) as (_made, one):
+        await one.write(KEY, b"1")
+        monkeypatch.setattr(one._server, "ask", lambda _run, commands: [[b"g"], *[b"x"] * (len(commands) - 1)])
+        assert await one.read(KEY) == b"1"
+        monkeypatch.setattr(one._server, "ask", lambda _run, commands: [None] * len(commands))
+        monkeypatch.setattr(one._server, "call", lambda *_: [[b"g"]])
+        assert await one.read(KEY) == b"1"
+
+
+# --- memory ----------------------------------------------------------------------------------------------------
+
+
+async def test_owners_end_soon_after_what_they_own(cache: RedisServer) -> None:
+    async with nodes(cache.url, 1, cache_entry_seconds=77) as (_made, one):
+        await one.commit([Append(LOG, lines(3))])
+        await one.read_log(LOG)
+        await put(one)
+        word = one._roll.known
+        names = entries.Names(word.cache, word.opening)
+        for name in (names.store, names.owner(LOG)):
+            assert 77_000 < cache.call("PTTL", name) <= 154_000
+            cache.call("PEXPIRE", name, "80000")
+        await one.read(LOG.replace("messages.jsonl", "session.json"))  # what it does not have, of the same owner
+        for name in (names.store, names.owner(LOG)):
+            assert cache.call("PTTL", name) > 80_000
+
+
+# --- forks, and nodes that are forgotten -----------------------------------------------------------------------
+
+
+async def test_a_child_that_was_forked_during_a_write_can_close(cache: RedisServer) -> None:
+    async with nodes(cache.url) as (made, one, other):
+        gate = made.store.hold("before commit")
+        write = asyncio.ensure_future(one.write(KEY, b"1"))
+        await gate.came.wait()
+        assert await asyncio.to_thread(os.waitstatus_to_exitcode, forked(one)) == 0
+        gate.go.set()
+        await write
+        await until_open(one)
+        assert await one.read(KEY) == await other.read(KEY) == b"1"
+
+
+def forked(node: CachedBackend) -> int:
+    """Close a node in a forked child; return the status that it ends with."""
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore", DeprecationWarning)  # that forking beside threads is risky is the subject
+        child = os.fork()
+    if child == 0:
+        signal.alarm(20)  # which ends it, if it hangs
+        try:
+            asyncio._set_running_loop(None)
+            asyncio.run(node.close())
+        finally:
+            os._exit(0 if node._under_way == 0 else 1)
+    return os.waitpid(child, 0)[1]
+
+
+async def test_a_node_that_is_forgotten_ends_its_threads(cache: RedisServer) -> None:
+    def names() -> list[str]:
+        return [thread.name for thread in threading.enumerate() if thread.name.startswith("chatdb-")]
+
+    before = names()
+    store = MemoryBackend(StorageConfig(**FAST))
+    node = CachedBackend(store.config, store, cache.url)
+    await node.open()
+    await ready(node)
+    async with asyncio.timeout(PATIENCE):
+        while not node._news.is_heard:
+            await node.wait_for_change(["nothing"], 0.01)
+    assert {"chatdb-cache", "chatdb-news"} <= set(names())
+    del node
+    gc.collect()
+    await until(lambda: sorted(names()) == sorted(before))
+
+
+# --- news --------------------------------------------------------------------------------------------------------
+
+
+async def test_who_waits_hears_of_the_cache_that_is_used_by_now(cache: RedisServer) -> None:
+    async with nodes(cache.url) as (made, one, other):
+        await listen(other)
+        before = other._news._heard
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(roll, "MOST_LEASE_SECONDS", 0.1)
+            await MemoryBackend.write(made.store, OWN, b"{}")
+            assert not await closed_to_news(other)
+            await one.write(KEY, b"1")
+            async with asyncio.timeout(PATIENCE):
+                while one._roll.known.cache == before or one._roll.known.phase is not Phase.OPEN:
+                    await one.read(KEY)
+                    await asyncio.sleep(0.005)
+        await listen(other)
+        assert other._news._heard == one._roll.known.cache
+        waiting = asyncio.ensure_future(other.wait_for_change([KEY], 600))
+        await asyncio.sleep(0)
+        await one.write(KEY, b"2")
+        async with asyncio.timeout(PATIENCE):
+            await waiting
+
+
+async def listen(node: CachedBackend) -> None:
+    """Wait until a node hears what others write to the cache that is used."""
+    async with asyncio.timeout(PATIENCE):
+        while not node._news.is_heard:
+            await node.wait_for_change(["nothing"], 0.01)
+
+
+async def closed_to_news(node: CachedBackend) -> bool:
+    await node._roll.read()
+    return node._news.is_heard
+
+
+@pytest.mark.parametrize("phase", [Phase.OPENING, Phase.CLOSING, Phase.CLOSED])
+async def test_nobody_hears_everything_unless_the_cache_is_open(cache: RedisServer, phase: Phase) -> None:
+    async with nodes(cache.url, 1) as (made, one):
+        await listen(one)
+        await fall_asleep(one)
+        found = json.loads(made.store._data[OWN]) | {"phase": phase.value, "lease": 9}
+        await MemoryBackend.write(made.store, OWN, json.dumps(found).encode())
+        await one._roll.read()
+        assert not one._news.is_heard
