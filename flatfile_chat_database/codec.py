@@ -66,6 +66,7 @@ def _plain(value: object) -> object:
 
 _encoder = msgspec.json.Encoder(enc_hook=_plain)
 _decode_line = msgspec.json.Decoder(ReadLine).decode
+_decode_lines = msgspec.json.Decoder(list[ReadLine]).decode
 _new = object.__new__
 _from_iso = datetime.fromisoformat
 _object_decoder = msgspec.json.Decoder(dict[str, Any])
@@ -288,6 +289,10 @@ def _messages(lines: Sequence[bytes]) -> list[Message] | None:
         records = list(map(_decode_line, lines))
     except _DECODE_ERRORS:
         return None
+    return _messages_of(records)
+
+
+def _messages_of(records: list[ReadLine]) -> list[Message] | None:
     messages: list[Message] = []
     for record in records:
         if not record.id or not record.role:
@@ -319,7 +324,22 @@ class MessageDecoder:
 
         None of the lines may be longer than `MAX_LINE_BYTES`; they may have their newlines.
         """
-        messages = _messages(lines)
+        return self._without_doubt(_messages(lines))
+
+    def whole(self, text: bytes, count: int) -> list[Message] | None:
+        """Return the messages of so many lines, each with its newline, as `many` does, in less time.
+
+        All of them together must not be longer than `MAX_LINE_BYTES`.
+        """
+        try:
+            records = _decode_lines(b"[%b]" % text[:-1].replace(b"\n", b","))
+        except _DECODE_ERRORS:
+            return None
+        if len(records) != count:
+            return None
+        return self._without_doubt(_messages_of(records))
+
+    def _without_doubt(self, messages: list[Message] | None) -> list[Message] | None:
         if messages and self._doubt is not None and not _are_times([message.timestamp for message in messages]):
             return None
         return messages

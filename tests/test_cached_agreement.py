@@ -5,22 +5,30 @@ import gc
 import json
 import os
 import signal
+import socket
 import threading
 import time
 import warnings
-from collections.abc import Iterator, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any
 
 import pytest
 
-from flatfile_chat_database import StorageConfig
+from flatfile_chat_database import StorageConfig, codec
 from flatfile_chat_database.backends.cached import CachedBackend, entries, roll, server, shelf
 from flatfile_chat_database.backends.cached.roll import Phase, Roll, Word
 from flatfile_chat_database.backends.cached.server import Server
+from flatfile_chat_database.backends.cached.wire import Refused, Wire
 from flatfile_chat_database.backends.changes import Append, Change, Outcome
 from flatfile_chat_database.backends.memory import MemoryBackend
 from flatfile_chat_database.backends.postgres import PostgresBackend
-from flatfile_chat_database.errors import ClosedError, ConfigurationError, DurabilityError, UnavailableError
+from flatfile_chat_database.errors import (
+    ClosedError,
+    ConfigurationError,
+    DurabilityError,
+    StorageError,
+    UnavailableError,
+)
 from flatfile_chat_database.testing.case import LOG, lines
 
 from .servers import RedisServer, postgres_replica, postgres_server, redis_server
@@ -575,3 +583,68 @@ async def test_nobody_hears_everything_unless_the_cache_is_open(cache: RedisServ
         await MemoryBackend.write(made.store, OWN, json.dumps(found).encode())
         await one._roll.read()
         assert not one._news.is_heard
+
+
+# --- how answers are read ----------------------------------------------------------------------------------------
+
+
+def message(number: int, timestamp: str = "2026-11-26T10:00:00Z") -> bytes:
+    return b'{"id":"m%d","role":"user","content":"x","timestamp":"%b"}' % (number, timestamp.encode())
+
+
+@pytest.mark.parametrize(
+    "some",
+    [
+        [],
+        [message(0)],
+        [message(number) for number in range(5)],
+        [message(0), message(1, "yesterday")],
+        [message(0), b"no json", message(1)],
+        [message(0), b",".join([message(1), message(2)])],
+        [message(0), b"", message(1)],
+    ],
+)
+def test_records_are_decoded_at_once_as_one_by_one(some: list[bytes]) -> None:
+    def decoder() -> codec.MessageDecoder:
+        return codec.MessageDecoder(lambda _: None)
+
+    value = entries.pack_records("name", "w", some)
+    assert entries.unpack_records("name", "w", value) == some
+    one_by_one = outcome(lambda: entries.decoded(some, decoder().__call__))
+    assert outcome(lambda: entries.unpack_decoded("name", "w", value, decoder())) == one_by_one
+
+
+def outcome(read: Callable[[], list[Any]]) -> Any:
+    try:
+        return read()
+    except StorageError as error:
+        return type(error)
+
+
+def test_answers_come_in_pieces_of_any_size() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(PATIENCE)
+        large = b"x" * 200_000
+        said = b"*3\r\n$200000\r\n%b\r\n$-1\r\n:7\r\n+OK\r\n-ERR no\r\n" % large
+
+        def say() -> None:
+            for start in range(0, len(said), 777):
+                theirs.sendall(said[start : start + 777])
+
+        speaking = threading.Thread(target=say)
+        speaking.start()
+        answers = Wire(ours).ask([("one",), ("two",), ("three",)], PATIENCE)
+        speaking.join()
+    assert answers[:2] == [[large, None, 7], b"OK"]
+    assert isinstance(answers[2], Refused)
+
+
+@pytest.mark.parametrize("said", [b"hello\r\n", b"\r\n", b"$x\r\n", b":1\r\n:2\r\n"])
+def test_what_is_no_answer_is_refused(said: bytes) -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        ours.settimeout(PATIENCE)
+        theirs.sendall(said)
+        with pytest.raises(ValueError):
+            Wire(ours).ask([("one",)], PATIENCE)

@@ -69,6 +69,7 @@ from .entries import (
     pack_records,
     page_field,
     unpack_count,
+    unpack_decoded,
     unpack_document,
     unpack_records,
 )
@@ -393,7 +394,7 @@ class CachedBackend(StorageBackend):
 
         def take(name: str, values: list[object]) -> list[T] | Missing:
             if values[0] is not None:
-                return decoded(unpack_records(name, field, values[0]), decode)
+                return unpack_decoded(name, field, values[0], decode)
             if values[1] is not None:
                 return decoded(unpack_records(name, WHOLE, values[1])[start:stop], decode)
             return MISSING

@@ -229,7 +229,7 @@ def unpack_document(name: str, value: object) -> bytes | None:
 
 def pack_records(name: str, field: str, lines: Sequence[bytes]) -> bytes:
     """Return the value of lines, which have no newlines."""
-    return _packed(name, field, _RECORDS, b"".join(line + b"\n" for line in lines))
+    return _packed(name, field, _RECORDS, b"\n".join((b"%d" % len(lines), *lines, b"")))
 
 
 def unpack_records(name: str, field: str, value: object) -> list[bytes]:
@@ -238,10 +238,27 @@ def unpack_records(name: str, field: str, value: object) -> list[bytes]:
     Raises:
         Damaged: It is something else.
     """
+    return _lines(name, field, value)[0].split(b"\n")[:-1]
+
+
+def unpack_decoded(name: str, field: str, value: object, decode: Callable[[bytes], T | None]) -> list[T]:
+    """Return what `decode` makes of what `pack_records` has packed, likewise; all at once where it can."""
+    text, count = _lines(name, field, value)
+    whole = getattr(decode, "whole", None)
+    if whole is not None and text and len(text) <= codec.MAX_LINE_BYTES:
+        found: list[T] | None = whole(text, count)
+        if found is not None:
+            return found
+    return decoded(text.split(b"\n")[:-1], decode)
+
+
+def _lines(name: str, field: str, value: object) -> tuple[bytes, int]:
+    """Return lines with their newlines, and how many they are: counting them takes as long as reading them."""
     kind, payload = _unpacked(name, field, value)
-    if kind != _RECORDS or (payload and not payload.endswith(b"\n")):
+    count, _, text = payload.partition(b"\n")
+    if kind != _RECORDS or not count.isdigit() or (text and not text.endswith(b"\n")):
         raise Damaged
-    return payload.split(b"\n")[:-1]
+    return text, int(count)
 
 
 def pack_count(name: str, count: int) -> bytes:
