@@ -15,7 +15,7 @@ from typing import Any
 import pytest
 
 from flatfile_chat_database import StorageConfig, codec
-from flatfile_chat_database.backends.cached import CachedBackend, entries, roll, server, shelf
+from flatfile_chat_database.backends.cached import CachedBackend, entries, news, roll, server, shelf
 from flatfile_chat_database.backends.cached.roll import Phase, Roll, Word
 from flatfile_chat_database.backends.cached.server import Server
 from flatfile_chat_database.backends.cached.wire import Refused, Wire
@@ -219,11 +219,11 @@ async def follow(replica: RedisServer, master: RedisServer) -> None:
 
 async def test_a_master_that_is_made_a_replica_brings_nothing_old_back() -> None:
     with redis_server(port=True) as first, redis_server(port=True) as second:
+        await follow(second, first)  # before: the first replica makes a master's data another one's
         async with nodes(first.url, cache_lease_seconds=0.3) as (made, one, other):
             await one.write(KEY, b"old")
             assert await other.read(KEY) == b"old"
             await put(other)
-            await follow(second, first)
             word = one._roll.known
             name = entries.Names(word.cache, word.opening).key(KEY)
             await until(lambda: second.call("HGET", name, "d") is not None)
@@ -540,7 +540,10 @@ async def test_a_node_that_is_forgotten_ends_its_threads(cache: RedisServer) -> 
 # --- news --------------------------------------------------------------------------------------------------------
 
 
-async def test_who_waits_hears_of_the_cache_that_is_used_by_now(cache: RedisServer) -> None:
+async def test_who_waits_hears_of_the_cache_that_is_used_by_now(
+    cache: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(news, "_IDLE_TICKS", 10_000)  # in this test nobody waits all the time
     async with nodes(cache.url) as (made, one, other):
         await listen(other)
         before = other._news._heard
