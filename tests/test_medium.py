@@ -16,7 +16,7 @@ import pytest
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.backends.flatfile.files import FileKind, Files
 from flatfile_chat_database.check import check
-from flatfile_chat_database.errors import StorageError, UnavailableError
+from flatfile_chat_database.errors import ConfigurationError, StorageError, UnavailableError
 from flatfile_chat_database.models import Message, SituationalContext
 from flatfile_chat_database.storage import StorageManager
 
@@ -93,9 +93,9 @@ async def test_a_file_where_the_store_should_be_is_an_error_for_reading_and_writ
 ) -> None:
     store_path.write_bytes(b"a file")
     storage = flat_storage()
-    with pytest.raises(UnavailableError, match="folder"):
+    with pytest.raises(ConfigurationError, match="folder"):
         await storage.list_sessions(USER)
-    with pytest.raises(UnavailableError, match="folder"):
+    with pytest.raises(ConfigurationError, match="folder"):
         await storage.create_user(USER)
     assert store_path.read_bytes() == b"a file"
 
