@@ -126,18 +126,22 @@ class _Medium(Protocol):
     def peek_keys(self) -> list[str]: ...
 
 
+_made: list[CachedBackend] = []
+"""Those of the test; not in the case itself, which travels to other processes."""
+
+
 class Behind:
     """The hooks for a medium with a cache in front: it is open from the beginning, and forgets what is poked."""
 
     url: str
-    made: list[CachedBackend]
 
     @pytest.fixture(autouse=True)
     def hot(self) -> Iterator[None]:
         """Look whether what was put into the cache was taken from it."""
-        self.made = []
+        _made.clear()
         yield
-        found = [backend.statistics() for backend in self.made]
+        found = [backend.statistics() for backend in _made]
+        _made.clear()
         if any(each["cache_fills"] for each in found):
             assert any(each["cache_hits"] for each in found), "the cache has answered nothing"
 
@@ -145,8 +149,8 @@ class Behind:
         raise NotImplementedError
 
     def make_backend(self, config: StorageConfig) -> StorageBackend:
-        self.made.append(Hot(config, self.make_store(config), self.url))
-        return self.made[-1]
+        _made.append(Hot(config, self.make_store(config), self.url))
+        return _made[-1]
 
     def poke(self, key: str, data: bytes) -> None:
         cast("_Medium", super()).poke(key, data)
