@@ -17,7 +17,7 @@ from click.testing import CliRunner
 
 from flatfile_chat_database import Message, SituationalContext, StorageConfig, StorageManager
 from flatfile_chat_database.backends.base import StorageBackend
-from flatfile_chat_database.backends.changes import Put
+from flatfile_chat_database.backends.changes import Delete, Put
 from flatfile_chat_database.backends.opening import open_backend
 from flatfile_chat_database.cli import cli
 from flatfile_chat_database.errors import ConfigurationError, ConflictError, NotFoundError, UnavailableError
@@ -259,6 +259,74 @@ async def test_a_source_that_is_written_without_a_pause_is_copied_when_it_rests(
         assert all(report.changed and not report.differing and not report.foreign for report in reports)
         assert (await migrate(source, target)).finished
         assert await contents(target) == await contents(source)
+
+
+@pytest.mark.parametrize("of", ["log", "blob"])
+@pytest.mark.parametrize("dies", [False, True])
+async def test_what_is_too_large_to_be_held_may_change_between_two_looks(
+    dies: bool, of: str, source: StorageBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    key = LOG if of == "log" else "users/eve/notes.bin"
+    await source.commit([Put(key, line("m0") * 20)])
+    monkeypatch.setattr(module, "_RUN_BYTES", 300)
+    monkeypatch.setattr(putting, "_PART_BYTES", 300)
+    put_large = putting.Putting._put_large
+
+    async def late(self: Any, content: Any, old: Any) -> None:
+        if content.key != key:
+            await put_large(self, content, old)
+            return
+        await source.commit([Put(key, line("m1") * 20)])
+        if dies:
+            monkeypatch.setattr(target, "commit", dying(target.commit))
+        try:
+            await put_large(self, content, old)
+        finally:
+            await source.commit([Put(key, line("m2") * 20)])
+
+    async with opened(f"sqlite:{tmp_path / 'target'}") as target:
+        monkeypatch.setattr(putting.Putting, "_put_large", late)
+        if dies:
+            with pytest.raises(UnavailableError):
+                await migrate(source, target)
+        else:
+            report = await migrate(source, target)
+            assert (report.finished, report.changed, report.foreign.count) == (False, 1, 0)
+        monkeypatch.undo()
+        report = await migrate(source, target)
+        assert (report.finished, report.replaced, report.foreign.count) == (True, 1, 0)
+        assert await contents(target) == await contents(source)
+
+
+def dying(commit: Any) -> Any:
+    """Return a commit that fails where it is to be noted what was put."""
+
+    async def once(changes: Any) -> Any:
+        if any(isinstance(change, Delete) for change in changes):
+            raise UnavailableError("It has gone.")
+        return await commit(changes)
+
+    return once
+
+
+async def test_a_large_log_that_was_empty_is_gone_on_with(
+    source: StorageBackend, tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(module, "_RUN_BYTES", 300)
+    await source.commit([Put(LOG, b"")])
+    compare = module._Migration._compare
+
+    async def meanwhile(self: Any, copied: Any) -> None:
+        await source.commit([Put(LOG, line("m0") * 20)])
+        await compare(self, copied)
+
+    async with opened(f"sqlite:{tmp_path / 'target'}") as target:
+        with monkeypatch.context() as patched:
+            patched.setattr(module._Migration, "_compare", meanwhile)
+            assert not (await migrate(source, target)).finished
+        report = await migrate(source, target)
+        assert (report.finished, report.continued) == (True, 1)
+        assert await target.read(LOG) == line("m0") * 20
 
 
 async def test_what_somebody_else_put_there_is_reported_and_left(

@@ -3,8 +3,9 @@
 All keys are copied in order, their bytes as they are. While it lasts, the target holds a note of which store is being
 copied there, and no `system/config.json`: that comes last, in the commit that takes the note away, so a target that is
 not whole is never taken for a store. Beside the note stands a mark of eight bytes for everything that was put there,
-written before it is. What the target has at a key and the source has not, or has otherwise, was put there by the
-migration if its mark is known; then it is replaced or removed. Anything else was put there by somebody, and stays.
+written before it is; while something takes several commits, a mark of its key. What the target has at a key and the
+source has not, or has otherwise, was put there by the migration if its mark is known; then it is replaced or removed.
+Anything else was put there by somebody, and stays.
 
 Whoever runs a migration again begins anew: what is equal is passed over, so nothing has to be remembered of how far it
 came. At the end all of both stores is read once more and compared.
@@ -30,7 +31,7 @@ from ..models import new_id, utc_now
 from ..records.store import Store
 from .ahead import ahead
 from .putting import BATCH_BYTES, Look, Putting
-from .tally import Content, Keys, Tally
+from .tally import Content, Keys, Tally, under_way
 
 _Sized = tuple[str, int]
 """A key, and how many bytes are there."""
@@ -235,18 +236,22 @@ class _Migration:
     async def _settle(self, writer: Putting | None) -> None:
         """Replace and remove what the target has otherwise, if it is the migration's own."""
         report = self._report
-        wanted = {look.old.mark for look in self._odd if look.old is not None}
-        wanted.update(content.mark for content in self._extra)
+        there = [look.old for look in self._odd if look.old is not None] + self._extra
+        wanted = {mark for old in there for mark in (old.mark, under_way(old.key))}
         marks = await self._known(wanted) if wanted else set()
+
+        def is_own(old: Content) -> bool:
+            return old.mark in marks or under_way(old.key) in marks
+
         for look in self._odd:
-            if look.old is None or look.old.mark not in marks:
+            if look.old is None or not is_own(look.old):
                 report.foreign.add(look.content.key)
                 continue
             report.replaced += 1
             if writer is not None:
                 await writer.replace(look)
         for content in self._extra:
-            if content.mark not in marks:
+            if not is_own(content):
                 report.foreign.add(content.key)
                 continue
             report.removed += 1

@@ -10,11 +10,11 @@ from dataclasses import dataclass
 from typing import Final, cast
 
 from ..backends.base import Snapshot, StorageBackend
-from ..backends.changes import ANY, Put
+from ..backends.changes import ANY, Delete, Put
 from ..errors import ConflictError, NotFoundError
 from ..layout import Layout
 from ..models import new_id
-from .tally import Content
+from .tally import Content, under_way
 
 BATCH_BYTES: Final = 4 << 20
 """So much is written at a time."""
@@ -55,9 +55,7 @@ class Putting:
     async def copy(self, look: Look) -> None:
         """Put what the target has not."""
         if look.data is None:
-            await self._mark(look)
-            with suppress(NotFoundError):  # it has gone from a source that is written, which is found at the end
-                await self._copy_large(look.content)
+            await self._put_large(look.content, None)
             return
         self._items.append((look.content.key, look.data))
         self._marks.append(look.content.mark)
@@ -65,53 +63,68 @@ class Putting:
         if self._size >= BATCH_BYTES or len(self._items) >= _BATCH_KEYS:
             await self._hand_over()
 
-    async def _copy_large(self, content: Content) -> None:
-        key = content.key
-        if content.is_log and not content.damage:
-            await self._put_lines(key, 0)
-        elif not await self._target.write_blob(key, self._source.read(key)):
-            raise ConflictError(f"Something is at {key} already.", key=key)
-
     async def go_on(self, look: Look) -> None:
         """Append what the target's log lacks."""
         assert look.old is not None
-        await self._mark(look)
-        skip = look.old.size
-        if look.data is not None:
-            await self._target.append(look.content.key, look.data[skip:])
+        if look.data is None:
+            await self._put_large(look.content, look.old)
             return
-        await self._put_lines(look.content.key, skip)
+        await self._mark(look.content.mark)
+        await self._target.append(look.content.key, look.data[look.old.size :])
 
-    async def _put_lines(self, key: str, skip: int) -> None:
-        """Put a log line by line, so that a database keeps it in rows; the target has so many bytes of it already."""
-        held, is_there = bytearray(), skip > 0
-        async with aclosing(cast("AsyncGenerator[bytes]", self._source.read(key))) as chunks:
+    async def _put_large(self, content: Content, old: Content | None) -> None:
+        """Put what is too large to be held, behind what the target has of it already.
+
+        A source that is written may give other bytes now than were looked at, or none any more. So what is there is the
+        migration's own, whatever it is, until it is known what was put.
+        """
+        key = content.key
+        mark = await self._mark(under_way(key))
+        put = Content(None, key) if old is None else old
+        with suppress(NotFoundError):  # it has gone from a source that is written, which is found at the end
+            if content.is_log and not content.damage:
+                await self._put_lines(put, is_there=old is not None)
+            elif not await self._target.write_blob(key, self._passing(put)):
+                raise ConflictError(f"Something is at {key} already.", key=key)
+        await self._target.commit([Put(self._new_mark(), put.mark), Delete(mark)])
+
+    async def _passing(self, put: Content) -> AsyncGenerator[bytes]:
+        async with aclosing(cast("AsyncGenerator[bytes]", self._source.read(put.key))) as chunks:
+            async for chunk in chunks:
+                put.feed(chunk)
+                yield chunk
+
+    async def _put_lines(self, put: Content, *, is_there: bool) -> None:
+        """Put a log line by line, so that a database keeps it in rows."""
+        held, skip = bytearray(), put.size
+        async with aclosing(cast("AsyncGenerator[bytes]", self._source.read(put.key))) as chunks:
             async for chunk in chunks:
                 held += chunk[skip:]
                 skip -= min(skip, len(chunk))
                 end = held.rfind(b"\n") + 1
                 if end >= _PART_BYTES:
-                    await self._put_part(key, bytes(held[:end]), is_there=is_there)
+                    await self._put_part(put, bytes(held[:end]), is_there=is_there)
                     del held[:end]
                     is_there = True
         if end := held.rfind(b"\n") + 1:  # half a line behind it is being written to the source
-            await self._put_part(key, bytes(held[:end]), is_there=is_there)
+            await self._put_part(put, bytes(held[:end]), is_there=is_there)
 
-    async def _put_part(self, key: str, lines: bytes, *, is_there: bool) -> None:
+    async def _put_part(self, put: Content, lines: bytes, *, is_there: bool) -> None:
         if is_there:
-            await self._target.append(key, lines)
+            await self._target.append(put.key, lines)
         else:
-            await self._target.load([(key, lines)])
+            await self._target.load([(put.key, lines)])
+        put.feed(lines)
 
     async def replace(self, look: Look) -> None:
         """Put what the source has in the place of what the migration had put there."""
-        await self._mark(look)
         if look.data is not None:
+            await self._mark(look.content.mark)
             expected = ANY if look.version is None else look.version
             await self._target.commit([Put(look.content.key, look.data, expected)])
             return
         await self._target.delete(look.content.key)
-        await self.copy(look)
+        await self._put_large(look.content, None)
 
     async def finish(self) -> None:
         """Write what is left."""
@@ -126,8 +139,13 @@ class Putting:
                 if not task.cancelled():
                     task.exception()
 
-    async def _mark(self, look: Look) -> None:
-        await self._target.write(f"{self._layout.migration}/{new_id()}", look.content.mark)
+    async def _mark(self, mark: bytes) -> str:
+        key = self._new_mark()
+        await self._target.write(key, mark)
+        return key
+
+    def _new_mark(self) -> str:
+        return f"{self._layout.migration}/{new_id()}"
 
     async def _hand_over(self) -> None:
         await self._wait(_AT_ONCE - 1)
@@ -141,5 +159,5 @@ class Putting:
             await self._at_work.popleft()
 
     async def _load(self, items: Sequence[tuple[str, bytes]], marks: bytes) -> None:
-        await self._target.load([(f"{self._layout.migration}/{new_id()}", marks)])
+        await self._target.load([(self._new_mark(), marks)])
         await self._target.load(items)
