@@ -4,8 +4,8 @@ import asyncio
 import logging
 import socket
 import traceback
-from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable, Callable, Iterator
+from contextlib import asynccontextmanager, closing
 from typing import Any
 from urllib.parse import quote, unquote
 
@@ -162,6 +162,81 @@ async def test_new_messages_are_gathered_and_repeated_ones_are_not(url: str, how
         results = await asyncio.gather(absent, full, return_exceptions=True)
         assert [type(result) for result in results] == [NotFoundError, StorageLimitExceeded]
         assert await store.read_log(LOG) == bare([line("m0"), line("m1"), line("m2")])
+
+
+async def test_messages_of_one_call_are_looked_for_by_no_statement_each(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    asked = noting_statements(monkeypatch)
+    counts = []
+    odd = "\n'\\,{}\" NULL"  # an id may hold whatever a list of PostgreSQL takes for something else
+    async with opened(url) as store:
+        for number in (3, 300):
+            lines = [line(f"m{at}-{number}") for at in range(number)]
+            assert await store.commit([Append(LOG, tuple(lines))]) == [number]
+            asked.clear()
+            assert await store.commit([Append(LOG, (*lines, line(f"{odd}{number}")))]) == [1]
+            counts.append(len(asked))
+            assert await store.commit([Append(LOG, (line(f"{odd}{number}"), *lines))]) == [0]
+    assert counts[0] == counts[1]
+
+
+async def test_a_page_reads_nothing_else_while_the_server_has_no_statistics(monkeypatch: pytest.MonkeyPatch) -> None:
+    url = postgres.fresh_schema()
+    asked = noting_statements(monkeypatch)
+    async with StorageManager(config_of(url)) as storage:
+        await storage.create_user("ada")
+        session = await storage.create_session("ada")
+        postgres.sql(url, *(f"ALTER TABLE {name} SET (autovacuum_enabled = off)" for name in ("messages", "entries")))
+        said = [Message("user", str(number)) for number in range(1000)]
+        await storage.add_messages("ada", session, said)
+        assert postgres.sql(url, "SELECT reltuples FROM pg_class WHERE oid = 'messages'::regclass") == [(-1,)]
+        found = await storage.get_messages("ada", session, 1000)
+        [log] = [key for key in await storage.backend.list_keys("") if key.endswith("messages.jsonl")]
+        asks: list[Callable[[], Awaitable[object]]] = [
+            lambda: storage.get_messages("ada", session, 10, 0),
+            lambda: storage.get_messages("ada", session, 10, 500),
+            lambda: storage.get_messages("ada", session, 10, -10),
+            lambda: storage.get_message("ada", session, found[500].id),
+            lambda: storage.page_messages("ada", session, limit=10, before=found[500].id),
+            lambda: storage.add_messages("ada", session, found[500:510]),
+            lambda: storage.backend.read_log_at([(log, at, 10) for at in range(500, 510)]),
+        ]
+        explaining = await asyncio.to_thread(PostgresSession, Target(config_of(url)), to_write=False)
+        with closing(explaining):
+            for ask in asks:
+                asked.clear()
+                await ask()
+                of_messages = [each for each in asked if "FROM messages" in each[0]]
+                plans = [await asyncio.to_thread(most_rows, explaining, *each) for each in of_messages]
+                assert plans and max(plans) <= 11  # a page looks whether there is more
+
+
+def noting_statements(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
+    """Return what is going to hold every statement that a session runs, with its parameters."""
+    asked: list[tuple[str, Any]] = []
+    execute = PostgresSession.execute
+
+    def noted(session: PostgresSession, statement: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        asked.append((statement, parameters))
+        return execute(session, statement, parameters)
+
+    monkeypatch.setattr(PostgresSession, "execute", noted)
+    return asked
+
+
+def most_rows(session: PostgresSession, statement: str, parameters: Any) -> int:
+    """Run a statement; return how many rows the step of its plan read that read the most."""
+
+    def steps(plan: dict[str, Any]) -> Iterator[int]:
+        yield plan["Actual Loops"] * (
+            plan["Actual Rows"] + sum(count for name, count in plan.items() if name.startswith("Rows Removed"))
+        )
+        for below in plan.get("Plans", ()):
+            yield from steps(below)
+
+    [([found],)] = session.execute(f"EXPLAIN (ANALYZE, FORMAT JSON) {statement}", parameters)
+    return max(steps(found["Plan"]))
 
 
 async def test_loading_is_putting_where_nothing_is(url: str) -> None:

@@ -288,6 +288,25 @@ async def test_a_message_sent_again_among_others_is_stored_once(path: Path) -> N
         assert store.statistics()["commits"] == 7
 
 
+async def test_messages_of_one_call_are_looked_for_together(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    asked: list[str] = []
+    execute = sqlite.SqliteSession.execute
+
+    def noted(session: sqlite.SqliteSession, statement: str, parameters: Any = ()) -> list[tuple[Any, ...]]:
+        asked.append(statement)
+        return execute(session, statement, parameters)
+
+    monkeypatch.setattr(sqlite.SqliteSession, "execute", noted)
+    async with opened(path) as store:
+        lines = [line(f"m{at}\n'") for at in range(450)]
+        # Some where they arrive, some in their place.
+        for some in (lines[:400], lines[400:410]):
+            assert await store.commit([Append(LOG, tuple(some))]) == [len(some)]
+        asked.clear()
+        assert await store.commit([Append(LOG, tuple(lines))]) == [40]
+        assert len(asked) < len(lines) / 10
+
+
 @pytest.mark.parametrize("statement", ["DELETE FROM users", "UPDATE users SET user_id = 'eve'"])
 async def test_a_row_that_is_gone_is_damage_and_not_absence(path: Path, statement: str) -> None:
     key = "users/ada/profile.json"

@@ -44,7 +44,7 @@ class Commits:
                 if expected is not ANY:
                     check_version(key, contents.read(key), expected)
             case Append(key):
-                added = new_lines(change, self._finder(key))
+                added = new_lines(change, self._finder(change))
                 if change.maximum is not None:
                     check_maximum(change, self._count(key), added)
             case Edit(key):
@@ -74,7 +74,7 @@ class Commits:
             case Delete(key):
                 return contents.delete(key)
             case Append(key):
-                added = new_lines(change, self._finder(key))
+                added = new_lines(change, self._finder(change))
                 if added:
                     self.extend(key, b"".join(added))
                 return len(added)
@@ -124,7 +124,7 @@ class Commits:
         self.open_log(key)
         place = self.contents.place(key)
         lines = rows_of(data) if place is not None and place.kind == "log" else None
-        if lines is not None and not any(self.contents.find(key, codec.written_id(line)) for line in lines):
+        if lines is not None and not self.contents.lines_of(key, [*map(codec.written_id, lines)]):
             self.contents.append(key, lines)
         else:
             self.contents.put_log(key, (self.contents.read(key) or b"") + data)
@@ -136,17 +136,13 @@ class Commits:
             return None
         return good_lines(key, mended(self.contents.bytes_of(key, place))[0], strict=strict)
 
-    def _finder(self, key: str) -> Callable[[str], bytes | None]:
-        """Return what finds the line of a record in a log."""
-        lines = self._lines_in_bytes(key)
+    def _finder(self, append: Append) -> Callable[[str], bytes | None]:
+        """Return what finds the line of a record that is to be added, asked for with all the others at once."""
+        lines = self._lines_in_bytes(append.key)
         if lines is not None:
             return {codec.written_id(line): line for line in lines}.get
-
-        def find(record_id: str) -> bytes | None:
-            found = self.contents.find(key, record_id)
-            return None if found is None else found[1] + b"\n"
-
-        return find
+        found = self.contents.lines_of(append.key, append.ids or tuple(map(codec.written_id, append.lines)))
+        return {record_id: line + b"\n" for record_id, line in found.items()}.get
 
     def _count(self, key: str) -> int:
         lines = self._lines_in_bytes(key)

@@ -339,6 +339,10 @@ class Contents:
             return next(((at, line) for at, line in enumerate(lines) if codec.line_id(line) == record_id), None)
         return self._rows.find(key, record_id) if is_text(record_id) else None
 
+    def lines_of(self, key: str, ids: Sequence[str]) -> dict[str, bytes]:
+        """Return the lines of those records of a log in rows that are there, by id."""
+        return self._rows.lines_of(key, list(filter(is_text, ids)))
+
     def newest(self, keys: Sequence[str]) -> list[bytes | None]:
         """Return the newest record of each log, in order."""
         places = self.places(keys)

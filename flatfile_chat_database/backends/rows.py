@@ -123,6 +123,15 @@ class LogRows:
         rows = self._db.execute(f"SELECT position, body FROM {of(spot)} AND id = ?", (*spot.ids, record_id))
         return (rows[0][0], rows[0][1].encode()) if rows else None
 
+    def lines_of(self, key: str, ids: Sequence[str]) -> dict[str, bytes]:
+        """Return the lines of those records of a log that are there, by id."""
+        spot = self._tables.log(key)
+        found: dict[str, bytes] = {}
+        for some in runs_of(ids):
+            rows = self._db.execute(f"SELECT id, body FROM {of(spot)} AND id IN ({marks(some)})", (*spot.ids, *some))
+            found.update((record_id, body.encode()) for record_id, body in rows)
+        return found
+
     def newest(self, keys: Sequence[str]) -> dict[str, tuple[int, bytes]]:
         """Return position and line of the newest record of each log that has one."""
         found: dict[str, tuple[int, bytes]] = {}

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from .rows import Fresh, LogRows, asking, runs_of, whole
+from .rows import Fresh, LogRows, asking, marks, runs_of, whole
 
 _BITS: Final = 32
 _LAST: Final = (1 << _BITS) - 1
@@ -53,6 +53,10 @@ UNION ALL SELECT place, body FROM arrivals WHERE place BETWEEN ? AND ? ORDER BY 
 _FIND = """
 SELECT place, body FROM records WHERE id = ? AND place >> 32 = ?
 UNION ALL SELECT place, body FROM arrivals WHERE id = ? AND place >> 32 = ?
+"""
+_LINES_OF = """
+SELECT id, body FROM records WHERE id IN ({0}) AND place >> 32 = ?
+UNION ALL SELECT id, body FROM arrivals WHERE id IN ({0}) AND place >> 32 = ?
 """
 _SIZE = """
 SELECT sum(length(CAST(body AS BLOB)) + 1) FROM (
@@ -108,6 +112,14 @@ class StagedRows(LogRows):
         found = self._look(key)
         rows = [] if found is None else self._db.execute(_FIND, 2 * (record_id, found[0] >> _BITS))
         return (rows[0][0] & _LAST, rows[0][1].encode()) if rows else None
+
+    def lines_of(self, key: str, ids: Sequence[str]) -> dict[str, bytes]:
+        base, count = self._look(key) or (0, 0)
+        found: dict[str, bytes] = {}
+        for some in runs_of(ids if count else ()):
+            rows = self._db.execute(_LINES_OF.format(marks(some)), 2 * (*some, base >> _BITS))
+            found.update((record_id, body.encode()) for record_id, body in rows)
+        return found
 
     def newest(self, keys: Sequence[str]) -> dict[str, tuple[int, bytes]]:
         found: dict[str, tuple[int, bytes]] = {}

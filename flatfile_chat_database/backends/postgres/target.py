@@ -73,7 +73,8 @@ class Target:
                 set_config('statement_timeout', %s, false), set_config('lock_timeout', %s, false),
                 set_config('idle_in_transaction_session_timeout', %s, false),
                 set_config('default_transaction_read_only', %s, false),
-                set_config('default_transaction_isolation', 'read committed', false)
+                set_config('default_transaction_isolation', 'read committed', false),
+                set_config('enable_incremental_sort', 'off', false)
             """,
             (
                 _milliseconds(config.database_timeout_seconds),
