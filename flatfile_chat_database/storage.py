@@ -489,6 +489,7 @@ class StorageManager:
         for each in [user_id] if user_id is not None else await self._store.ids("user"):
             if by_words:
                 await self._wording.rebuild(each)
+                await self._indexing.remove(each)
             elif user_id is not None or await self._indexing.exists(each):
                 await self._indexing.rebuild(each, progress)
             else:

@@ -658,8 +658,13 @@ async def test_a_process_killed_while_it_indexes_leaves_right_answers(flat_stora
 # --- lists ---------------------------------------------------------------------------------------------
 
 
-async def test_a_list_by_the_catalogue_shows_every_change(store_path: Path) -> None:
+@pytest.mark.parametrize("place", ["a file", "memory"])
+async def test_a_list_by_the_catalogue_shows_every_change(
+    store_path: Path, monkeypatch: pytest.MonkeyPatch, place: str
+) -> None:
     backend = RecordingBackend(StorageConfig(storage_base_path=str(store_path)), store_path)
+    if place == "memory":
+        monkeypatch.setattr(backend, "index_folder", lambda: None)
     storage, other = StorageManager(backend=backend), StorageManager(backend=backend)
 
     async def expect_listed(**arguments: Any) -> None:
@@ -673,7 +678,7 @@ async def test_a_list_by_the_catalogue_shows_every_change(store_path: Path) -> N
         await fill(storage, 6)
         for _ in range(3):
             await expect_listed()
-        assert index_of(store_path).exists()
+        assert index_of(store_path).exists() == (place == "a file")
         await other.create_session("ada", session_id="later")
         await expect_listed()
         await storage.add_message("ada", "s2", Message("user", "x"))
@@ -691,10 +696,52 @@ async def test_a_list_by_the_catalogue_shows_every_change(store_path: Path) -> N
         assert "By hand" in [each.title for each in await storage.list_sessions("ada", 10)]
         (store_path / "users/ada/s2/messages.jsonl").unlink()
         await expect_listed()
-        index_of(store_path).unlink()
+        index_of(store_path).unlink(missing_ok=place == "memory")
         await expect_listed()
     await storage.close()
     await other.close()
+    await backend.close()
+
+
+async def test_a_store_without_a_place_for_indexes_is_listed_from_memory(
+    store_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    backend = RecordingBackend(StorageConfig(storage_base_path=str(store_path)), store_path)
+    monkeypatch.setattr(backend, "index_folder", lambda: None)
+    monkeypatch.setattr(indexing, "_IN_MEMORY", 2)
+    everything = []
+    read_folders = backend.read_folders
+
+    async def noted(folder: str, document: str, log: str) -> list[tuple[str, bytes | None, bytes | None]]:
+        everything.append(folder)
+        return await read_folders(folder, document, log)
+
+    monkeypatch.setattr(backend, "read_folders", noted)
+    storage = StorageManager(backend=backend)
+    reader = StorageManager(backend=backend, read_only=True)
+    with sizes(10**9, 0):
+        await fill(storage, 4)
+        for user in ("bob", "eve"):
+            await storage.create_user(user)
+            await storage.create_session(user, session_id="s")
+        for each in (storage, reader):
+            for _ in range(2):  # the first one finds out how many there are, the second one keeps them
+                await each.list_sessions("ada")
+            everything.clear()
+            assert [found.id for found in await each.list_sessions("ada", 2)] == ["s3", "s2"]
+            assert await each.count_sessions("ada") == 4
+            assert everything == [], "what is not shown is not read"
+        for user in ("bob", "eve") * 2:
+            await storage.list_sessions(user)
+        assert everything.count("users/ada") == 0
+        await storage.list_sessions("ada")
+        assert everything.count("users/ada") == 1, "so many users are remembered and not more"
+        await storage.list_sessions("ada")
+        assert await storage.delete_user("ada")
+        assert await storage.list_sessions("ada") == []
+        assert await storage.count_sessions("ada") == 0
+    await storage.close()
+    await reader.close()
     await backend.close()
 
 

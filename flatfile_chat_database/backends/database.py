@@ -88,11 +88,14 @@ class DatabaseBackend(ThreadedBackend):
 
     # --- reading -------------------------------------------------------------------------------------
 
-    async def _in_thread(self, work: Callable[[Contents | None], T]) -> T:
-        """Do `work` on one state of the store, in a thread; None stands for a store that is not there."""
-        return await self._threads().run(lambda: self._look(work))
+    async def _in_thread(self, work: Callable[[Contents | None], T], *, several: bool = False) -> T:
+        """Do `work` on one state of the store, in a thread; None stands for a store that is not there.
 
-    def _look(self, work: Callable[[Contents | None], T]) -> T:
+        `several` says that it is going to take several statements.
+        """
+        return await self._threads().run(lambda: self._look(work, several=several))
+
+    def _look(self, work: Callable[[Contents | None], T], *, several: bool = False) -> T:
         connection = self.take()
         if connection is None:
             return work(None)
@@ -149,7 +152,9 @@ class DatabaseBackend(ThreadedBackend):
     async def read_many(self, keys: Sequence[str]) -> list[bytes | None]:
         for key in keys:
             check_key(key)
-        return await self._in_thread(lambda contents: contents.read_many(keys) if contents else [None] * len(keys))
+        return await self._in_thread(
+            lambda contents: contents.read_many(keys) if contents else [None] * len(keys), several=True
+        )
 
     async def list_children(self, folder: str) -> list[str]:
         if folder:
@@ -205,7 +210,9 @@ class DatabaseBackend(ThreadedBackend):
     async def newest_records(self, keys: Sequence[str]) -> list[bytes | None]:
         for key in keys:
             check_key(key)
-        return await self._in_thread(lambda contents: contents.newest(keys) if contents else [None] * len(keys))
+        return await self._in_thread(
+            lambda contents: contents.newest(keys) if contents else [None] * len(keys), several=True
+        )
 
     async def read_folders(self, folder: str, document: str, log: str) -> list[tuple[str, bytes | None, bytes | None]]:
         for key in (*[folder] * bool(folder), document, log):
@@ -220,7 +227,7 @@ class DatabaseBackend(ThreadedBackend):
             records = contents.newest([f"{place}/{log}" for place in places])
             return list(zip(children, documents, records, strict=True))
 
-        return await self._in_thread(look)
+        return await self._in_thread(look, several=True)
 
     async def stream_log(self, key: str, *, strict: bool = False) -> AsyncIterator[list[bytes]]:
         check_key(key)
@@ -242,21 +249,29 @@ class DatabaseBackend(ThreadedBackend):
     # --- what a derived index needs ------------------------------------------------------------------
 
     async def changes(self, cursor: str | None) -> Changes:
-        return await self._in_thread(lambda contents: contents.changes(cursor) if contents else Changes("", None))
+        return await self._in_thread(
+            lambda contents: contents.changes(cursor) if contents else Changes("", None), several=cursor is not None
+        )
 
     async def stamps(self, keys: Sequence[str]) -> list[str | None]:
         for key in keys:
             check_key(key)
-        return await self._in_thread(lambda contents: contents.stamps(keys) if contents else [None] * len(keys))
+        return await self._in_thread(
+            lambda contents: contents.stamps(keys) if contents else [None] * len(keys), several=True
+        )
 
     async def read_log_part(self, key: str, identity: str | None, start: int) -> LogPart | None:
         check_key(key)
-        return await self._in_thread(lambda contents: contents.log_part(key, identity, start) if contents else None)
+        return await self._in_thread(
+            lambda contents: contents.log_part(key, identity, start) if contents else None, several=True
+        )
 
     async def read_log_at(self, places: Sequence[tuple[str, int, int]]) -> list[bytes | None]:
         for key, _, _ in places:
             check_key(key)
-        return await self._in_thread(lambda contents: contents.log_places(places) if contents else [None] * len(places))
+        return await self._in_thread(
+            lambda contents: contents.log_places(places) if contents else [None] * len(places), several=True
+        )
 
     # --- blobs ---------------------------------------------------------------------------------------
 

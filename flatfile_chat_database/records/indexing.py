@@ -49,6 +49,8 @@ SMALL_TEXTS: Final = 2000
 T = TypeVar("T")
 
 _OPEN = 32
+_IN_MEMORY = 256
+"""Users whose catalogues are kept in memory, some 140 KiB for 1,000 sessions."""
 _READERS = 32
 """Threads, started when they are needed; some of them may wait for an index that somebody else is writing."""
 _BATCH_BYTES = 8 << 20
@@ -79,6 +81,7 @@ class Indexing:
         self._store = store
         self._documents = documents
         self._files: dict[str, IndexFile] = {}
+        self._in_memory: dict[str, IndexFile] = {}
         self._told: set[str] = set()
         # Not the threads of the backend: who waits for an index that is locked must not keep others from the files.
         self._readers = Readers(_READERS)
@@ -106,6 +109,22 @@ class Indexing:
         else:
             del self._files[user_id]
         self._files[user_id] = file  # at the end: the one that was used last
+        return file
+
+    async def catalogue(self, user_id: str) -> IndexFile | None:
+        """Return what holds a user's catalogue: the index, or memory where a store has no place for files."""
+        file = await self.file(user_id)
+        if file is not None or Capability.EXTENTS not in (await self._store.reading()).capabilities:
+            return file
+        from ..search.database import CatalogueInMemory
+
+        file = self._in_memory.pop(user_id, None) or CatalogueInMemory()
+        self._in_memory[user_id] = file  # at the end: the one that was used last
+        if len(self._in_memory) > _IN_MEMORY:
+            oldest = self._in_memory.pop(next(iter(self._in_memory)))
+            await asyncio.to_thread(oldest.retire)
+        if self._closed:
+            await asyncio.to_thread(file.retire)
         return file
 
     async def _folder(self) -> str | None:
@@ -142,6 +161,8 @@ class Indexing:
 
     async def remove(self, user_id: str) -> None:
         """Delete the index of a user, so that nothing that was in it can be read any more."""
+        if (kept := self._in_memory.pop(user_id, None)) is not None:
+            await asyncio.to_thread(kept.retire)
         folder = await self._folder()
         if folder is None:
             return
@@ -156,7 +177,8 @@ class Indexing:
     async def close(self) -> None:
         """Close every index; what is still at work with one closes it when it has done."""
         self._closed = True
-        files, self._files = list(self._files.values()), {}
+        files = [*self._files.values(), *self._in_memory.values()]
+        self._files, self._in_memory = {}, {}
         await asyncio.to_thread(self._retire, files)
 
     def _retire(self, files: Iterable[IndexFile]) -> None:

@@ -1,7 +1,10 @@
 """Listing the sessions of a user from the catalogue in their index, so that what is not shown is not read.
 
+A store that has no place for indexes, as one on a server has none, keeps its catalogues in the memory of each process.
+
 What is shown is read from its files, and compared: a row that was changed by hand is put right and the page is made
-again. A session that appeared or vanished by hand is seen when the backend cannot tell what changed, and by `reindex`.
+again. A session that appeared or vanished by hand is seen when the backend cannot tell what changed, and by `reindex`;
+by other processes that have their catalogue in memory, when they begin anew.
 """
 
 from __future__ import annotations
@@ -66,7 +69,7 @@ class Listing:
 
     async def page(self, user_id: str, limit: int | None, offset: int, look: Look[SeenT]) -> list[SeenT] | None:
         """Return what the files of a page of sessions say, or None if all files have to be read."""
-        if not await self._is_large(user_id) or (file := await self._indexing.file(user_id)) is None:
+        if not await self._is_large(user_id) or (file := await self._indexing.catalogue(user_id)) is None:
             return None
         from ..search import catalogue
         from ..search.database import IndexAbsent, IndexUnusable
@@ -103,7 +106,7 @@ class Listing:
 
     async def count(self, user_id: str, look: Look[SeenT]) -> int | None:
         """Return the number of a user's sessions, or None if the files have to be counted."""
-        if not await self._is_large(user_id) or (file := await self._indexing.file(user_id)) is None:
+        if not await self._is_large(user_id) or (file := await self._indexing.catalogue(user_id)) is None:
             return None
         from ..search import catalogue
         from ..search.database import IndexAbsent, IndexUnusable
@@ -125,10 +128,10 @@ class Listing:
 
     async def begin(self, user_id: str) -> Begun | None:
         """Return how things are before all files of a large user are read, for `keep`; None if that is no use."""
-        if self._store.read_only or not self._large.get(user_id):
+        if not self._large.get(user_id):
             return None
-        file = await self._indexing.file(user_id)
-        if file is None or file.listed is not None:  # it is right, and only does not say enough
+        file = await self._indexing.catalogue(user_id)
+        if file is None or file.read_only or file.listed is not None:  # it is right, and only does not say enough
             return None
         from ..search import catalogue
         from ..search.database import IndexAbsent, IndexUnusable
@@ -152,7 +155,7 @@ class Listing:
         if len(self._large) >= _MOST_USERS:
             self._large.clear()
         self._large[user_id] = len(listed) >= SMALL_SESSIONS
-        if begun is None or not self._large[user_id] or (file := await self._indexing.file(user_id)) is None:
+        if begun is None or not self._large[user_id] or (file := await self._indexing.catalogue(user_id)) is None:
             return
         from ..search import catalogue
         from ..search.database import IndexAbsent, IndexUnusable

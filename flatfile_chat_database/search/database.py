@@ -27,11 +27,13 @@ BUSY_SECONDS: Final = 0.5
 _CACHE_KIB = 65_536
 _SETTINGS = (f"cache_size=-{_CACHE_KIB}", "synchronous=NORMAL", "temp_store=FILE")
 
-_SCHEMA = """
+_CATALOGUE = """
 CREATE TABLE meta (name TEXT PRIMARY KEY, value ANY) WITHOUT ROWID, STRICT;
 CREATE TABLE sessions (session_id TEXT PRIMARY KEY, updated INTEGER, damaged INTEGER) WITHOUT ROWID, STRICT;
 CREATE INDEX sessions_by_time ON sessions (updated, session_id) WHERE NOT damaged;
 CREATE INDEX damaged_sessions ON sessions (session_id) WHERE damaged;
+"""
+_TEXTS = """
 CREATE TABLE logs (
     number INTEGER PRIMARY KEY AUTOINCREMENT, session_id TEXT UNIQUE, identity TEXT, last INTEGER, last_hash TEXT,
     messages INTEGER, tokens INTEGER, log_stamp TEXT, context_stamp TEXT, has_documents INTEGER
@@ -49,7 +51,7 @@ CREATE VIRTUAL TABLE words USING fts5 (text, content='', tokenize='ascii', colum
 CREATE VIRTUAL TABLE note_words USING fts5 (text, content='', tokenize='ascii', columnsize=0);
 """
 if sqlite3.sqlite_version_info < (3, 37):  # which does not know it; whoever reads a row looks at its types anyhow
-    _SCHEMA = _SCHEMA.replace(", STRICT", "").replace(" STRICT", "")
+    _CATALOGUE, _TEXTS = (each.replace(", STRICT", "").replace(" STRICT", "") for each in (_CATALOGUE, _TEXTS))
 SESSION_INDEX: Final = "CREATE INDEX IF NOT EXISTS messages_by_session ON messages (session)"
 """Made when messages are first taken out again, which most indexes never see, for it makes every build slower."""
 
@@ -135,7 +137,7 @@ class IndexFile:
             connection = self._open()
             connection.execute("BEGIN IMMEDIATE")
             try:
-                if _inode(self.path) != self._inode:
+                if self._is_replaced():
                     raise IndexUnusable("it was replaced meanwhile")
                 yield connection
                 connection.execute("COMMIT")
@@ -179,6 +181,9 @@ class IndexFile:
         self.counts.clear()
         self.totals = None
         self.pages.clear()
+
+    def _is_replaced(self) -> bool:
+        return _inode(self.path) != self._inode
 
     def _open(self) -> sqlite3.Connection:
         inode = _inode(self.path)
@@ -233,6 +238,39 @@ class IndexFile:
             raise IndexDamaged(f"it holds what no index does: {error}") from error
 
 
+class CatalogueInMemory(IndexFile):
+    """The catalogue of one user where a store has no place for files: never absent, and empty when it was closed."""
+
+    def __init__(self) -> None:
+        super().__init__("in memory", "", read_only=False)
+
+    def close(self) -> None:
+        with self._lock:
+            super().close()
+            self.forget()
+
+    def remove(self) -> None:
+        self.close()
+
+    def _is_replaced(self) -> bool:
+        return False
+
+    def _open(self) -> sqlite3.Connection:
+        if self._connection is None:
+            connection = sqlite3.connect(":memory:", isolation_level=None, check_same_thread=False)
+            connection.executescript(_CATALOGUE)
+            self._connection = connection
+        return self._connection
+
+    @contextlib.contextmanager
+    def _mapped(self) -> Iterator[None]:
+        try:
+            with super()._mapped():
+                yield
+        except IndexAbsent as error:  # or a file would be built in its place
+            raise IndexUnusable(str(error)) from error
+
+
 class Build:
     """A new index in the making, for the one process that has it locked.
 
@@ -265,7 +303,7 @@ class Build:
             _unlock(file.path, self._lock)
             raise IndexUnusable(str(error)) from error
         try:
-            self.connection.executescript(_SCHEMA)
+            self.connection.executescript(_CATALOGUE + _TEXTS)
             self.connection.execute("INSERT INTO meta VALUES ('fingerprint', ?)", (file.fingerprint,))
             self.connection.execute("BEGIN")
         except BaseException as error:

@@ -62,12 +62,12 @@ class PostgresBackend(DatabaseBackend):
 
     # --- reading -------------------------------------------------------------------------------------
 
-    def _look(self, work: Callable[[Contents | None], T]) -> T:
+    def _look(self, work: Callable[[Contents | None], T], *, several: bool = False) -> T:
         connection = self.take()
         if connection is None:
             return work(None)
         try:
-            return connection.look(lambda: work(self.contents(connection)))
+            return connection.look(lambda: work(self.contents(connection)), several=several)
         finally:
             self.give_back(connection)
 

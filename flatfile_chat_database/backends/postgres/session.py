@@ -204,15 +204,16 @@ class PostgresSession:
 
     # --- transactions --------------------------------------------------------------------------------
 
-    def look(self, work: Callable[[], T]) -> T:
+    def look(self, work: Callable[[], T], *, several: bool = False) -> T:
         """Do work that only reads, on one state of the store; it may be done several times.
 
         Most work is one statement. That needs no transaction, which would take three times as many trips to the
-        server; only when it asks for a second one it is begun again, in a transaction.
+        server; only when it asks for a second one it is begun again, in a transaction. Work that is known to take
+        `several` begins in one.
         """
         for is_last in (False, True):
             try:
-                return self._look_once(work)
+                return self._look_once(work, several)
             except UnavailableError:
                 if is_last or not self.is_lost:
                     raise
@@ -221,10 +222,11 @@ class PostgresSession:
             self._connection = self._connect()
         raise AssertionError  # the last one returned or raised
 
-    def _look_once(self, work: Callable[[], T]) -> T:
-        self._is_alone, self._has_asked = True, False
+    def _look_once(self, work: Callable[[], T], several: bool) -> T:
+        self._is_alone, self._has_asked = not several, False
         try:
-            return work()
+            if not several:
+                return work()
         except Several:
             self._is_alone = False
         self.begin_reading()
