@@ -31,6 +31,7 @@ from flatfile_chat_database.errors import (
     StorageLimitExceeded,
     UnavailableError,
 )
+from flatfile_chat_database.records import listing
 from flatfile_chat_database.testing.case import LOG, bare, ids, line
 from flatfile_chat_database.testing.contract import BackendContract
 
@@ -188,7 +189,8 @@ async def test_a_page_reads_nothing_else_while_the_server_has_no_statistics(monk
         await storage.create_user("ada")
         session = await storage.create_session("ada")
         postgres.sql(url, *(f"ALTER TABLE {name} SET (autovacuum_enabled = off)" for name in ("messages", "entries")))
-        said = [Message("user", str(number)) for number in range(1000)]
+        # Long ids, so that their index has a level more and seems dearer than the other one.
+        said = [Message("user", str(number), id=f"{'m' * 250}{number}") for number in range(1000)]
         await storage.add_messages("ada", session, said)
         assert postgres.sql(url, "SELECT reltuples FROM pg_class WHERE oid = 'messages'::regclass") == [(-1,)]
         found = await storage.get_messages("ada", session, 1000)
@@ -210,6 +212,27 @@ async def test_a_page_reads_nothing_else_while_the_server_has_no_statistics(monk
                 of_messages = [each for each in asked if "FROM messages" in each[0]]
                 plans = [await asyncio.to_thread(most_rows, explaining, *each) for each in of_messages]
                 assert plans and max(plans) <= 11  # a page looks whether there is more
+
+
+async def test_a_list_reads_what_it_shows_and_what_another_node_changed(
+    url: str, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(listing, "SMALL_SESSIONS", 0)
+    async with StorageManager(config_of(url)) as storage, StorageManager(config_of(url)) as node:
+        await node.create_user("ada")
+        for number in range(5):
+            await node.create_session("ada", session_id=f"s{number}")
+        for _ in range(2):
+            await storage.list_sessions("ada")
+        asked = noting_statements(monkeypatch)
+        assert [found.id for found in await storage.list_sessions("ada", 1)] == ["s4"]
+        assert {key for _, values in asked for key in str(values).split("'") if key.endswith("session.json")} == {
+            "users/ada/s4/session.json"
+        }
+        await node.add_message("ada", "s1", Message("user", "Hello"))
+        await node.delete_session("ada", "s4")
+        assert [found.id for found in await storage.list_sessions("ada", 2)] == ["s1", "s3"]
+        assert await storage.count_sessions("ada") == 4
 
 
 def noting_statements(monkeypatch: pytest.MonkeyPatch) -> list[tuple[str, Any]]:
