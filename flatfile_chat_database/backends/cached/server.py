@@ -8,6 +8,7 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import redis
@@ -74,7 +75,18 @@ class Line:
 
         Connections stay when a server is made a replica, and get what the other one has; it writes nothing more.
         """
-        *answers, writes = self._wire.ask([*commands, _WRITES], seconds)
+        return self._answers(self._wire.ask([*commands, _WRITES], seconds))
+
+    def say(self, commands: Sequence[tuple[Any, ...]]) -> bool:
+        """Send commands without waiting, for `hear`; return False if the line is of no more use."""
+        return self._wire.say([*commands, _WRITES])
+
+    def hear(self, count: int, seconds: float) -> list[Any]:
+        """Return the answers to so many commands that were sent, as `ask` does."""
+        return self._answers(self._wire.hear(count + 1, seconds))
+
+    def _answers(self, said: list[Any]) -> list[Any]:
+        *answers, writes = said
         if isinstance(writes, Refused):
             raise writes
         return [None if isinstance(answer, Refused) else answer for answer in answers]
@@ -84,8 +96,29 @@ class Line:
         self._connection.disconnect()
 
 
+class Asked:
+    """Commands that were sent, and whose answers nobody has read yet."""
+
+    __slots__ = ("_begun", "_count", "_lines", "_server")
+
+    def __init__(self, server: Server, line: Line, count: int) -> None:
+        self._server = server
+        self._lines = [line]
+        self._count = count
+        self._begun = time.monotonic()
+
+    def answers(self) -> list[Any]:
+        """Return the answers as `Server.ask` does; blocks, and raises what that raises."""
+        return self._server.hear(self._lines.pop(), self._count, self._begun)
+
+    def drop(self) -> None:
+        """Read them no more, if nobody has begun to."""
+        with suppress(IndexError):
+            self._lines.pop().close()
+
+
 class Server:
-    """A server by its URL. Every method blocks but the properties; it may be used by several threads."""
+    """A server by its URL. Every method blocks but `begin` and the properties; it may be used by several threads."""
 
     def __init__(self, url: str, seconds: float) -> None:
         """Prepare for a server; connect to nothing yet.
@@ -164,6 +197,26 @@ class Server:
         """
         return self._with(run, lambda line: line.ask(commands, self._seconds))
 
+    def begin(self, run: str, commands: Sequence[tuple[Any, ...]]) -> Asked | None:
+        """Send commands to a run of the server at once; None if that would take time, as connecting does."""
+        line = None if self._problem else self._free_line(run)
+        if line is None:
+            return None
+        if not line.say(commands):
+            line.close()
+            return None
+        return Asked(self, line, len(commands))
+
+    def hear(self, line: Line, count: int, begun: float) -> list[Any]:
+        """Return the answers to what was sent on a connection at a moment; raises what `ask` raises."""
+        try:
+            answers = line.hear(count, self._seconds)
+        except Exception as error:
+            self._failed(line, error, begun)
+            raise Unusable(self._problem) from error
+        self._works(line)
+        return answers
+
     def _with(self, run: str, work: Callable[[Line], T]) -> T:
         with self._state:
             if is_trial := bool(self._problem):
@@ -230,6 +283,10 @@ class Server:
             self._free.pop().close()
 
     def _take(self, run: str) -> Line:
+        return self._free_line(run) or self._connect()
+
+    def _free_line(self, run: str) -> Line | None:
+        """Return a connection to a run that nobody uses; None if there is none."""
         while self._free:
             try:
                 line = self._free.pop()
@@ -238,7 +295,7 @@ class Server:
             if line.run == run:
                 return line
             line.close()
-        return self._connect()
+        return None
 
     def _connect(self) -> Line:
         connection = self._kind(**self._settings)

@@ -17,7 +17,7 @@ from ..base import logger
 from ..readers import Readers
 from .entries import CLEAR, FILL, LOOK, MARKED, MOST_FIELDS, OWNER_LIVES, Damaged, Names
 from .roll import Word
-from .server import Server, Unusable
+from .server import Asked, Server, Unusable
 
 T = TypeVar("T")
 
@@ -82,13 +82,42 @@ class Fill:
     """About how many bytes it has."""
 
 
-class _Wait:
-    """A caller that waits for a thread to ask the cache."""
+class _Question:
+    """What a caller waits to be told by a thread."""
 
-    __slots__ = ("is_over",)
+    __slots__ = ("asked", "fields", "is_over", "keys", "names", "server")
 
-    def __init__(self) -> None:
+    def __init__(self, names: Names, server: str, keys: Sequence[str], fields: Sequence[str]) -> None:
+        self.names = names
+        self.server = server
+        self.keys = keys
+        self.fields = fields
+        self.asked: Asked | None = None
+        """The first message, if it was sent already."""
         self.is_over = False
+
+    def some(self, start: int) -> Sequence[str]:
+        """Return the keys of the message that begins with a key."""
+        return self.keys[start : start + _AT_ONCE]
+
+    def owners(self, start: int) -> list[str]:
+        """Return the names of their owners."""
+        return list(dict.fromkeys(map(self.names.owner, self.some(start))))
+
+    def commands(self, start: int) -> list[tuple[Any, ...]]:
+        """Return what the message says."""
+        # The hashes first: what is bound to the generations that come after was so before.
+        commands: list[tuple[Any, ...]] = [
+            ("HMGET", self.names.key(key), "g", "s", *self.fields) for key in self.some(start)
+        ]
+        commands += [("HGET", name, "g") for name in (*self.owners(start), self.names.store)]
+        return commands
+
+    def end(self) -> None:
+        """Note that nobody waits any more."""
+        self.is_over = True
+        if self.asked is not None:
+            self.asked.drop()
 
 
 class Shelf:
@@ -109,17 +138,23 @@ class Shelf:
 
     async def look(self, word: Word, keys: Sequence[str], fields: Sequence[str], take: Take[T]) -> list[Seen[T]]:
         """Return what the cache has of each key, within `cache_timeout_seconds`."""
-        wait = _Wait()
+        names = self._names
+        if not names.are_of(word.cache, word.opening):
+            names = self._names = Names(word.cache, word.opening)
+        question = _Question(names, word.server, keys, fields)
+        if self._readers.has_free:  # sent at once, and answered while a thread wakes up
+            question.asked = self._server.begin(word.server, question.commands(0))
         try:
-            future = self._readers.run(lambda: self._look(word, keys, fields, take, wait))
+            future = self._readers.run(lambda: self._look(question, take))
         except ClosedError:  # between the last look at whether it is closed and now
+            question.end()
             return [Seen(MISSING, None)] * len(keys)
         timer = future.get_loop().call_later(self._seconds, self._give_up, future, len(keys))
         try:
             seen = await future
         finally:
             timer.cancel()
-            wait.is_over = True
+            question.end()
         hits = sum(each.value is not MISSING for each in seen)
         self.counters["cache_hits"] += hits
         self.counters["cache_misses"] += len(seen) - hits
@@ -173,37 +208,31 @@ class Shelf:
         finally:
             self._connecting = False
 
-    def _look(
-        self, word: Word, keys: Sequence[str], fields: Sequence[str], take: Take[T], wait: _Wait
-    ) -> list[Seen[T]]:
-        names = self._names
-        if not names.are_of(word.cache, word.opening):
-            names = self._names = Names(word.cache, word.opening)
+    def _look(self, question: _Question, take: Take[T]) -> list[Seen[T]]:
         seen: list[Seen[T]] = []
-        for start in range(0, len(keys), _AT_ONCE):
-            if wait.is_over:  # nobody wants it any more, and others wait for this thread
+        for start in range(0, len(question.keys), _AT_ONCE):
+            if question.is_over:  # nobody wants it any more, and others wait for this thread
                 return seen
-            some = keys[start : start + _AT_ONCE]
             try:
-                answers = self._answers(names, word.server, some, fields)
+                answers = self._answers(question, start)
                 found = [
-                    self._seen(names, word.server, key, answer, fields, take)
-                    for key, answer in zip(some, answers, strict=True)
+                    self._seen(question, key, answer, take)
+                    for key, answer in zip(question.some(start), answers, strict=True)
                 ]
             except (Unusable, TypeError, ValueError, LookupError):  # the last three: it is no answer of ours
-                seen += [Seen(MISSING, None)] * (len(keys) - len(seen))
+                seen += [Seen(MISSING, None)] * (len(question.keys) - len(seen))
                 break
             seen += found
         return seen
 
-    def _answers(self, names: Names, server: str, keys: Sequence[str], fields: Sequence[str]) -> list[list[Any] | None]:
+    def _answers(self, question: _Question, start: int) -> list[list[Any] | None]:
         """Return for each key its generation, what it is bound to, and the fields; None if it is being written."""
-        owners = list(dict.fromkeys(map(names.owner, keys)))
-        # The hashes first: what is bound to the generations that come after was so before.
-        commands: list[tuple[Any, ...]] = [("HMGET", names.key(key), "g", "s", *fields) for key in keys]
-        commands += [("HGET", name, "g") for name in (*owners, names.store)]
-        *answers, store = self._server.ask(server, commands)
-        known = dict(zip(owners, answers[len(keys) :], strict=True))
+        names, server, fields, keys = question.names, question.server, question.fields, question.some(start)
+        if start == 0 and question.asked is not None:
+            *answers, store = question.asked.answers()
+        else:
+            *answers, store = self._server.ask(server, question.commands(start))
+        known = dict(zip(question.owners(start), answers[len(keys) :], strict=True))
         del answers[len(keys) :]
         for at, key in enumerate(keys):
             bound = known[names.owner(key)]
@@ -218,22 +247,20 @@ class Shelf:
                 answers[at] = answer
         return answers
 
-    def _seen(
-        self, names: Names, server: str, key: str, answer: list[Any] | None, fields: Sequence[str], take: Take[T]
-    ) -> Seen[T]:
+    def _seen(self, question: _Question, key: str, answer: list[Any] | None, take: Take[T]) -> Seen[T]:
         if not answer:  # it is being written
             return Seen(MISSING, None)
         if len(answer) < 2:
             raise ValueError("it is no answer of ours")
         generation, bound, *values = answer
-        place = Place(names, server, key, generation, bound)
+        place = Place(question.names, question.server, key, generation, bound)
         try:
-            return Seen(take(place.name, values or [None] * len(fields)), place)
+            return Seen(take(place.name, values or [None] * len(question.fields)), place)
         except Damaged:
             self.counters["cache_damaged"] += 1
             logger.warning("the cache has something damaged or foreign at %r, which is removed", place.name)
             with suppress(Unusable):
-                self._server.call(server, CLEAR, [place.name], ["", "", ""])
+                self._server.call(place.server, CLEAR, [place.name], ["", "", ""])
             return Seen(MISSING, None)
 
     def _put_counted(self, fills: Sequence[Fill], size: int) -> None:

@@ -6,9 +6,11 @@ and Valkey speak it: https://redis.io/docs/latest/develop/reference/protocol-spe
 
 from __future__ import annotations
 
+import select
 import socket
+import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from typing import Any
 
 _BUFFER = 65_536
@@ -27,11 +29,12 @@ class Wire:
     """One conversation; used by one thread at a time."""
 
     def __init__(self, connected: socket.socket) -> None:
+        connected.setblocking(False)  # an event loop may send, and a thread waits as long as it wants
         self._socket = connected
+        self._ready = select.poll()
         self._use(bytearray(_BUFFER))
         self._at = self._end = 0
         self._until = 0.0
-        self._seconds: float | None = None
 
     def ask(self, commands: Sequence[tuple[Any, ...]], seconds: float) -> list[Any]:
         """Send commands and return their answers, a `Refused` for one that the server refuses.
@@ -41,11 +44,23 @@ class Wire:
             ValueError: It is no answer.
         """
         self._until = time.monotonic() + seconds
-        if seconds != self._seconds:
-            self._socket.settimeout(seconds)
-            self._seconds = seconds
-        self._socket.sendall(b"".join(map(_packed, commands)))
-        answers = [self._read() for _ in commands]
+        unsent = memoryview(_message(commands))
+        while unsent:
+            unsent = unsent[self._patiently(self._socket.send, unsent, select.POLLOUT) :]
+        return self.hear(len(commands), seconds)
+
+    def say(self, commands: Sequence[tuple[Any, ...]]) -> bool:
+        """Send commands without waiting; return False if not all went, and then this is of no more use."""
+        message = _message(commands)
+        try:
+            return self._socket.send(message) == len(message)
+        except OSError:  # that it would have to wait is one, too
+            return False
+
+    def hear(self, count: int, seconds: float) -> list[Any]:
+        """Return the answers to so many commands; raises what `ask` does."""
+        self._until = time.monotonic() + seconds
+        answers = [self._read() for _ in range(count)]
         if self._at != self._end:
             raise ValueError("the server says more than it was asked")
         self._at = self._end = 0
@@ -96,15 +111,34 @@ class Wire:
 
     def _receive(self) -> None:
         """Receive some bytes more."""
-        if time.monotonic() > self._until:  # each piece may have come in time
-            raise TimeoutError("the server does not answer in time")
         if self._end == len(self._buffer):
             self._use(self._buffer + bytes(self._end))
         # Into what is there: making room for each piece anew takes as long as receiving it.
-        received = self._socket.recv_into(self._view[self._end :])
+        received = self._patiently(self._socket.recv_into, self._view[self._end :], select.POLLIN)
         if not received:
             raise ConnectionError("the server has ended the connection")
         self._end += received
+
+    def _patiently(self, work: Callable[[memoryview], int], data: memoryview, event: int) -> int:
+        """Do work on the socket as soon as it does not have to wait, which it does for an event of it."""
+        while True:
+            left = self._until - time.monotonic()
+            if left < 0:  # each piece may have come in time
+                raise TimeoutError("the server does not answer in time")
+            try:
+                return work(data)
+            except BlockingIOError:
+                wanted = event
+            except ssl.SSLWantReadError:
+                wanted = select.POLLIN
+            except ssl.SSLWantWriteError:
+                wanted = select.POLLOUT
+            self._ready.register(self._socket, wanted)
+            self._ready.poll(left * 1000)
+
+
+def _message(commands: Sequence[tuple[Any, ...]]) -> bytes:
+    return b"".join(map(_packed, commands))
 
 
 def _packed(words: tuple[Any, ...]) -> bytes:
