@@ -652,16 +652,23 @@ def test_what_is_no_answer_is_refused(said: bytes) -> None:
             Wire(ours).ask([("one",)], PATIENCE)
 
 
-def test_a_question_that_is_sent_at_once_is_answered_when_it_is_waited_for() -> None:
+async def test_a_question_needs_no_thread() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
         wire = Wire(ours)
         assert wire.say([("one",), ("two",)])
         assert theirs.recv(1000) == b"*1\r\n$3\r\none\r\n*1\r\n$3\r\ntwo\r\n"
-        theirs.sendall(b":1\r\n:2\r\n")
-        assert wire.hear(2, PATIENCE) == [1, 2]
-        with pytest.raises(TimeoutError):
-            wire.hear(1, 0)
+        answering = asyncio.ensure_future(wire.answers(2))
+        for piece in (b":1", b"\r\n$100000\r\n", b"x" * 99_999, b"x\r\n"):
+            assert not answering.done()
+            theirs.sendall(piece)
+            for _ in range(5):
+                await asyncio.sleep(0)
+        assert await answering == [1, b"x" * 100_000]
+        assert wire.say([("three",)])
+        assert wire.answers_by_now(1) is None
+        theirs.sendall(b"+OK\r\n")
+        assert wire.answers_by_now(1) == [b"OK"]
         assert not wire.say([(bytes(10_000_000),)])  # more than goes without waiting
 
 
@@ -687,7 +694,7 @@ async def test_a_question_that_nobody_waits_for_any_more_leaves_no_answer_behind
         await one.write(KEY, b"1")
         await put(one)
         asking = asyncio.ensure_future(one.read(KEY))
-        await asyncio.sleep(0)  # it is sent, and no thread has begun to read the answer, or one has
+        await asyncio.sleep(0)  # it is sent, and its answer on the way
         asking.cancel()
         with pytest.raises(asyncio.CancelledError):
             await asking

@@ -59,11 +59,6 @@ class Readers:
             self._queue.put((loop, future, work))
         return future
 
-    @property
-    def has_free(self) -> bool:
-        """Whether a thread waits for work."""
-        return bool(self._free)
-
     def close(self) -> None:
         """Do what was handed over, then end the threads. Blocks."""
         with self._state:

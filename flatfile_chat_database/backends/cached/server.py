@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import inspect
 import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
-from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import redis
@@ -28,6 +28,8 @@ FORMS = "redis://host:6379/0, rediss://host:6379/0 or unix:///path/to/socket"
 """How the URL of a cache is written."""
 
 _CONNECT_SECONDS = 1.0
+_MOST_AT_ONCE = 4
+"""Connections that event loops use at the same time; the others are for threads."""
 _PAUSE_SECONDS = (0.1, 5.0)
 """For which a server that has failed is left alone: at first, and at most."""
 _SILENT_SECONDS = 60.0
@@ -78,12 +80,19 @@ class Line:
         return self._answers(self._wire.ask([*commands, _WRITES], seconds))
 
     def say(self, commands: Sequence[tuple[Any, ...]]) -> bool:
-        """Send commands without waiting, for `hear`; return False if the line is of no more use."""
+        """Send commands without waiting, for `answers`; return False if the line is of no more use."""
         return self._wire.say([*commands, _WRITES])
 
-    def hear(self, count: int, seconds: float) -> list[Any]:
+    async def answers(self, count: int, seconds: float) -> list[Any]:
         """Return the answers to so many commands that were sent, as `ask` does."""
-        return self._answers(self._wire.hear(count + 1, seconds))
+        try:
+            async with asyncio.timeout(seconds):
+                return self._answers(await self._wire.answers(count + 1))
+        except TimeoutError:
+            late = self._wire.answers_by_now(count + 1)  # it may have been the loop that was slow
+            if late is None:
+                raise
+            return self._answers(late)
 
     def _answers(self, said: list[Any]) -> list[Any]:
         *answers, writes = said
@@ -96,29 +105,8 @@ class Line:
         self._connection.disconnect()
 
 
-class Asked:
-    """Commands that were sent, and whose answers nobody has read yet."""
-
-    __slots__ = ("_begun", "_count", "_lines", "_server")
-
-    def __init__(self, server: Server, line: Line, count: int) -> None:
-        self._server = server
-        self._lines = [line]
-        self._count = count
-        self._begun = time.monotonic()
-
-    def answers(self) -> list[Any]:
-        """Return the answers as `Server.ask` does; blocks, and raises what that raises."""
-        return self._server.hear(self._lines.pop(), self._count, self._begun)
-
-    def drop(self) -> None:
-        """Read them no more, if nobody has begun to."""
-        with suppress(IndexError):
-            self._lines.pop().close()
-
-
 class Server:
-    """A server by its URL. Every method blocks but `begin` and the properties; it may be used by several threads."""
+    """A server by its URL. Every method blocks that is no coroutine; it may be used by several threads and loops."""
 
     def __init__(self, url: str, seconds: float) -> None:
         """Prepare for a server; connect to nothing yet.
@@ -146,6 +134,7 @@ class Server:
                 f"The URL of the cache cannot be understood: {self._shown!r}.", hint=f"Write {FORMS}."
             ) from None  # its words may have the password in them
         self._free: deque[Line] = deque()
+        self._permits = deque(range(_MOST_AT_ONCE))
         self._state = threading.Lock()
         self._pause = _PAUSE_SECONDS[0]
         self._again = 0.0
@@ -197,23 +186,39 @@ class Server:
         """
         return self._with(run, lambda line: line.ask(commands, self._seconds))
 
-    def begin(self, run: str, commands: Sequence[tuple[Any, ...]]) -> Asked | None:
-        """Send commands to a run of the server at once; None if that would take time, as connecting does."""
-        line = None if self._problem else self._free_line(run)
-        if line is None:
-            return None
-        if not line.say(commands):
-            line.close()
-            return None
-        return Asked(self, line, len(commands))
+    async def ask_at_once(self, run: str, commands: Sequence[tuple[Any, ...]]) -> list[Any] | None:
+        """Do as `ask` does without a thread; None if that is not possible now.
 
-    def hear(self, line: Line, count: int, begun: float) -> list[Any]:
-        """Return the answers to what was sent on a connection at a moment; raises what `ask` raises."""
+        Raises:
+            Unusable: As `ask` does.
+        """
+        if self._problem:
+            return None
         try:
-            answers = line.hear(count, self._seconds)
+            permit = self._permits.pop()
+        except IndexError:
+            return None
+        try:
+            line = self._free_line(run)
+            if line is None:
+                return None
+            if not line.say(commands):
+                line.close()
+                return None
+            return await self._answers(line, len(commands))
+        finally:
+            self._permits.append(permit)
+
+    async def _answers(self, line: Line, count: int) -> list[Any]:
+        begun = time.monotonic()
+        try:
+            answers = await line.answers(count, self._seconds)
         except Exception as error:
             self._failed(line, error, begun)
             raise Unusable(self._problem) from error
+        except BaseException:
+            line.close()  # there is an answer on its way that nobody reads
+            raise
         self._works(line)
         return answers
 

@@ -17,7 +17,7 @@ from ..base import logger
 from ..readers import Readers
 from .entries import CLEAR, FILL, LOOK, MARKED, MOST_FIELDS, OWNER_LIVES, Damaged, Names
 from .roll import Word
-from .server import Asked, Server, Unusable
+from .server import Server, Unusable
 
 T = TypeVar("T")
 
@@ -29,6 +29,8 @@ _MOST_WAITING = 16_777_216
 """Bytes of answers that wait to be put; what comes then is not kept."""
 _EACH = 1024
 """Bytes that an answer is counted as, beside its own."""
+_AT_HAND = 65_536
+"""Bytes of answers that are taken apart without a thread."""
 _PUT_PATIENCE = 4
 """Times as long as a reader waits."""
 
@@ -85,15 +87,17 @@ class Fill:
 class _Question:
     """What a caller waits to be told by a thread."""
 
-    __slots__ = ("asked", "fields", "is_over", "keys", "names", "server")
+    __slots__ = ("fields", "is_over", "keys", "names", "said", "server", "until")
 
-    def __init__(self, names: Names, server: str, keys: Sequence[str], fields: Sequence[str]) -> None:
+    def __init__(self, names: Names, server: str, keys: Sequence[str], fields: Sequence[str], until: float) -> None:
         self.names = names
         self.server = server
         self.keys = keys
         self.fields = fields
-        self.asked: Asked | None = None
-        """The first message, if it was sent already."""
+        self.until = until
+        """The time of the event loop at which the caller goes on without."""
+        self.said: list[Any] | None = None
+        """The answers to the first message, if it was asked already."""
         self.is_over = False
 
     def some(self, start: int) -> Sequence[str]:
@@ -113,11 +117,16 @@ class _Question:
         commands += [("HGET", name, "g") for name in (*self.owners(start), self.names.store)]
         return commands
 
-    def end(self) -> None:
-        """Note that nobody waits any more."""
-        self.is_over = True
-        if self.asked is not None:
-            self.asked.drop()
+    def known(self, start: int, said: list[Any]) -> list[list[Any] | None]:
+        """Return for each key its generation, what it is bound to, and the fields; None if that has to be made."""
+        keys, store = self.some(start), said[-1]
+        bounds = dict(zip(self.owners(start), said[len(keys) : -1], strict=True))
+        answers: list[list[Any] | None] = said[: len(keys)]
+        for at, (key, answer) in enumerate(zip(keys, answers, strict=True)):
+            bound = bounds[self.names.owner(key)]
+            if not store or not bound or not answer or answer[1] != store + bound or answer[0] == MARKED:
+                answers[at] = None
+        return answers
 
 
 class Shelf:
@@ -141,24 +150,52 @@ class Shelf:
         names = self._names
         if not names.are_of(word.cache, word.opening):
             names = self._names = Names(word.cache, word.opening)
-        question = _Question(names, word.server, keys, fields)
-        if self._readers.has_free:  # sent at once, and answered while a thread wakes up
-            question.asked = self._server.begin(word.server, question.commands(0))
+        until = asyncio.get_running_loop().time() + self._seconds
+        question = _Question(names, word.server, keys, fields, until)
         try:
-            future = self._readers.run(lambda: self._look(question, take))
-        except ClosedError:  # between the last look at whether it is closed and now
-            question.end()
-            return [Seen(MISSING, None)] * len(keys)
-        timer = future.get_loop().call_later(self._seconds, self._give_up, future, len(keys))
-        try:
-            seen = await future
-        finally:
-            timer.cancel()
-            question.end()
+            seen = await self._look_at_once(question, take) or await self._look_in_thread(question, take)
+        except Unusable:
+            seen = [Seen(MISSING, None)] * len(keys)
         hits = sum(each.value is not MISSING for each in seen)
         self.counters["cache_hits"] += hits
         self.counters["cache_misses"] += len(seen) - hits
         return seen
+
+    async def _look_at_once(self, question: _Question, take: Take[T]) -> list[Seen[T]] | None:
+        """Look without a thread, which would take as long as the server does; None if there is more to it."""
+        if len(question.keys) > _AT_ONCE:
+            return None
+        try:
+            said = await self._server.ask_at_once(question.server, question.commands(0))
+        except Unusable as error:
+            self.counters["cache_late"] += isinstance(error.__cause__, TimeoutError)
+            raise
+        if said is None:
+            return None
+        question.said = said
+        try:
+            answers = question.known(0, said)
+            if None in answers or sum(len(value) for answer in answers for value in answer or () if value) > _AT_HAND:
+                return None
+            return [
+                self._taken(question, key, answer, take)
+                for key, answer in zip(question.keys, answers, strict=True)
+                if answer
+            ]
+        except (TypeError, ValueError, LookupError):  # it is damaged, or no answer of ours: the thread finds out
+            return None
+
+    async def _look_in_thread(self, question: _Question, take: Take[T]) -> list[Seen[T]]:
+        try:
+            future = self._readers.run(lambda: self._look(question, take))
+        except ClosedError:  # between the last look at whether it is closed and now
+            return [Seen(MISSING, None)] * len(question.keys)
+        timer = future.get_loop().call_at(question.until, self._give_up, future, len(question.keys))
+        try:
+            return await future
+        finally:
+            timer.cancel()
+            question.is_over = True
 
     def _give_up(self, future: asyncio.Future[list[Seen[T]]], count: int) -> None:
         """Let a caller go on to the store; the thread finds out by itself that nobody waits."""
@@ -228,16 +265,8 @@ class Shelf:
     def _answers(self, question: _Question, start: int) -> list[list[Any] | None]:
         """Return for each key its generation, what it is bound to, and the fields; None if it is being written."""
         names, server, fields, keys = question.names, question.server, question.fields, question.some(start)
-        if start == 0 and question.asked is not None:
-            *answers, store = question.asked.answers()
-        else:
-            *answers, store = self._server.ask(server, question.commands(start))
-        known = dict(zip(question.owners(start), answers[len(keys) :], strict=True))
-        del answers[len(keys) :]
-        for at, key in enumerate(keys):
-            bound = known[names.owner(key)]
-            if not store or not bound or not answers[at] or answers[at][1] != store + bound or answers[at][0] == MARKED:
-                answers[at] = None
+        said, question.said = question.said, None
+        answers = question.known(start, said or self._server.ask(server, question.commands(start)))
         missing = [at for at, answer in enumerate(answers) if answer is None]
         if missing:
             hashes = [name for at in missing for name in (names.owner(keys[at]), names.key(keys[at]))]
@@ -250,18 +279,22 @@ class Shelf:
     def _seen(self, question: _Question, key: str, answer: list[Any] | None, take: Take[T]) -> Seen[T]:
         if not answer:  # it is being written
             return Seen(MISSING, None)
+        try:
+            return self._taken(question, key, answer, take)
+        except Damaged:
+            name = question.names.key(key)
+            self.counters["cache_damaged"] += 1
+            logger.warning("the cache has something damaged or foreign at %r, which is removed", name)
+            with suppress(Unusable):
+                self._server.call(question.server, CLEAR, [name], ["", "", ""])
+            return Seen(MISSING, None)
+
+    def _taken(self, question: _Question, key: str, answer: list[Any], take: Take[T]) -> Seen[T]:
         if len(answer) < 2:
             raise ValueError("it is no answer of ours")
         generation, bound, *values = answer
         place = Place(question.names, question.server, key, generation, bound)
-        try:
-            return Seen(take(place.name, values or [None] * len(question.fields)), place)
-        except Damaged:
-            self.counters["cache_damaged"] += 1
-            logger.warning("the cache has something damaged or foreign at %r, which is removed", place.name)
-            with suppress(Unusable):
-                self._server.call(place.server, CLEAR, [place.name], ["", "", ""])
-            return Seen(MISSING, None)
+        return Seen(take(place.name, values or [None] * len(question.fields)), place)
 
     def _put_counted(self, fills: Sequence[Fill], size: int) -> None:
         try:
