@@ -400,14 +400,14 @@ async def test_whoever_waits_for_a_slow_cache_goes_on_whether_it_was_asked_or_no
     async with nodes(cache.url, 1) as (_made, one):
         keys = [f"users/u{number}/profile.json" for number in range(20)]
         await one.load([(key, b"1") for key in keys])
-        go, asked, ask = threading.Event(), [], one._server.ask
+        go, asked, answers = threading.Event(), [], one._shelf._answers
 
-        def slow(run: str, commands: Any) -> Any:
-            asked.append(commands)
+        def slow(question: Any, start: int) -> Any:
+            asked.append(question)
             assert go.wait(PATIENCE)
-            return ask(run, commands)
+            return answers(question, start)
 
-        monkeypatch.setattr(one._server, "ask", slow)
+        monkeypatch.setattr(one._shelf, "_answers", slow)
         monkeypatch.setattr(one._shelf, "_seconds", 0.05)
         try:
             async with asyncio.timeout(PATIENCE):
@@ -628,7 +628,6 @@ def outcome(read: Callable[[], list[Any]]) -> Any:
 def test_answers_come_in_pieces_of_any_size() -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        ours.settimeout(PATIENCE)
         large = b"x" * 200_000
         said = b"*3\r\n$200000\r\n%b\r\n$-1\r\n:7\r\n+OK\r\n-ERR no\r\n" % large
 
@@ -648,7 +647,57 @@ def test_answers_come_in_pieces_of_any_size() -> None:
 def test_what_is_no_answer_is_refused(said: bytes) -> None:
     ours, theirs = socket.socketpair()
     with ours, theirs:
-        ours.settimeout(PATIENCE)
         theirs.sendall(said)
         with pytest.raises(ValueError):
             Wire(ours).ask([("one",)], PATIENCE)
+
+
+async def test_a_question_needs_no_thread() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        wire = Wire(ours)
+        assert wire.say([("one",), ("two",)])
+        assert theirs.recv(1000) == b"*1\r\n$3\r\none\r\n*1\r\n$3\r\ntwo\r\n"
+        answering = asyncio.ensure_future(wire.answers(2))
+        for piece in (b":1", b"\r\n$100000\r\n", b"x" * 99_999, b"x\r\n"):
+            assert not answering.done()
+            theirs.sendall(piece)
+            for _ in range(5):
+                await asyncio.sleep(0)
+        assert await answering == [1, b"x" * 100_000]
+        assert wire.say([("three",)])
+        assert wire.answers_by_now(1) is None
+        theirs.sendall(b"+OK\r\n")
+        assert wire.answers_by_now(1) == [b"OK"]
+        assert not wire.say([(bytes(10_000_000),)])  # more than goes without waiting
+
+
+def test_a_question_of_any_size_is_sent_while_the_server_reads() -> None:
+    ours, theirs = socket.socketpair()
+    with ours, theirs:
+        heard = bytearray()
+
+        def listen() -> None:
+            while not heard.endswith(b"end\r\n"):
+                heard.extend(theirs.recv(100_000))
+            theirs.sendall(b"+OK\r\n")
+
+        listening = threading.Thread(target=listen)
+        listening.start()
+        assert Wire(ours).ask([("one", bytes(3_000_000), "end")], PATIENCE) == [b"OK"]
+        listening.join()
+        assert len(heard) > 3_000_000
+
+
+async def test_a_question_that_nobody_waits_for_any_more_leaves_no_answer_behind(cache: RedisServer) -> None:
+    async with nodes(cache.url, 1) as (_made, one):
+        await one.write(KEY, b"1")
+        await put(one)
+        asking = asyncio.ensure_future(one.read(KEY))
+        await asyncio.sleep(0)  # it is sent, and its answer on the way
+        asking.cancel()
+        with pytest.raises(asyncio.CancelledError):
+            await asking
+        for _ in range(10):
+            assert await one.read(KEY) == b"1"
+        assert not one._server.problem

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import asyncio
 import hashlib
 import inspect
 import threading
@@ -27,6 +28,8 @@ FORMS = "redis://host:6379/0, rediss://host:6379/0 or unix:///path/to/socket"
 """How the URL of a cache is written."""
 
 _CONNECT_SECONDS = 1.0
+_MOST_AT_ONCE = 4
+"""Connections that event loops use at the same time; the others are for threads."""
 _PAUSE_SECONDS = (0.1, 5.0)
 """For which a server that has failed is left alone: at first, and at most."""
 _SILENT_SECONDS = 60.0
@@ -74,7 +77,25 @@ class Line:
 
         Connections stay when a server is made a replica, and get what the other one has; it writes nothing more.
         """
-        *answers, writes = self._wire.ask([*commands, _WRITES], seconds)
+        return self._answers(self._wire.ask([*commands, _WRITES], seconds))
+
+    def say(self, commands: Sequence[tuple[Any, ...]]) -> bool:
+        """Send commands without waiting, for `answers`; return False if the line is of no more use."""
+        return self._wire.say([*commands, _WRITES])
+
+    async def answers(self, count: int, seconds: float) -> list[Any]:
+        """Return the answers to so many commands that were sent, as `ask` does."""
+        try:
+            async with asyncio.timeout(seconds):
+                return self._answers(await self._wire.answers(count + 1))
+        except TimeoutError:
+            late = self._wire.answers_by_now(count + 1)  # it may have been the loop that was slow
+            if late is None:
+                raise
+            return self._answers(late)
+
+    def _answers(self, said: list[Any]) -> list[Any]:
+        *answers, writes = said
         if isinstance(writes, Refused):
             raise writes
         return [None if isinstance(answer, Refused) else answer for answer in answers]
@@ -85,7 +106,7 @@ class Line:
 
 
 class Server:
-    """A server by its URL. Every method blocks but the properties; it may be used by several threads."""
+    """A server by its URL. Every method blocks that is no coroutine; it may be used by several threads and loops."""
 
     def __init__(self, url: str, seconds: float) -> None:
         """Prepare for a server; connect to nothing yet.
@@ -113,6 +134,7 @@ class Server:
                 f"The URL of the cache cannot be understood: {self._shown!r}.", hint=f"Write {FORMS}."
             ) from None  # its words may have the password in them
         self._free: deque[Line] = deque()
+        self._permits = deque(range(_MOST_AT_ONCE))
         self._state = threading.Lock()
         self._pause = _PAUSE_SECONDS[0]
         self._again = 0.0
@@ -163,6 +185,42 @@ class Server:
             Unusable: As `call` does.
         """
         return self._with(run, lambda line: line.ask(commands, self._seconds))
+
+    async def ask_at_once(self, run: str, commands: Sequence[tuple[Any, ...]]) -> list[Any] | None:
+        """Do as `ask` does without a thread; None if that is not possible now.
+
+        Raises:
+            Unusable: As `ask` does.
+        """
+        if self._problem:
+            return None
+        try:
+            permit = self._permits.pop()
+        except IndexError:
+            return None
+        try:
+            line = self._free_line(run)
+            if line is None:
+                return None
+            if not line.say(commands):
+                line.close()
+                return None
+            return await self._answers(line, len(commands))
+        finally:
+            self._permits.append(permit)
+
+    async def _answers(self, line: Line, count: int) -> list[Any]:
+        begun = time.monotonic()
+        try:
+            answers = await line.answers(count, self._seconds)
+        except Exception as error:
+            self._failed(line, error, begun)
+            raise Unusable(self._problem) from error
+        except BaseException:
+            line.close()  # there is an answer on its way that nobody reads
+            raise
+        self._works(line)
+        return answers
 
     def _with(self, run: str, work: Callable[[Line], T]) -> T:
         with self._state:
@@ -230,6 +288,10 @@ class Server:
             self._free.pop().close()
 
     def _take(self, run: str) -> Line:
+        return self._free_line(run) or self._connect()
+
+    def _free_line(self, run: str) -> Line | None:
+        """Return a connection to a run that nobody uses; None if there is none."""
         while self._free:
             try:
                 line = self._free.pop()
@@ -238,7 +300,7 @@ class Server:
             if line.run == run:
                 return line
             line.close()
-        return self._connect()
+        return None
 
     def _connect(self) -> Line:
         connection = self._kind(**self._settings)

@@ -29,6 +29,8 @@ _MOST_WAITING = 16_777_216
 """Bytes of answers that wait to be put; what comes then is not kept."""
 _EACH = 1024
 """Bytes that an answer is counted as, beside its own."""
+_AT_HAND = 65_536
+"""Bytes of answers that are taken apart without a thread."""
 _PUT_PATIENCE = 4
 """Times as long as a reader waits."""
 
@@ -82,13 +84,49 @@ class Fill:
     """About how many bytes it has."""
 
 
-class _Wait:
-    """A caller that waits for a thread to ask the cache."""
+class _Question:
+    """What a caller waits to be told by a thread."""
 
-    __slots__ = ("is_over",)
+    __slots__ = ("fields", "is_over", "keys", "names", "said", "server", "until")
 
-    def __init__(self) -> None:
+    def __init__(self, names: Names, server: str, keys: Sequence[str], fields: Sequence[str], until: float) -> None:
+        self.names = names
+        self.server = server
+        self.keys = keys
+        self.fields = fields
+        self.until = until
+        """The time of the event loop at which the caller goes on without."""
+        self.said: list[Any] | None = None
+        """The answers to the first message, if it was asked already."""
         self.is_over = False
+
+    def some(self, start: int) -> Sequence[str]:
+        """Return the keys of the message that begins with a key."""
+        return self.keys[start : start + _AT_ONCE]
+
+    def owners(self, start: int) -> list[str]:
+        """Return the names of their owners."""
+        return list(dict.fromkeys(map(self.names.owner, self.some(start))))
+
+    def commands(self, start: int) -> list[tuple[Any, ...]]:
+        """Return what the message says."""
+        # The hashes first: what is bound to the generations that come after was so before.
+        commands: list[tuple[Any, ...]] = [
+            ("HMGET", self.names.key(key), "g", "s", *self.fields) for key in self.some(start)
+        ]
+        commands += [("HGET", name, "g") for name in (*self.owners(start), self.names.store)]
+        return commands
+
+    def known(self, start: int, said: list[Any]) -> list[list[Any] | None]:
+        """Return for each key its generation, what it is bound to, and the fields; None if that has to be made."""
+        keys, store = self.some(start), said[-1]
+        bounds = dict(zip(self.owners(start), said[len(keys) : -1], strict=True))
+        answers: list[list[Any] | None] = said[: len(keys)]
+        for at, (key, answer) in enumerate(zip(keys, answers, strict=True)):
+            bound = bounds[self.names.owner(key)]
+            if not store or not bound or not answer or answer[1] != store + bound or answer[0] == MARKED:
+                answers[at] = None
+        return answers
 
 
 class Shelf:
@@ -109,21 +147,55 @@ class Shelf:
 
     async def look(self, word: Word, keys: Sequence[str], fields: Sequence[str], take: Take[T]) -> list[Seen[T]]:
         """Return what the cache has of each key, within `cache_timeout_seconds`."""
-        wait = _Wait()
+        names = self._names
+        if not names.are_of(word.cache, word.opening):
+            names = self._names = Names(word.cache, word.opening)
+        until = asyncio.get_running_loop().time() + self._seconds
+        question = _Question(names, word.server, keys, fields, until)
         try:
-            future = self._readers.run(lambda: self._look(word, keys, fields, take, wait))
-        except ClosedError:  # between the last look at whether it is closed and now
-            return [Seen(MISSING, None)] * len(keys)
-        timer = future.get_loop().call_later(self._seconds, self._give_up, future, len(keys))
-        try:
-            seen = await future
-        finally:
-            timer.cancel()
-            wait.is_over = True
+            seen = await self._look_at_once(question, take) or await self._look_in_thread(question, take)
+        except Unusable:
+            seen = [Seen(MISSING, None)] * len(keys)
         hits = sum(each.value is not MISSING for each in seen)
         self.counters["cache_hits"] += hits
         self.counters["cache_misses"] += len(seen) - hits
         return seen
+
+    async def _look_at_once(self, question: _Question, take: Take[T]) -> list[Seen[T]] | None:
+        """Look without a thread, which would take as long as the server does; None if there is more to it."""
+        if len(question.keys) > _AT_ONCE:
+            return None
+        try:
+            said = await self._server.ask_at_once(question.server, question.commands(0))
+        except Unusable as error:
+            self.counters["cache_late"] += isinstance(error.__cause__, TimeoutError)
+            raise
+        if said is None:
+            return None
+        question.said = said
+        try:
+            answers = question.known(0, said)
+            if None in answers or sum(len(value) for answer in answers for value in answer or () if value) > _AT_HAND:
+                return None
+            return [
+                self._taken(question, key, answer, take)
+                for key, answer in zip(question.keys, answers, strict=True)
+                if answer
+            ]
+        except (TypeError, ValueError, LookupError):  # it is damaged, or no answer of ours: the thread finds out
+            return None
+
+    async def _look_in_thread(self, question: _Question, take: Take[T]) -> list[Seen[T]]:
+        try:
+            future = self._readers.run(lambda: self._look(question, take))
+        except ClosedError:  # between the last look at whether it is closed and now
+            return [Seen(MISSING, None)] * len(question.keys)
+        timer = future.get_loop().call_at(question.until, self._give_up, future, len(question.keys))
+        try:
+            return await future
+        finally:
+            timer.cancel()
+            question.is_over = True
 
     def _give_up(self, future: asyncio.Future[list[Seen[T]]], count: int) -> None:
         """Let a caller go on to the store; the thread finds out by itself that nobody waits."""
@@ -173,42 +245,28 @@ class Shelf:
         finally:
             self._connecting = False
 
-    def _look(
-        self, word: Word, keys: Sequence[str], fields: Sequence[str], take: Take[T], wait: _Wait
-    ) -> list[Seen[T]]:
-        names = self._names
-        if not names.are_of(word.cache, word.opening):
-            names = self._names = Names(word.cache, word.opening)
+    def _look(self, question: _Question, take: Take[T]) -> list[Seen[T]]:
         seen: list[Seen[T]] = []
-        for start in range(0, len(keys), _AT_ONCE):
-            if wait.is_over:  # nobody wants it any more, and others wait for this thread
+        for start in range(0, len(question.keys), _AT_ONCE):
+            if question.is_over:  # nobody wants it any more, and others wait for this thread
                 return seen
-            some = keys[start : start + _AT_ONCE]
             try:
-                answers = self._answers(names, word.server, some, fields)
+                answers = self._answers(question, start)
                 found = [
-                    self._seen(names, word.server, key, answer, fields, take)
-                    for key, answer in zip(some, answers, strict=True)
+                    self._seen(question, key, answer, take)
+                    for key, answer in zip(question.some(start), answers, strict=True)
                 ]
             except (Unusable, TypeError, ValueError, LookupError):  # the last three: it is no answer of ours
-                seen += [Seen(MISSING, None)] * (len(keys) - len(seen))
+                seen += [Seen(MISSING, None)] * (len(question.keys) - len(seen))
                 break
             seen += found
         return seen
 
-    def _answers(self, names: Names, server: str, keys: Sequence[str], fields: Sequence[str]) -> list[list[Any] | None]:
+    def _answers(self, question: _Question, start: int) -> list[list[Any] | None]:
         """Return for each key its generation, what it is bound to, and the fields; None if it is being written."""
-        owners = list(dict.fromkeys(map(names.owner, keys)))
-        # The hashes first: what is bound to the generations that come after was so before.
-        commands: list[tuple[Any, ...]] = [("HMGET", names.key(key), "g", "s", *fields) for key in keys]
-        commands += [("HGET", name, "g") for name in (*owners, names.store)]
-        *answers, store = self._server.ask(server, commands)
-        known = dict(zip(owners, answers[len(keys) :], strict=True))
-        del answers[len(keys) :]
-        for at, key in enumerate(keys):
-            bound = known[names.owner(key)]
-            if not store or not bound or not answers[at] or answers[at][1] != store + bound or answers[at][0] == MARKED:
-                answers[at] = None
+        names, server, fields, keys = question.names, question.server, question.fields, question.some(start)
+        said, question.said = question.said, None
+        answers = question.known(start, said or self._server.ask(server, question.commands(start)))
         missing = [at for at, answer in enumerate(answers) if answer is None]
         if missing:
             hashes = [name for at in missing for name in (names.owner(keys[at]), names.key(keys[at]))]
@@ -218,23 +276,25 @@ class Shelf:
                 answers[at] = answer
         return answers
 
-    def _seen(
-        self, names: Names, server: str, key: str, answer: list[Any] | None, fields: Sequence[str], take: Take[T]
-    ) -> Seen[T]:
+    def _seen(self, question: _Question, key: str, answer: list[Any] | None, take: Take[T]) -> Seen[T]:
         if not answer:  # it is being written
             return Seen(MISSING, None)
+        try:
+            return self._taken(question, key, answer, take)
+        except Damaged:
+            name = question.names.key(key)
+            self.counters["cache_damaged"] += 1
+            logger.warning("the cache has something damaged or foreign at %r, which is removed", name)
+            with suppress(Unusable):
+                self._server.call(question.server, CLEAR, [name], ["", "", ""])
+            return Seen(MISSING, None)
+
+    def _taken(self, question: _Question, key: str, answer: list[Any], take: Take[T]) -> Seen[T]:
         if len(answer) < 2:
             raise ValueError("it is no answer of ours")
         generation, bound, *values = answer
-        place = Place(names, server, key, generation, bound)
-        try:
-            return Seen(take(place.name, values or [None] * len(fields)), place)
-        except Damaged:
-            self.counters["cache_damaged"] += 1
-            logger.warning("the cache has something damaged or foreign at %r, which is removed", place.name)
-            with suppress(Unusable):
-                self._server.call(server, CLEAR, [place.name], ["", "", ""])
-            return Seen(MISSING, None)
+        place = Place(question.names, question.server, key, generation, bound)
+        return Seen(take(place.name, values or [None] * len(question.fields)), place)
 
     def _put_counted(self, fills: Sequence[Fill], size: int) -> None:
         try:

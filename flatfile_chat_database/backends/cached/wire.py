@@ -6,9 +6,13 @@ and Valkey speak it: https://redis.io/docs/latest/develop/reference/protocol-spe
 
 from __future__ import annotations
 
+import asyncio
+import select
 import socket
+import ssl
 import time
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any
 
 _BUFFER = 65_536
@@ -23,15 +27,21 @@ class Refused(ValueError):
     """The server answers with an error."""
 
 
+class _Incomplete(Exception):
+    """There is more to come."""
+
+
 class Wire:
-    """One conversation; used by one thread at a time."""
+    """One conversation; used by one thread or task at a time."""
 
     def __init__(self, connected: socket.socket) -> None:
+        connected.setblocking(False)  # an event loop waits for it, or a thread as long as it wants
         self._socket = connected
+        self._ready = select.poll()
+        self._heard: list[Any] = []
         self._use(bytearray(_BUFFER))
         self._at = self._end = 0
         self._until = 0.0
-        self._seconds: float | None = None
 
     def ask(self, commands: Sequence[tuple[Any, ...]], seconds: float) -> list[Any]:
         """Send commands and return their answers, a `Refused` for one that the server refuses.
@@ -41,17 +51,61 @@ class Wire:
             ValueError: It is no answer.
         """
         self._until = time.monotonic() + seconds
-        if seconds != self._seconds:
-            self._socket.settimeout(seconds)
-            self._seconds = seconds
-        self._socket.sendall(b"".join(map(_packed, commands)))
-        answers = [self._read() for _ in commands]
+        unsent = memoryview(_message(commands))
+        while unsent:
+            unsent = unsent[self._patiently(self._socket.send, unsent, select.POLLOUT) :]
+        while not self._hear(len(commands)):
+            self._take_in(self._patiently(self._socket.recv_into, self._room(), select.POLLIN))
+        return self._all_of_it()
+
+    # --- in an event loop ----------------------------------------------------------------------------
+
+    def say(self, commands: Sequence[tuple[Any, ...]]) -> bool:
+        """Send commands without waiting; return False if not all went, and then this is of no more use."""
+        if isinstance(self._socket, ssl.SSLSocket):  # for which a loop does not wait
+            return False
+        message = _message(commands)
+        try:
+            return self._socket.send(message) == len(message)
+        except OSError:  # that it would have to wait is one, too
+            return False
+
+    async def answers(self, count: int) -> list[Any]:
+        """Wait for the answers to so many commands that were said; raises what `ask` raises."""
+        loop = asyncio.get_running_loop()
+        while not self._hear(count):
+            self._take_in(await loop.sock_recv_into(self._socket, self._room()))
+        return self._all_of_it()
+
+    def answers_by_now(self, count: int) -> list[Any] | None:
+        """Return them if they are there, without waiting."""
+        with suppress(BlockingIOError):
+            while not self._hear(count):
+                self._take_in(self._socket.recv_into(self._room()))
+            return self._all_of_it()
+        return None
+
+    # --- reading answers -----------------------------------------------------------------------------
+
+    def _hear(self, count: int) -> bool:
+        """Read what is there; return whether so many answers are."""
+        while len(self._heard) < count:
+            at = self._at
+            try:
+                self._heard.append(self._read())
+            except _Incomplete:
+                self._at = at
+                return False
+        return True
+
+    def _all_of_it(self) -> list[Any]:
         if self._at != self._end:
             raise ValueError("the server says more than it was asked")
+        heard, self._heard = self._heard, []
         self._at = self._end = 0
         if len(self._buffer) > _LARGEST_BUFFER:
             self._use(bytearray(_BUFFER))
-        return answers
+        return heard
 
     def _use(self, buffer: bytearray) -> None:
         self._buffer = buffer
@@ -82,29 +136,52 @@ class Wire:
 
     def _line(self) -> tuple[int, int]:
         """Go on to the next line; return where it starts and ends."""
-        while (end := self._buffer.find(b"\r\n", self._at, self._end)) < 0:
-            self._receive()
+        end = self._buffer.find(b"\r\n", self._at, self._end)
+        if end < 0:
+            raise _Incomplete
         start, self._at = self._at, end + 2
         return start, end
 
     def _bytes(self, count: int) -> bytes:
         start, end = self._at, self._at + count
-        while self._end < end + 2:
-            self._receive()
+        if self._end < end + 2:
+            raise _Incomplete
         self._at = end + 2
         return bytes(self._view[start:end])
 
-    def _receive(self) -> None:
-        """Receive some bytes more."""
-        if time.monotonic() > self._until:  # each piece may have come in time
-            raise TimeoutError("the server does not answer in time")
+    # --- the socket ----------------------------------------------------------------------------------
+
+    def _room(self) -> memoryview:
+        """Return where the next bytes go: making room for each piece anew takes as long as receiving it."""
         if self._end == len(self._buffer):
             self._use(self._buffer + bytes(self._end))
-        # Into what is there: making room for each piece anew takes as long as receiving it.
-        received = self._socket.recv_into(self._view[self._end :])
+        return self._view[self._end :]
+
+    def _take_in(self, received: int) -> None:
         if not received:
             raise ConnectionError("the server has ended the connection")
         self._end += received
+
+    def _patiently(self, work: Callable[[memoryview], int], data: memoryview, event: int) -> int:
+        """Do work on the socket as soon as it does not have to wait, which it does for an event of it."""
+        while True:
+            left = self._until - time.monotonic()
+            if left < 0:  # each piece may have come in time
+                raise TimeoutError("the server does not answer in time")
+            try:
+                return work(data)
+            except BlockingIOError:
+                wanted = event
+            except ssl.SSLWantReadError:
+                wanted = select.POLLIN
+            except ssl.SSLWantWriteError:
+                wanted = select.POLLOUT
+            self._ready.register(self._socket, wanted)
+            self._ready.poll(left * 1000)
+
+
+def _message(commands: Sequence[tuple[Any, ...]]) -> bytes:
+    return b"".join(map(_packed, commands))
 
 
 def _packed(words: tuple[Any, ...]) -> bytes:
