@@ -18,7 +18,7 @@ from flatfile_chat_database import Message, StorageConfig, StorageManager
 from flatfile_chat_database.backends import copying, writers
 from flatfile_chat_database.backends.alike import Alike
 from flatfile_chat_database.backends.base import Capability, StorageBackend
-from flatfile_chat_database.backends.changes import Append, Change, Delete, Move, Outcome, Put, RemoveTree
+from flatfile_chat_database.backends.changes import Append, Change, Delete, Move, Outcome, Put, RemoveTree, Require
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.backends.memory import MemoryBackend
 from flatfile_chat_database.backends.mirrored import MirroredBackend
@@ -405,6 +405,78 @@ async def test_a_log_that_goes_on_growing_is_continued_and_not_copied_anew(tmp_p
             await late.make(LOG, await both._sides.mark(1))
         assert 0 < grown < 5
         assert new._data[LOG] == await old.read(LOG)
+
+
+async def large_log(path: Path) -> FlatfileBackend:
+    """Return a store with a log that is carried in portions."""
+    store = FlatfileBackend(StorageConfig(), path)
+    await store.open()
+    await store.commit([Append(LOG, tuple(line(f"m{number}", "x" * 500) for number in range(4000)))])
+    return store
+
+
+MARK = Require("mark", "The mark")
+
+
+async def test_two_who_copy_a_log_at_once_in_one_process_take_turns(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    old, new = await large_log(tmp_path / "old"), Second(StorageConfig())
+    await new.write(MARK.key, b"")
+    alike, looking, most = Alike(LAYOUT, old, new), 0, 0
+    look = alike._compare_large
+
+    async def counted(*arguments: Any) -> bool:
+        nonlocal looking, most
+        looking += 1
+        most = max(most, looking)
+        try:
+            return await look(*arguments)
+        finally:
+            looking -= 1
+
+    monkeypatch.setattr(alike, "_compare_large", counted)
+    try:
+        assert await asyncio.gather(*(alike.make(LOG, MARK) for _ in range(3))) == [True] * 3
+        assert most == 1
+        assert new._data[LOG] == await old.read(LOG)
+    finally:
+        await old.close()
+
+
+async def test_who_begins_a_log_anew_looks_at_it_again(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    old, new = await large_log(tmp_path / "old"), Second(StorageConfig())
+    await new.commit([Put(MARK.key, b""), Put(LOG, b"something else\n")])
+    portions, commit = 0, new.commit
+
+    async def beside(changes: Sequence[Change]) -> list[Outcome]:
+        nonlocal portions
+        portions += any(isinstance(change, Append) for change in changes)
+        if portions == 3 and b"late" not in new._data[LOG]:  # who takes the log for equal goes on with it
+            await old.append(LOG, line("late"))
+            await new.append(LOG, line("late"))
+        return await commit(changes)
+
+    monkeypatch.setattr(new, "commit", beside)
+    try:
+        assert await Alike(LAYOUT, old, new).make(LOG, MARK)
+        assert portions > 3
+        assert new._data[LOG] == await old.read(LOG)
+    finally:
+        await old.close()
+
+
+async def test_what_was_equal_is_looked_at_again_under_a_new_mark(tmp_path: Path) -> None:
+    old, new = await large_log(tmp_path / "old"), Second(StorageConfig())
+    async with mirrored(old, new) as both:
+        await both.start()
+        carrier = both.carrier()
+        await carrier.carry([LOG])
+        whole = await old.read(LOG) or b""
+        await new.write(LOG, whole[: whole.find(b"\n") + 1])  # somebody began it anew, and died
+        await carrier.renew()  # as whoever takes over his records does
+        await carrier.carry([LOG])
+        assert new._data[LOG] == whole
 
 
 class Restless(MemoryBackend):

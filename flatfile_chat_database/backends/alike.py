@@ -12,6 +12,7 @@ import zlib
 from collections.abc import AsyncGenerator, AsyncIterator, Sequence
 from contextlib import aclosing, suppress
 from typing import cast
+from weakref import WeakValueDictionary
 
 from .. import codec
 from ..errors import ConflictError, NotFoundError, StorageError, UnavailableError, ValidationError
@@ -43,6 +44,8 @@ class Alike:
         """Logs that were equal: their identity, and up to where."""
         self._put: set[str] = set()
         """Keys that were copied whole, and not yet seen to be equal."""
+        self._turns: WeakValueDictionary[str, asyncio.Lock] = WeakValueDictionary()
+        """Of keys that somebody is at: what one remembers would not be so any more when another one changes it."""
 
     async def make(self, key: str, mark: Require) -> bool:
         """Make the second store have what the first has at a key, on the condition that a mark is there.
@@ -54,6 +57,10 @@ class Alike:
             NotFoundError: The mark is gone.
             StorageError: One of the two cannot be read or written.
         """
+        async with self._turns.setdefault(key, asyncio.Lock()):
+            return await self._make(key, mark)
+
+    async def _make(self, key: str, mark: Require) -> bool:
         self._put.discard(key)
         size = 0
         for attempt in range(_ATTEMPTS):
@@ -64,6 +71,10 @@ class Alike:
             elif attempt >= _PATIENCE and (key in self._put or await self.holds(key, size)):
                 return False
         raise UnavailableError(f"{key} changes too often to be copied now.", key=key)
+
+    def forget(self) -> None:
+        """Forget which logs were equal: somebody else may have begun to make one anew, and not come to an end."""
+        self._ends.clear()
 
     async def is_equal(self, key: str) -> bool:
         """Tell whether both stores have the same at a key."""
@@ -177,15 +188,20 @@ class Alike:
         return False
 
     async def _compare_large(self, key: str, mark: Require | None, end: tuple[str, int] | None) -> bool:
+        was_there = await self.second.exists(key)  # or it would be what somebody else begins to copy now
         same, is_all = await _same_chunks(self.first, self.second, key)
         if is_all or mark is None:
             if is_all and end is not None:
                 self._remember(key, *end)
             return is_all
         if end is not None:
-            if not same and await self.second.exists(key):
+            is_anew = not same and was_there
+            if is_anew:
                 await self.second.commit([mark, Delete(key)])
-            return await self._continue(key, mark, end[0], 0, skipped=same)
+            is_done = await self._continue(key, mark, end[0], 0, skipped=same)
+            if is_anew:  # others may have gone on with what was removed
+                self._ends.pop(key, None)
+            return is_done and not is_anew
         # Beside its key first: so it gets there on the same condition as everything else.
         staged = f"{self._staging}/{new_id()}"
         try:

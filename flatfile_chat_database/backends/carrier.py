@@ -63,6 +63,7 @@ class Carrier:
     def _use(self, mark: Require) -> None:
         self._mark = mark
         self._checked.clear()  # a record may have been taken since
+        self.alike.forget()
 
     async def _covered(self, names: Sequence[str], conditions: Sequence[Change]) -> list[Record]:
         """Return records of this process that name all, and were there after the mark was."""
