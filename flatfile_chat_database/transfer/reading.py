@@ -365,7 +365,11 @@ class Reader:
         return self._tally.files
 
     def _begin(self, config: StorageConfig) -> tuple[Header, Tally]:
-        member = self._source.following()
+        try:
+            member = self._source.following()
+        except IntegrityError as error:
+            text = f"It is no archive of chatdb, or damaged at its beginning. {error.message}"
+            raise IntegrityError(text, hint=error.hint) from error
         if member is None or member[0] != HEADER:
             found = "nothing" if member is None else ascii(member[0])
             raise IntegrityError(f"It is no archive of chatdb: it begins with {found}, not with {HEADER}.")
