@@ -10,6 +10,7 @@ import threading
 import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import AbstractContextManager
 from typing import Any
 
 import pytest
@@ -212,13 +213,18 @@ async def test_no_opening_comes_again_after_an_old_word_was_put_back() -> None:
 # --- servers that are replicas --------------------------------------------------------------------------------
 
 
+def replicable() -> AbstractContextManager[RedisServer]:
+    """A server with a port, which gives its data to a replica at once."""
+    return redis_server(port=True, settings=("--repl-diskless-sync-delay", "0"))
+
+
 async def follow(replica: RedisServer, master: RedisServer) -> None:
     replica.call("REPLICAOF", "127.0.0.1", str(master.port))
     await until(lambda: b"master_link_status:up" in replica.call("INFO", "replication"))
 
 
 async def test_a_master_that_is_made_a_replica_brings_nothing_old_back() -> None:
-    with redis_server(port=True) as first, redis_server(port=True) as second:
+    with replicable() as first, replicable() as second:
         await follow(second, first)  # before: the first replica makes a master's data another one's
         async with nodes(first.url, cache_lease_seconds=0.3) as (made, one, other):
             await one.write(KEY, b"old")
@@ -244,7 +250,7 @@ async def test_a_master_that_is_made_a_replica_brings_nothing_old_back() -> None
 
 
 async def test_a_server_that_was_a_replica_meanwhile_is_another_one() -> None:
-    with redis_server(port=True) as first, redis_server(port=True) as second:
+    with replicable() as first, replicable() as second:
         async with nodes(first.url, 1) as (_made, one):
             await follow(first, second)
             first.call("REPLICAOF", "NO", "ONE")  # before anybody has looked: its connections have stayed
@@ -253,6 +259,26 @@ async def test_a_server_that_was_a_replica_meanwhile_is_another_one() -> None:
                     await one.read(KEY)
                     await asyncio.sleep(0.005)
             assert one._server.run.startswith(one._roll.known.server[:40])
+
+
+async def test_a_server_that_was_a_replica_while_nobody_read_brings_nothing_old_back() -> None:
+    with replicable() as first, replicable() as second:
+        await follow(second, first)
+        async with nodes(first.url) as (_made, one, other):
+            await one.write(KEY, b"old")
+            assert await other.read(KEY) == b"old"
+            await put(other)
+            word = one._roll.known
+            name = entries.Names(word.cache, word.opening).key(KEY)
+            await until(lambda: second.call("HGET", name, "d") is not None)
+            second.call("REPLICAOF", "NO", "ONE")
+            await one.write(KEY, b"new")
+            for node in (one, other):
+                await fall_asleep(node)
+            await follow(first, second)
+            first.call("REPLICAOF", "NO", "ONE")
+            assert first.call("HGET", name, "d") is not None, "the old is there again"
+            assert await other.read(KEY) == b"new"
 
 
 def test_a_server_that_does_not_say_which_run_it_is_is_not_taken_for_a_cluster() -> None:
@@ -547,7 +573,7 @@ async def test_who_waits_hears_of_the_cache_that_is_used_by_now(
     monkeypatch.setattr(news, "_IDLE_TICKS", 10_000)  # in this test nobody waits all the time
     async with nodes(cache.url) as (made, one, other):
         await listen(other)
-        before = other._news._heard
+        before = other._roll.known.cache
         with pytest.MonkeyPatch.context() as patch:
             patch.setattr(roll, "MOST_LEASE_SECONDS", 0.1)
             await MemoryBackend.write(made.store, OWN, b"{}")
@@ -558,7 +584,8 @@ async def test_who_waits_hears_of_the_cache_that_is_used_by_now(
                     await one.read(KEY)
                     await asyncio.sleep(0.005)
         await listen(other)
-        assert other._news._heard == one._roll.known.cache
+        assert other._news._heard is not None
+        assert other._news._heard.cache == one._roll.known.cache
         waiting = asyncio.ensure_future(other.wait_for_change([KEY], 600))
         await asyncio.sleep(0)
         await one.write(KEY, b"2")
@@ -587,6 +614,33 @@ async def test_nobody_hears_everything_unless_the_cache_is_open(cache: RedisServ
         await MemoryBackend.write(made.store, OWN, json.dumps(found).encode())
         await one._roll.read()
         assert not one._news.is_heard
+
+
+async def test_nobody_waits_for_what_another_server_tells(cache: RedisServer) -> None:
+    with redis_server() as another:
+        made = Nodes(cache.url)
+        try:
+            one, other = await made.add(), await made.add(another.url)
+            await ready(one)
+            await other._roll.read()
+            waiting = asyncio.ensure_future(other.wait_for_change([KEY], 600))
+            await until(lambda: other._news._thread is None or other._news._heard is not None)
+            assert not other._news.is_heard
+            await one.write(KEY, b"1")
+            async with asyncio.timeout(PATIENCE):
+                await waiting
+        finally:
+            await made.close()
+
+
+async def test_who_begins_to_wait_when_nobody_tells_any_more_does_not(
+    cache: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with nodes(cache.url, 1) as (_made, one):
+        heard = [True, False]  # it ends between the look and the waiting
+        monkeypatch.setattr(news.News, "is_heard", property(lambda _: heard.pop(0)))
+        async with asyncio.timeout(PATIENCE):
+            await one.wait_for_change([KEY], 600)
 
 
 # --- how answers are read ----------------------------------------------------------------------------------------

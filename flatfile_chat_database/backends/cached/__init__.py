@@ -133,7 +133,7 @@ class CachedBackend(StorageBackend):
         self._marks = Marks(self._server, seconds)
         self._waking = Waking()
         # The threads hold no reference to this object, and end when it is forgotten without `close`.
-        self._news = News(self._server, self._waking, lambda: method() if (method := use()) else "")
+        self._news = News(self._server, self._waking, lambda: method() if (method := use()) else None)
         self._forgotten = [weakref.finalize(self, self._news.let_go)]
         self._keeper: Keeper | None = None
         self._state = threading.Lock()
@@ -505,21 +505,26 @@ class CachedBackend(StorageBackend):
 
     async def wait_for_change(self, keys: Sequence[str] | frozenset[str], seconds: float) -> None:
         if self._usable:
-            self._news.listen(self._roll.known.cache)
+            self._news.listen(self._roll.known)
         if self._usable and self._news.is_heard:
-            # What is written past the cache is seen as late as by those who read.
-            await self._waking.wait(keys, min(seconds, self.config.cache_entry_seconds))
+            await self._waking.wait(keys, seconds, self._longest_wait)
         else:
             await self._store.wait_for_change(keys, seconds)
 
-    def _use(self) -> str:
-        """Keep the word of the cache fresh for those who wait; return the cache that all who write tell, or ""."""
+    def _longest_wait(self) -> float:
+        """Return for how long somebody who waits by now may wait for what others tell."""
+        if not self._news.is_heard:  # nobody tells any more, and who waited before has been woken
+            return 0.0
+        return self.config.cache_entry_seconds  # what is written past the cache is seen as late as by those who read
+
+    def _use(self) -> Word | None:
+        """Keep the word of the cache fresh for those who wait; return that of the cache all who write tell."""
         word, keeper = self._roll.now(), self._keeper or self._keep()
         if keeper is not None:
             keeper.used = clock()
             if word is None:
                 keeper.wake()
-        return word.cache if word is not None and word.phase is Phase.OPEN else ""
+        return word if word is not None and word.phase is Phase.OPEN else None
 
     async def stamps(self, keys: Sequence[str]) -> list[str | None]:
         return await self._store.stamps(keys)

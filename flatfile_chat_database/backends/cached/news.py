@@ -10,6 +10,7 @@ from typing import Any
 from ..base import logger
 from ..waking import Waking
 from .entries import Names
+from .roll import Phase, Word, is_same
 from .server import Server
 
 _TICK_SECONDS = 1.0
@@ -21,8 +22,8 @@ _IDLE_TICKS = 10
 class News:
     """The thread that listens, as long as somebody waits."""
 
-    def __init__(self, server: Server, waking: Waking, use: Callable[[], str]) -> None:
-        """Wake by `waking`; `use` keeps the word of the cache fresh, and tells the cache that all who write tell.
+    def __init__(self, server: Server, waking: Waking, use: Callable[[], Word | None]) -> None:
+        """Wake by `waking`; `use` keeps the word of the cache fresh, and returns that of the cache all who write tell.
 
         The thread holds `use`, so it must not hold what is closed when it is forgotten.
         """
@@ -32,9 +33,9 @@ class News:
         self._state = threading.Lock()
         self._thread: threading.Thread | None = None
         self._connection: Any = None
-        self._wanted = ""
+        self._wanted: Word | None = None
         """The cache that is to be listened to."""
-        self._heard = ""
+        self._heard: Word | None = None
         """The cache that is listened to, once the server has said so."""
         self._ends = False
 
@@ -42,16 +43,21 @@ class News:
     def is_heard(self) -> bool:
         """Whether everything that is written is heard of."""
         heard = self._heard
-        return bool(heard) and self._use() == heard
+        return heard is not None and self._is_used(heard)
 
-    def listen(self, cache: str) -> None:
-        """Begin to listen to what is written to a store, by the id of its cache."""
-        if not cache:
+    def _is_used(self, heard: Word) -> bool:
+        """Tell whether all who write tell this opening of the cache, which is one of one run of a server."""
+        word = self._use()
+        return word is not None and is_same(word, heard)
+
+    def listen(self, word: Word) -> None:
+        """Begin to listen to what is written to a store, by what it says of its cache."""
+        if word.phase is not Phase.OPEN:
             return
         with self._state:
-            self._wanted = cache  # the thread that listens to another one ends
+            self._wanted = word  # the thread that listens to another one ends
             if self._thread is None and not self._ends:
-                self._thread = threading.Thread(target=self._run, args=(cache,), name="chatdb-news", daemon=True)
+                self._thread = threading.Thread(target=self._run, args=(word,), name="chatdb-news", daemon=True)
                 self._thread.start()
 
     def let_go(self) -> None:
@@ -71,16 +77,16 @@ class News:
 
     # --- in the thread -------------------------------------------------------------------------------
 
-    def _run(self, cache: str) -> None:
+    def _run(self, word: Word) -> None:
         try:
-            self._connection = self._server.subscribe(Names(cache).channel)
+            self._connection = self._server.subscribe(word.server, Names(word.cache).channel)
             if not self._ends:
-                self._listen(self._connection, cache)
+                self._listen(self._connection, word)
         except Exception as error:  # whoever waits then has the store look
             if not self._ends:
                 logger.info("the cache does not tell what is written (%s)", type(error).__name__)
         finally:
-            self._heard = ""
+            self._heard = None
             with self._state:
                 connection, self._connection, self._thread = self._connection, None, None
             if connection is not None:
@@ -88,11 +94,11 @@ class News:
                     connection.disconnect()
             self._waking.tell(None)  # who waits begins again, and somebody listens again
 
-    def _listen(self, connection: Any, cache: str) -> None:
+    def _listen(self, connection: Any, word: Word) -> None:
         silent = idle = 0
-        while not self._ends and self._wanted == cache:
+        while not self._ends and self._wanted is not None and is_same(self._wanted, word):
             if connection.can_read(timeout=_TICK_SECONDS):
-                self._take(cache, connection.read_response(push_request=True, disable_decoding=True))
+                self._take(word, connection.read_response(push_request=True, disable_decoding=True))
                 silent = 0
                 continue
             idle = 0 if self._waking.is_awaited else idle + 1
@@ -100,14 +106,14 @@ class News:
                 return
             silent += 1
             connection.send_command("PING")
-            if self._use() != cache:
+            if not self._is_used(word):
                 self._waking.tell(None)
 
-    def _take(self, cache: str, answer: Any) -> None:
+    def _take(self, word: Word, answer: Any) -> None:
         if not isinstance(answer, list):  # it is there
             return
         if answer[0] == b"subscribe":
-            self._heard = cache
+            self._heard = word
         elif answer[0] == b"message":
             self._waking.tell(places(answer[2].decode(errors="replace").split("\n")))
 

@@ -5,6 +5,7 @@ from __future__ import annotations
 import asyncio
 import hashlib
 import inspect
+import re
 import threading
 import time
 from collections import deque
@@ -20,6 +21,7 @@ from ...config import without_password
 from ...errors import ConfigurationError
 from ..base import logger
 from .entries import SCRIPTS
+from .roll import clock
 from .wire import Refused, Wire
 
 T = TypeVar("T")
@@ -41,8 +43,8 @@ _NAMELESS: dict[str, Any] = dict.fromkeys(
 )
 """The client does not tell the server its name: it would look for its version on the disk, and ask twice more."""
 _HASHES = {script: hashlib.sha1(script.encode(), usedforsecurity=False).hexdigest() for script in SCRIPTS}
-
-
+_QUOTED = re.compile(r"""[`"*$]|\sb?'|, with args""")
+"""Where a server, or the client, begins to repeat what was said to it: the password, if it knows no HELLO."""
 _SECTIONS = ("server", "replication")
 """Of what a server says of itself."""
 _WRITES = ("DEL", "chatdb:-")
@@ -143,6 +145,8 @@ class Server:
         self._problem = ""
         self.run = ""
         """The run that was last connected to; "" if none was, or it has failed since."""
+        self._checked = float("-inf")
+        """When it last said which run it is."""
 
     def __repr__(self) -> str:
         return f"<Server {self._shown!r}>"
@@ -255,31 +259,40 @@ class Server:
         self._works(line)
         return line.run
 
-    def check(self) -> None:
-        """Ask on a connection that there is which run the server is by now; if another one, end all of them."""
-        run, begun = self.run, time.monotonic()
+    def is_unchecked(self, seconds: float) -> bool:
+        """Tell whether it has not said for so many seconds which run it is."""
+        return clock() - self._checked >= seconds
+
+    def check(self, seconds: float = _CONNECT_SECONDS) -> None:
+        """Ask on a connection that there is, and wait for so long, which run the server is; if another, end all."""
+        run, begun, now = self.run, time.monotonic(), clock()
         if not run or self._problem:
             return
         line = None
         try:
             line = self._take(run)
-            now = line.which(_CONNECT_SECONDS)
-            if now != line.run:
+            if line.which(seconds) != line.run:
                 raise ValueError("it has been made a replica meanwhile, and has what another server had")
         except Exception as error:
             self._failed(line, error, begun)
         else:
+            self._checked = now
             self._works(line)
 
-    def subscribe(self, channel: str) -> Any:
-        """Return a connection that gets what is published.
+    def subscribe(self, run: str, channel: str) -> Any:
+        """Return a connection that gets what is published on a run of the server.
 
         Raises:
-            OSError, redis.RedisError: The server is out of reach.
+            OSError, redis.RedisError, ValueError: The server is out of reach, or another one.
         """
-        connection = self._kind(**self._settings)
-        connection.connect()
-        connection.send_command("SUBSCRIBE", channel)
+        connection, found = self._connected()
+        try:
+            if found != run:
+                raise ValueError("it is another server, or has been started again")
+            connection.send_command("SUBSCRIBE", channel)
+        except BaseException:
+            connection.disconnect()
+            raise
         return connection
 
     def close(self) -> None:
@@ -303,6 +316,13 @@ class Server:
         return None
 
     def _connect(self) -> Line:
+        begun = clock()
+        connection, run = self._connected()
+        self.run, self._checked = run, begun
+        return Line(connection, run)
+
+    def _connected(self) -> tuple[Any, str]:
+        """Return a new connection of the client, and which run of the server it leads to."""
         connection = self._kind(**self._settings)
         try:
             connection.connect()
@@ -317,8 +337,7 @@ class Server:
         except BaseException:
             connection.disconnect()
             raise
-        self.run = run
-        return Line(connection, run)
+        return connection, run
 
     def _failed(self, line: Line | None, error: Exception, begun: float, *, is_trial: bool = False) -> None:
         """Leave it alone for a moment, because of what was begun at a moment and has failed."""
@@ -333,11 +352,18 @@ class Server:
             if is_trial:
                 self._trying = False
             if now >= self._silent_until:
-                logger.warning("the cache %s cannot be used now, and is tried again (%s)", self._shown, _said(error))
+                logger.warning("the cache %s cannot be used now, and is tried again (%s)", self._shown, self._said(error))
                 self._silent_until = now + _SILENT_SECONDS
-            self._problem = _said(error)
+            self._problem = self._said(error)
             self.run = ""
         self.close()  # the others are not better, and hold what they were to say
+
+    def _said(self, error: Exception) -> str:
+        """Return what an error says, without what it quotes and without the password."""
+        text = _QUOTED.split(str(error), maxsplit=1)[0]
+        if secret := self._settings.get("password") or self._settings.get("username"):
+            text = text.replace(secret, "***")
+        return f"{type(error).__name__}: {text}"[:200].rstrip()
 
     def _works(self, line: Line | None) -> None:
         if line is not None:
@@ -367,7 +393,3 @@ def _run_of(sections: Sequence[Any]) -> str:
     if not found.get("run_id") or not found.get("master_replid"):
         raise ValueError("it does not say which run it is: INFO has no run_id and master_replid")
     return f"{found['run_id']}:{found['master_replid']}"
-
-
-def _said(error: Exception) -> str:
-    return f"{type(error).__name__}: {error}"[:200]

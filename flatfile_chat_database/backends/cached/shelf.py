@@ -31,6 +31,8 @@ _EACH = 1024
 """Bytes that an answer is counted as, beside its own."""
 _AT_HAND = 65_536
 """Bytes of answers that are taken apart without a thread."""
+_UNCHECKED_LEASES = 2
+"""For which the run of the server is believed."""
 _PUT_PATIENCE = 4
 """Times as long as a reader waits."""
 
@@ -87,11 +89,13 @@ class Fill:
 class _Question:
     """What a caller waits to be told by a thread."""
 
-    __slots__ = ("fields", "is_over", "keys", "names", "said", "server", "until")
+    __slots__ = ("fields", "is_over", "keys", "names", "said", "server", "unchecked", "until")
 
-    def __init__(self, names: Names, server: str, keys: Sequence[str], fields: Sequence[str], until: float) -> None:
+    def __init__(self, names: Names, word: Word, keys: Sequence[str], fields: Sequence[str], until: float) -> None:
         self.names = names
-        self.server = server
+        self.server = word.server
+        self.unchecked = _UNCHECKED_LEASES * word.lease
+        """Seconds for which it is believed which run of the server answers."""
         self.keys = keys
         self.fields = fields
         self.until = until
@@ -151,7 +155,7 @@ class Shelf:
         if not names.are_of(word.cache, word.opening):
             names = self._names = Names(word.cache, word.opening)
         until = asyncio.get_running_loop().time() + self._seconds
-        question = _Question(names, word.server, keys, fields, until)
+        question = _Question(names, word, keys, fields, until)
         try:
             seen = await self._look_at_once(question, take) or await self._look_in_thread(question, take)
         except Unusable:
@@ -163,7 +167,7 @@ class Shelf:
 
     async def _look_at_once(self, question: _Question, take: Take[T]) -> list[Seen[T]] | None:
         """Look without a thread, which would take as long as the server does; None if there is more to it."""
-        if len(question.keys) > _AT_ONCE:
+        if len(question.keys) > _AT_ONCE or self._server.is_unchecked(question.unchecked):
             return None
         try:
             said = await self._server.ask_at_once(question.server, question.commands(0))
@@ -246,6 +250,10 @@ class Shelf:
             self._connecting = False
 
     def _look(self, question: _Question, take: Take[T]) -> list[Seen[T]]:
+        # Who keeps looking which run it is sleeps while nobody reads, and connections stay when a server is made a
+        # replica, gets what another one had, and is promoted.
+        if self._server.is_unchecked(question.unchecked):
+            self._server.check(self._seconds)
         seen: list[Seen[T]] = []
         for start in range(0, len(question.keys), _AT_ONCE):
             if question.is_over:  # nobody wants it any more, and others wait for this thread
