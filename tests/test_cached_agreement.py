@@ -22,7 +22,9 @@ from flatfile_chat_database.backends.cached.server import Server
 from flatfile_chat_database.backends.cached.wire import Refused, Wire
 from flatfile_chat_database.backends.changes import Append, Change, Outcome
 from flatfile_chat_database.backends.memory import MemoryBackend
+from flatfile_chat_database.backends.mirrored import MirroredBackend
 from flatfile_chat_database.backends.postgres import PostgresBackend
+from flatfile_chat_database.config import MOST_LEASE_SECONDS
 from flatfile_chat_database.errors import (
     ClosedError,
     ConfigurationError,
@@ -278,6 +280,7 @@ async def test_a_server_that_was_a_replica_while_nobody_read_brings_nothing_old_
             await follow(first, second)
             first.call("REPLICAOF", "NO", "ONE")
             assert first.call("HGET", name, "d") is not None, "the old is there again"
+            other._server._checked -= 60  # as long as nobody has looked
             assert await other.read(KEY) == b"new"
 
 
@@ -359,6 +362,81 @@ async def test_a_replica_of_postgres_is_behind_until_it_is_promoted() -> None:
         finally:
             for backend in backends:
                 await backend.close()
+
+
+# --- two stores behind one cache ------------------------------------------------------------------------------
+
+
+class Cut(MemoryBackend):
+    """A store that can be out of reach of whoever writes."""
+
+    is_cut = False
+
+    async def commit(self, changes: Sequence[Change]) -> list[Outcome]:
+        if self.is_cut:
+            raise UnavailableError("It is out of reach.")
+        return await super().commit(changes)
+
+
+async def test_who_reads_the_other_store_after_a_switch_leaves_nothing_old(
+    cache: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(roll, "_LAG_SECONDS", 0.1)
+    config = StorageConfig(**FAST)
+    stores = [Cut(config), Cut(config)]
+    one, other = [CachedBackend(config, MirroredBackend(config, *stores), cache.url) for _ in range(2)]
+    try:
+        for node in (one, other):
+            await node.open()
+        await ready(one, other)
+        await one.write(KEY, b"0")
+        for number in (1, 2):  # and back
+            mirror, behind = one.store, other.store
+            assert isinstance(mirror, MirroredBackend) and isinstance(behind, MirroredBackend)
+            monkeypatch.setattr(behind, "_looked", behind._looked + 60)
+            await mirror.switch()
+            first, second = stores if number % 2 == 0 else reversed(stores)
+            second.is_cut = True  # it gets what it lacks later
+            await one.write(KEY, b"%d" % number)
+            assert second._data[KEY] == b"%d" % (number - 1)
+            await other._roll.read()
+            before = hits(other)
+            for _ in range(2):  # it has not looked yet which is the first
+                assert await other.read(KEY) == b"%d" % (number - 1)
+                await put(other)
+            assert hits(other) > before
+            await behind.look()
+            await other._roll.read()
+            assert await one.read(KEY) == await other.read(KEY) == first._data[KEY] == b"%d" % number
+            second.is_cut = False
+            await until_open(one, number + 1)
+            await other._roll.read()
+            for node in (one, other):
+                assert await node.read(KEY) == b"%d" % number
+                await put(node)
+    finally:
+        for node in (one, other):
+            await node.close()
+
+
+async def test_no_store_says_what_another_one_has_said(monkeypatch: pytest.MonkeyPatch) -> None:
+    store, origin = MemoryBackend(StorageConfig()), [""]
+    monkeypatch.setattr(MemoryBackend, "origin", property(lambda _: origin[-1]))
+    known = Roll(store, OWN, 0.05)
+    said = await known.change(await known.change(Word(Phase.CLOSED), Phase.OPENING, server="s"), Phase.OPEN)
+    assert said.phase is Phase.OPEN
+    origin.append("2")
+    switched = await known.read()
+    assert (switched.phase, switched.lease) == (Phase.CLOSING, 0.05 + roll._LAG_SECONDS)
+    seen = known._first_seen
+    assert (await known.read()).phase is Phase.CLOSING and known._first_seen == seen
+    origin.append("3")
+    assert (await known.read()).phase is Phase.CLOSING and known._first_seen > seen
+    await store.delete(OWN)
+    assert (await known.read()).lease == MOST_LEASE_SECONDS, "others may believe what it said"
+    assert (await Roll(store, OWN, 0.05).read()).phase is Phase.CLOSING, "others may believe what the other one said"
+    origin.append("")
+    assert (await Roll(store, OWN, 0.05).read()).phase is Phase.CLOSED
 
 
 # --- writes that end otherwise ---------------------------------------------------------------------------------

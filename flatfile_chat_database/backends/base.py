@@ -211,6 +211,14 @@ class StorageBackend(ABC):
         """Return whether this is a replica, which shows later than another server what that one has."""
         return False
 
+    @property
+    def origin(self) -> str:
+        """Which of several stores is read from, as it is known here: another text after each switch, else "".
+
+        A switch is not known at once, so what was read is of this origin if it was the same before and after.
+        """
+        return ""
+
     # --- life ----------------------------------------------------------------------------------------
 
     async def open(self) -> None:  # noqa: B027 - a backend without resources has nothing to do

@@ -74,6 +74,7 @@ class MirroredBackend(StorageBackend):
         self.layout = Layout(config)
         self._sides = Sides(self.layout, (old, new))
         self._first = 0
+        self._origin = ""
         self._state: State | None = None
         self._looked = -LOOK_SECONDS
         self._writers = Writers(self.layout.mirror_writers)
@@ -146,6 +147,8 @@ class MirroredBackend(StorageBackend):
         if first != self._first:
             self.behind.forget()
         self._first, self._looked = first, time.monotonic()
+        # As long as nothing was ever switched, it is as if the first store were alone.
+        self._origin = str(self._state.epoch) if self._state is not None and self._state.epoch > 1 else ""
 
     async def _reading(self) -> StorageBackend:
         if not self._closed and self._looked >= 0 and time.monotonic() - self._looked > LOOK_SECONDS:
@@ -312,6 +315,10 @@ class MirroredBackend(StorageBackend):
 
     async def is_behind(self) -> bool:
         return await (await self._reading()).is_behind()
+
+    @property
+    def origin(self) -> str:
+        return self._origin
 
     async def read(self, key: str) -> bytes | None:
         return await (await self._reading()).read(key)
@@ -510,8 +517,9 @@ class MirroredBackend(StorageBackend):
         # The first store first: if it ends there, it says nothing while the second does, and whoever mirrors them again
         # knows that the first one may have been written alone since (`Sides.make_open`).
         try:
-            for store in (self.first, self.second):
-                await store.commit([RemoveTree(self.layout.mirror)])
+            await self.first.commit([RemoveTree(self.layout.mirror)])
+            # The second store by itself is no longer the one that the cache in front of both was for.
+            await self.second.commit([RemoveTree(self.layout.mirror), Delete(self.layout.cache_state)])
         except StorageError as error:
             raise unreachable(error) from error
         self._state = None

@@ -163,7 +163,7 @@ class HandleCases(BackendCase):
     async def test_the_cases_above_call_every_method(self) -> None:
         public = {name for name in vars(StorageBackend) if not name.startswith("_")}
         assert public - AFTER_CLOSING.keys() == {
-            *("close", "statistics", "capabilities", "index_folder", "words", "uncached", "is_behind")
+            *("close", "statistics", "capabilities", "index_folder", "words", "uncached", "is_behind", "origin")
         }
 
     @says(

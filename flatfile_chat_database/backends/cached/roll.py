@@ -46,6 +46,10 @@ from ..turn import Turn
 
 UNUSED_SECONDS = 0.5
 """How long anybody may believe that there is no cache."""
+_LAG_SECONDS = 2.0
+"""After which nobody reads any more from a store that was the first of two."""
+_BETWEEN = "?"
+"""The origin of what was read while two stores were switched."""
 
 
 class Phase(StrEnum):
@@ -76,6 +80,8 @@ class Word:
     """Of the document; None if there is none."""
     is_behind: bool = False
     """Whether the store may be behind others, so that it cannot tell."""
+    origin: str = ""
+    """Which of several stores has said so."""
 
     @property
     def opening(self) -> str:
@@ -86,6 +92,11 @@ class Word:
     def is_written(self) -> bool:
         """Whether those who write have to drop there what they change."""
         return self.phase in (Phase.OPENING, Phase.OPEN)
+
+
+def _is_news(word: Word, known: Word) -> bool:
+    """Tell whether a word is another one than what was known, so that others may not know of it yet."""
+    return not is_same(word, known) or (word.phase, word.origin) != (known.phase, known.origin)
 
 
 def is_same(word: Word, other: Word) -> bool:
@@ -142,7 +153,11 @@ class Roll:
 
     def now(self) -> Word | None:
         """Return the word if it still holds."""
-        return self._word if clock() - self._begun < self.believing else None
+        return self._word if self._held_at(clock()) else None
+
+    def _held_at(self, moment: float) -> bool:
+        """Tell whether the word held at a moment, or was read after it, and of the store that is read from now."""
+        return moment - self._begun < self.believing and self._word.origin == self._store.origin
 
     def is_older(self, seconds: float) -> bool:
         """Tell whether the last reading began longer ago."""
@@ -154,9 +169,9 @@ class Roll:
         Raises:
             StorageError: The store cannot be read.
         """
-        if moment - self._begun >= self.believing:
+        if not self._held_at(moment):
             async with self._turn:  # one of many callers reads for all
-                if moment - self._begun >= self.believing:
+                if not self._held_at(moment):
                     if self._failed is not None and self._failed[0] >= moment:  # and fails for all
                         raise copy.copy(self._failed[1])
                     await self.read()
@@ -168,7 +183,7 @@ class Roll:
         Raises:
             StorageError: The store cannot be read.
         """
-        begun = clock()
+        begun, origin = clock(), self._store.origin
         try:
             is_behind = await self._store.is_behind()
             data = None if is_behind else await self._store.read(self.key)
@@ -178,19 +193,26 @@ class Roll:
         ended = clock()
         with self._state:
             if begun >= self._begun:
-                word = Word(Phase.CLOSED, is_behind=True) if is_behind else self._understood(data)
-                if not is_same(word, self._word) or word.phase is not self._word.phase:
+                origin = origin if origin == self._store.origin else _BETWEEN
+                behind = Word(Phase.CLOSED, is_behind=True, origin=origin)
+                word = behind if is_behind else self._understood(data, origin)
+                if _is_news(word, self._word):
                     # What is as it was before this node was made is nothing that others do not know.
                     is_new = self._begun > float("-inf") or word.phase in (Phase.OPENING, Phase.CLOSING)
                     self._first_seen = ended if is_new else float("-inf")
                 self._word, self._begun = word, begun
             return self._word
 
-    def _understood(self, data: bytes | None) -> Word:
+    def _understood(self, data: bytes | None, origin: str) -> Word:
         if data is None:
-            # It may have been removed while others believe what it said, for as long as that was.
-            is_new = self._word.version is not None
-            return Word(Phase.CLOSING, lease=MOST_LEASE_SECONDS) if is_new else replace(self._word, is_behind=False)
+            known = self._word
+            if known.version is None and known.origin == origin:
+                return replace(known, is_behind=False)
+            # It may have been removed while others believe what it said, for as long as that was. Or it never came into
+            # this store, and others believe what the one said that was the first before.
+            is_known = known.version is not None and known.origin != origin
+            lease = known.lease + _LAG_SECONDS if is_known else MOST_LEASE_SECONDS
+            return Word(Phase.CLOSING, lease=min(lease, MOST_LEASE_SECONDS), origin=origin)
         version = version_of(data)
         try:
             found = codec.decode_object(data, self.key)
@@ -199,12 +221,16 @@ class Roll:
             is_lease = isinstance(lease, int | float) and 0 < lease <= MOST_LEASE_SECONDS
             if is_lease and isinstance(epoch, int) and all(isinstance(text, str) for text in texts):
                 nonce, cache, server = texts
-                return Word(phase, epoch, nonce, cache, server, lease, version)
+                word = Word(phase, epoch, nonce, cache, server, lease, version, origin=origin)
+                if found.get("origin", "") == origin:
+                    return word
+                # The stores were switched: others still read the other one, and may put into the cache what is old.
+                return replace(word, phase=Phase.CLOSING, lease=min(lease + _LAG_SECONDS, MOST_LEASE_SECONDS))
         except (KeyError, ValueError, IntegrityError):
             pass
         if self._word.version != version:
             logger.warning("%s does not say whether the cache may be used, so it is not used", self.key)
-        return Word(Phase.CLOSING, lease=MOST_LEASE_SECONDS, version=version)
+        return Word(Phase.CLOSING, lease=MOST_LEASE_SECONDS, version=version, origin=origin)
 
     async def change(self, word: Word, phase: Phase, *, server: str | None = None) -> Word:
         """Go on from a word to the next phase, unless somebody else has; return what it is then.
@@ -221,6 +247,7 @@ class Roll:
             "cache": word.cache or new_id(),
             "server": word.server if server is None else server,
             "lease": self.lease if opens else word.lease,
+            "origin": word.origin,
         }
         expected = ABSENT if word.version is None else word.version
         with suppress(ConflictError):  # somebody else was first

@@ -351,10 +351,10 @@ class Server:
                 self._again = now + self._pause
             if is_trial:
                 self._trying = False
-            if now >= self._silent_until:
-                logger.warning("the cache %s cannot be used now, and is tried again (%s)", self._shown, self._said(error))
-                self._silent_until = now + _SILENT_SECONDS
             self._problem = self._said(error)
+            if now >= self._silent_until:
+                logger.warning("the cache %s cannot be used now, and is tried again (%s)", self._shown, self._problem)
+                self._silent_until = now + _SILENT_SECONDS
             self.run = ""
         self.close()  # the others are not better, and hold what they were to say
 
