@@ -3,8 +3,11 @@
 import asyncio
 import json
 import re
+import shutil
+import socket
 import subprocess
 import sys
+import threading
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
@@ -18,6 +21,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from flatfile_chat_database import StorageConfig, StorageManager, codec
 from flatfile_chat_database.backends.base import StorageBackend
 from flatfile_chat_database.backends.cached import CachedBackend
+from flatfile_chat_database.backends.cached.server import Server
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.backends.memory import MemoryBackend
 from flatfile_chat_database.backends.opening import open_backend
@@ -28,7 +32,7 @@ from flatfile_chat_database.testing.contract import BackendContract
 from flatfile_chat_database.testing.machine import StorageMachine
 
 from .backdoors import Files
-from .servers import RedisServer, redis_server
+from .servers import RedisServer, free_port, missing, redis_server
 from .test_machine import SETTINGS
 
 OWN = Layout(StorageConfig()).cache_state
@@ -280,3 +284,70 @@ async def test_a_password_is_used_and_never_told(kind: str, tmp_path: Path, capl
                         await asyncio.sleep(0.01)
     assert "cannot be used now" in caplog.text
     assert "secret" not in caplog.text
+
+
+def self_signed(folder: Path) -> tuple[str, str]:
+    """Return the files of a certificate of loopback, and of its key."""
+    program = shutil.which("openssl") or missing("openssl", "apt-get install openssl")
+    certificate, key = str(folder / "certificate"), str(folder / "key")
+    kind = ["-x509", "-newkey", "ec", "-pkeyopt", "ec_paramgen_curve:prime256v1", "-nodes", "-subj", "/CN=localhost"]
+    files = ["-keyout", key, "-out", certificate, "-addext", "subjectAltName=IP:127.0.0.1"]
+    subprocess.run([program, "req", *kind, *files], check=True, capture_output=True)
+    return certificate, key
+
+
+@pytest.mark.parametrize("is_known", [True, False])
+async def test_a_server_is_reached_over_tls_if_its_certificate_is_known(
+    tmp_path: Path, caplog: pytest.LogCaptureFixture, is_known: bool
+) -> None:
+    port = free_port()
+    certificate, key = self_signed(tmp_path)
+    tls = ("--tls-port", str(port), "--tls-cert-file", certificate, "--tls-key-file", key, "--tls-auth-clients", "no")
+    with redis_server(settings=tls) as own:
+        store = MemoryBackend(StorageConfig(cache_timeout_seconds=1.0))
+        await store.write(OWN, opened(own))
+        own.call("CONFIG", "SET", "requirepass", "top secret")
+        known = f"?ssl_ca_certs={quote(certificate)}" if is_known else ""
+        node = CachedBackend(store.config, store, f"rediss://:top%20secret@127.0.0.1:{port}/0{known}")
+        await node.open()
+        try:
+            assert bool(await asyncio.to_thread(node._server.look)) is is_known
+            await node.write("large", large := b"x" * 200_000)
+            for _ in range(2):
+                assert await node.read("large") == large
+                async with asyncio.timeout(20):
+                    while node._shelf.is_putting or node._news.is_heard is not is_known:
+                        await node.wait_for_change(["nothing"], 0.001)
+            assert node.statistics()["cache_hits"] == is_known
+        finally:
+            await node.close()
+    assert ("certificate verify failed" in caplog.text) is not is_known
+    assert "secret" not in caplog.text
+
+
+@pytest.mark.parametrize(
+    "answer",
+    [
+        b"-ERR unknown command 'HELLO', with args beginning with: %b\r\n",
+        b"-ERR unknown command `HELLO`, with args beginning with: %b\r\n",
+        b"-WRONGPASS %b\r\n",
+        b"500 what is %b\r\n",
+        b"%b",
+    ],
+)
+def test_a_server_that_repeats_what_it_was_told_tells_no_password(
+    answer: bytes, caplog: pytest.LogCaptureFixture
+) -> None:
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def repeat() -> None:
+            with listening.accept()[0] as connection:
+                connection.sendall(answer % connection.recv(1000).replace(b"\r\n", b" "))
+
+        repeating = threading.Thread(target=repeat)
+        repeating.start()
+        server = Server(f"redis://me:sesame@127.0.0.1:{listening.getsockname()[1]}", 1.0)
+        assert server.look() == ""
+        repeating.join()
+    assert "cannot be used now" in caplog.text
+    assert "sesame" not in f"{caplog.text} {server.problem}"

@@ -1,6 +1,7 @@
 """What nodes with one cache have to agree on, and what a slow, demoted or forgotten one must not do to the others."""
 
 import asyncio
+import contextlib
 import gc
 import json
 import os
@@ -11,6 +12,7 @@ import time
 import warnings
 from collections.abc import Callable, Iterator, Sequence
 from contextlib import AbstractContextManager
+from pathlib import Path
 from typing import Any
 
 import pytest
@@ -20,7 +22,8 @@ from flatfile_chat_database.backends.cached import CachedBackend, entries, news,
 from flatfile_chat_database.backends.cached.roll import Phase, Roll, Word
 from flatfile_chat_database.backends.cached.server import Server
 from flatfile_chat_database.backends.cached.wire import Refused, Wire
-from flatfile_chat_database.backends.changes import Append, Change, Outcome
+from flatfile_chat_database.backends.changes import Append, Change, Outcome, Put
+from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.backends.memory import MemoryBackend
 from flatfile_chat_database.backends.mirrored import MirroredBackend
 from flatfile_chat_database.backends.postgres import PostgresBackend
@@ -458,6 +461,18 @@ async def test_no_write_begins_while_a_node_is_closed(cache: RedisServer) -> Non
         await closing
 
 
+async def test_a_write_that_is_cancelled_before_it_begins_is_not_waited_for() -> None:
+    made = Nodes("unix:///nowhere/socket")
+    one = await made.add()
+    write = asyncio.ensure_future(one.write(KEY, b"1"))
+    await asyncio.sleep(0)  # it is a task of its own now, which has not begun
+    for task in asyncio.all_tasks() - {asyncio.current_task()}:
+        task.cancel()  # as a loop does that ends
+    await asyncio.wait([write])
+    assert not one._under_way  # which `close` waits for
+    await made.close()
+
+
 class Unknown(Store):
     """A store that does not know what came of a write, which is done later."""
 
@@ -615,12 +630,39 @@ def forked(node: CachedBackend) -> int:
         child = os.fork()
     if child == 0:
         signal.alarm(20)  # which ends it, if it hangs
+        status = 1
         try:
             asyncio._set_running_loop(None)
+            gc.collect()  # what is the parent's must not be ended with what is forgotten here
+            with contextlib.suppress(ClosedError):
+                asyncio.run(node.commit([Put("forked", b"")]))
             asyncio.run(node.close())
+            status = 1 if node._under_way else 0
         finally:
-            os._exit(0 if node._under_way == 0 else 1)
+            os._exit(status)
     return os.waitpid(child, 0)[1]
+
+
+async def test_a_child_that_was_forked_leaves_the_connections_of_its_parent_alone(
+    cache: RedisServer, tmp_path: Path
+) -> None:
+    config = StorageConfig(**FAST)
+    node = CachedBackend(config, FlatfileBackend(config, tmp_path / "store"), cache.url)
+    await node.open()
+    try:
+        await ready(node)
+        await node.read(KEY)
+        await put(node)
+        await listen(node)
+        lines, listening = set(node._server._free), node._news._connection
+        assert await asyncio.to_thread(os.waitstatus_to_exitcode, forked(node)) == 0
+        before = hits(node)
+        assert await node.read(KEY) is None
+        assert hits(node) == before + 1
+        assert lines & set(node._server._free), "they have stayed"
+        assert node._news._connection is listening is not None
+    finally:
+        await node.close()
 
 
 async def test_a_node_that_is_forgotten_ends_its_threads(cache: RedisServer) -> None:

@@ -16,10 +16,10 @@ from __future__ import annotations
 import asyncio
 import threading
 import time
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
-from contextlib import aclosing, asynccontextmanager, suppress
+from collections.abc import AsyncIterator, Awaitable, Callable, Coroutine, Iterable, Sequence
+from contextlib import asynccontextmanager, suppress
 from dataclasses import dataclass
-from typing import Any, TypeVar, cast
+from typing import Any, TypeVar
 
 from ..config import StorageConfig
 from ..errors import (
@@ -40,6 +40,7 @@ from .changes import Change, Delete, Move, Outcome, Put, RemoveTree, Require
 from .comparison import Comparison, compared
 from .copying import LOOK_SECONDS, Copying
 from .rules import check_change, check_key, check_lines
+from .shown import Shown, ended
 from .sides import Sides, State, unreachable
 from .turn import to_the_end
 from .writers import Writers
@@ -345,7 +346,7 @@ class MirroredBackend(StorageBackend):
         return await (await self._reading()).read_log(key, start, stop, strict=strict)
 
     async def stream_log(self, key: str, *, strict: bool = False) -> AsyncIterator[list[bytes]]:
-        async with _ended((await self._reading()).stream_log(key, strict=strict)) as runs:
+        async with ended((await self._reading()).stream_log(key, strict=strict)) as runs:
             async for run in runs:
                 yield run
 
@@ -363,7 +364,7 @@ class MirroredBackend(StorageBackend):
     async def stream_log_as(
         self, key: str, decode: Callable[[bytes], T | None], *, strict: bool = False
     ) -> AsyncIterator[Iterable[T]]:
-        async with _ended((await self._reading()).stream_log_as(key, decode, strict=strict)) as runs:
+        async with ended((await self._reading()).stream_log_as(key, decode, strict=strict)) as runs:
             async for run in runs:
                 yield run
 
@@ -396,19 +397,19 @@ class MirroredBackend(StorageBackend):
         return await (await self._reading()).read_log_at(places)
 
     async def read_blob(self, key: str) -> AsyncIterator[bytes]:
-        async with _ended((await self._reading()).read_blob(key)) as chunks:
+        async with ended((await self._reading()).read_blob(key)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Snapshot]:
         async with (await self._reading()).snapshot() as shown:
-            yield _Shown(self, shown)
+            yield Shown(self, shown, self.layout.is_of_mirror)
 
     @asynccontextmanager
     async def still(self) -> AsyncIterator[Snapshot]:
         async with (await self._reading()).still() as shown:
-            yield _Shown(self, shown)
+            yield Shown(self, shown, self.layout.is_of_mirror)
 
     def _seen(self, folder: str, children: list[str]) -> list[str]:
         return [child for child in children if not self.layout.is_of_mirror(f"{folder}/{child}")]
@@ -568,31 +569,3 @@ def _decided(error: BaseException) -> UnavailableError:
         f"The switch is decided, but the store that is the first one now cannot be opened yet: {error}",
         hint="Whoever writes next opens it; look at the status.",
     )
-
-
-def _ended(items: AsyncIterator[T]) -> aclosing[AsyncGenerator[T, None]]:
-    """Return a context that ends a store's iterator with whoever reads it, at once and not when it is forgotten."""
-    return aclosing(cast("AsyncGenerator[T, None]", items))
-
-
-class _Shown(Snapshot):
-    """A snapshot without what the mirroring keeps for itself."""
-
-    def __init__(self, backend: MirroredBackend, shown: Snapshot) -> None:
-        super().__init__(backend)
-        self._own = backend.layout.is_of_mirror
-        self._shown = shown
-
-    async def sized(self, prefix: str = "") -> AsyncIterator[list[tuple[str, int]]]:
-        async with _ended(self._shown.sized(prefix)) as runs:
-            async for run in runs:
-                if kept := [each for each in run if not self._own(each[0])]:
-                    yield kept
-
-    async def read(self, key: str) -> AsyncIterator[bytes]:
-        async with _ended(self._shown.read(key)) as chunks:
-            async for chunk in chunks:
-                yield chunk
-
-    async def read_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        return await self._shown.read_many(keys)

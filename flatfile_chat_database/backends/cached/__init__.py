@@ -29,9 +29,9 @@ from __future__ import annotations
 import asyncio
 import threading
 import weakref
-from collections.abc import AsyncGenerator, AsyncIterator, Awaitable, Callable, Iterable, Sequence
-from contextlib import aclosing, asynccontextmanager
-from typing import TypeVar, cast
+from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
+from contextlib import asynccontextmanager, contextmanager
+from typing import Any, TypeVar
 
 from ... import codec
 from ...config import StorageConfig
@@ -54,6 +54,7 @@ from ..behind import touched
 from ..changes import Change, Delete, Outcome, Put
 from ..readers import Readers
 from ..rules import check_change, check_key, check_lines
+from ..shown import Shown, ended
 from ..turn import to_the_end
 from ..waking import Waking
 from ..wording import Words
@@ -138,7 +139,7 @@ class CachedBackend(StorageBackend):
         self._keeper: Keeper | None = None
         self._state = threading.Lock()
         self._idle = threading.Condition(self._state)
-        self._under_way = 0
+        self._under_way: set[object] = set()
 
     def __repr__(self) -> str:
         return f"<CachedBackend {self._store!r} {self._server!r}{' closed' if self._closed else ''}>"
@@ -195,6 +196,10 @@ class CachedBackend(StorageBackend):
     async def is_behind(self) -> bool:
         return await self._store.is_behind()
 
+    @property
+    def origin(self) -> str:
+        return self._store.origin
+
     # --- what the store says of the cache ------------------------------------------------------------
 
     async def word(self) -> Word | None:
@@ -248,7 +253,10 @@ class CachedBackend(StorageBackend):
     async def write_blob(self, key: str, chunks: AsyncIterator[bytes]) -> bool:
         names = [check_key(key)]
         # Not to the end: whoever gives up while it is being sent wants it to stop.
-        return await self._write(names, lambda: self._store.write_blob(key, chunks), is_seen=self._begin(names))
+        with self._begun(names) as is_seen:
+            if not is_seen:
+                return await self._store.write_blob(key, chunks)
+            return await self._write(names, lambda: self._store.write_blob(key, chunks))
 
     async def set_aside(self, key: str, reason: str) -> str:
         return await self._to_the_end(_ANYTHING, lambda: self._store.set_aside(key, reason))
@@ -263,34 +271,32 @@ class CachedBackend(StorageBackend):
             return await self._store.verify()
         return await self._to_the_end(_ANYTHING, lambda: self._store.verify(fix=True))
 
-    async def _to_the_end(self, names: Sequence[str], work: Callable[[], Awaitable[T]]) -> T:
-        return await to_the_end(self._write(names, work, is_seen=self._begin(names)))
+    async def _to_the_end(self, names: Sequence[str], work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        with self._begun(names) as is_seen:
+            return await to_the_end(self._write(names, work) if is_seen else work())
 
-    def _begin(self, names: Sequence[str]) -> bool:
-        """Begin a write of keys and folders, which `close` waits for; return whether the cache has to do with it.
+    @contextmanager
+    def _begun(self, names: Sequence[str]) -> Iterator[bool]:
+        """Let `close` wait for a write of keys and folders; show whether the cache has to do with it.
 
         Raises:
             ClosedError: It is closed, or being closed.
         """
+        token = object()
         with self._state:
             if self._closed:
                 raise ClosedError("The store is closed.", hint="Open a new StorageManager.")
-            is_seen = bool(names) and self._usable
-            self._under_way += is_seen
-            return is_seen
-
-    async def _write(self, names: Sequence[str], work: Callable[[], Awaitable[T]], *, is_seen: bool) -> T:
-        """Do work on the store that changes keys and folders; return when no reader takes what was before."""
-        if not is_seen:
-            return await work()
+            if is_seen := bool(names) and self._usable:
+                self._under_way.add(token)
         try:
-            return await self._write_seen(names, work)
+            yield is_seen
         finally:
-            with self._state:
-                self._under_way -= 1
+            with self._idle:
+                self._under_way.discard(token)
                 self._idle.notify_all()
 
-    async def _write_seen(self, names: Sequence[str], work: Callable[[], Awaitable[T]]) -> T:
+    async def _write(self, names: Sequence[str], work: Callable[[], Coroutine[Any, Any, T]]) -> T:
+        """Do work on the store that changes keys and folders; return when no reader takes what was before."""
         keeper = self._keeper or self._keep()
         word = await self.word()
         mark: Mark | None = None
@@ -480,14 +486,14 @@ class CachedBackend(StorageBackend):
         return await self._store.read_folders(folder, document, log)
 
     async def stream_log(self, key: str, *, strict: bool = False) -> AsyncIterator[list[bytes]]:
-        async with _ended(self._store.stream_log(key, strict=strict)) as runs:
+        async with ended(self._store.stream_log(key, strict=strict)) as runs:
             async for run in runs:
                 yield run
 
     async def stream_log_as(
         self, key: str, decode: Callable[[bytes], T | None], *, strict: bool = False
     ) -> AsyncIterator[Iterable[T]]:
-        async with _ended(self._store.stream_log_as(key, decode, strict=strict)) as runs:
+        async with ended(self._store.stream_log_as(key, decode, strict=strict)) as runs:
             async for run in runs:
                 yield run
 
@@ -539,19 +545,19 @@ class CachedBackend(StorageBackend):
         return self._store.words()
 
     async def read_blob(self, key: str) -> AsyncIterator[bytes]:
-        async with _ended(self._store.read_blob(key)) as chunks:
+        async with ended(self._store.read_blob(key)) as chunks:
             async for chunk in chunks:
                 yield chunk
 
     @asynccontextmanager
     async def snapshot(self) -> AsyncIterator[Snapshot]:
         async with self._store.snapshot() as shown:
-            yield _Shown(self, shown, self._roll.key)
+            yield Shown(self, shown, self._roll.key.__eq__)
 
     @asynccontextmanager
     async def still(self) -> AsyncIterator[Snapshot]:
         async with self._store.still() as shown:
-            yield _Shown(self, shown, self._roll.key)
+            yield Shown(self, shown, self._roll.key.__eq__)
 
 
 def _document(name: str, values: list[object]) -> tuple[bytes | None] | Missing:
@@ -565,31 +571,3 @@ def _document_fill(place: Place | None, data: bytes | None) -> Fill:
 def _records_fill(place: Place | None, start: int, stop: int | None, lines: list[bytes]) -> Fill:
     field = WHOLE if is_whole(start, stop, len(lines)) else page_field(start, stop)
     return Fill(place, field, lambda name: pack_records(name, field, lines), sum(map(len, lines)) + len(lines))
-
-
-def _ended(items: AsyncIterator[T]) -> aclosing[AsyncGenerator[T, None]]:
-    """Return a context that ends a store's iterator with whoever reads it."""
-    return aclosing(cast("AsyncGenerator[T, None]", items))
-
-
-class _Shown(Snapshot):
-    """A snapshot without what the cache keeps in the store."""
-
-    def __init__(self, backend: StorageBackend, shown: Snapshot, own: str) -> None:
-        super().__init__(backend)
-        self._shown = shown
-        self._own = own
-
-    async def sized(self, prefix: str = "") -> AsyncIterator[list[tuple[str, int]]]:
-        async with _ended(self._shown.sized(prefix)) as runs:
-            async for run in runs:
-                if kept := [each for each in run if each[0] != self._own]:
-                    yield kept
-
-    async def read(self, key: str) -> AsyncIterator[bytes]:
-        async with _ended(self._shown.read(key)) as chunks:
-            async for chunk in chunks:
-                yield chunk
-
-    async def read_many(self, keys: Sequence[str]) -> list[bytes | None]:
-        return await self._shown.read_many(keys)
