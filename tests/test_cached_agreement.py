@@ -18,7 +18,7 @@ from typing import Any
 import pytest
 
 from flatfile_chat_database import StorageConfig, codec
-from flatfile_chat_database.backends.cached import CachedBackend, entries, news, roll, server, shelf
+from flatfile_chat_database.backends.cached import CachedBackend, entries, marks, news, roll, server, shelf
 from flatfile_chat_database.backends.cached.roll import Phase, Roll, Word
 from flatfile_chat_database.backends.cached.server import Server
 from flatfile_chat_database.backends.cached.wire import Refused, Wire
@@ -27,6 +27,7 @@ from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.backends.memory import MemoryBackend
 from flatfile_chat_database.backends.mirrored import MirroredBackend
 from flatfile_chat_database.backends.postgres import PostgresBackend
+from flatfile_chat_database.backends.writer import Job
 from flatfile_chat_database.config import MOST_LEASE_SECONDS
 from flatfile_chat_database.errors import (
     ClosedError,
@@ -588,6 +589,37 @@ async def test_an_answer_that_is_too_short_is_none(cache: RedisServer, monkeypat
         monkeypatch.setattr(one._server, "ask", lambda _run, commands: [None] * len(commands))
         monkeypatch.setattr(one._server, "call", lambda *_: [[b"g"]])
         assert await one.read(KEY) == b"1"
+
+
+class Counting:
+    """In the place of a server: what it is asked, and when it begins to fail."""
+
+    problem = ""
+    is_up = True
+
+    def __init__(self, fails_after: int) -> None:
+        self.asked: list[int] = []
+        self._fails_after = fails_after
+
+    def call(self, _run: str, _script: str, keys: list[str], _arguments: list[Any], _seconds: float) -> None:
+        if len(self.asked) == self._fails_after:
+            raise server.Unusable
+        self.asked.append(len(keys))
+
+    def look(self) -> str:
+        return ""
+
+
+@pytest.mark.parametrize(("fails_after", "done"), [(9, 5), (1, 2), (0, 0)])
+def test_many_writes_are_marked_in_messages_that_hold_no_server_up(fails_after: int, done: int) -> None:
+    counting: Any = Counting(fails_after)
+    some = marks.Marks(counting, 1.0)
+    word = Word(Phase.OPEN, server="run")
+    sizes = [100, 156, 1, 200, 100]
+    jobs = [Job([some.mark(word, [f"users/u{number}/k" for number in range(size)])]) for size in sizes]
+    some._run(jobs)
+    assert counting.asked == [256, 201, 100][:fails_after]
+    assert [job.outcomes for job in jobs] == [[at < done] for at in range(5)]
 
 
 # --- memory ----------------------------------------------------------------------------------------------------

@@ -5,7 +5,7 @@ from __future__ import annotations
 import asyncio
 import itertools
 import os
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from typing import Any, cast
 
 import msgspec
@@ -21,6 +21,8 @@ _PATIENCE = 4
 """Times as long as a reader waits."""
 _MOST_TOLD = 1000
 """Names in one message; more are told as "anything"."""
+_MOST_MARKED = 256
+"""Keys in one message, unless one write has more: while it does them, the server answers nobody."""
 
 
 class Mark(msgspec.Struct):
@@ -86,10 +88,16 @@ class Marks:
         for run, some in by_run.items():
             begun = [job for job in some if not job.changes[0].ends]
             ended = [job for job in some if job.changes[0].ends]
-            if begun and self._call(run, MARK, begun, [MARK_MILLISECONDS]):
-                _succeed(begun)
-            if ended and self._call(run, CLEAR, ended, _news(ended)):
-                _succeed(ended)
+            _ = self._done(run, MARK, begun) and self._done(run, CLEAR, ended)
+
+    def _done(self, run: str, script: str, jobs: Sequence[Job]) -> bool:
+        """Do jobs in as few messages as the server should get; return whether all were done."""
+        for some in _parts(jobs):
+            if not self._call(run, script, some, [MARK_MILLISECONDS] if script is MARK else _news(some)):
+                return False  # the others would wait in vain for what does not answer
+            for job in some:
+                job.outcomes = [True]
+        return True
 
     def _call(self, run: str, script: str, jobs: Sequence[Job], arguments: list[Any]) -> bool:
         marks: list[Mark] = [job.changes[0] for job in jobs]
@@ -110,9 +118,17 @@ def _give_up(future: asyncio.Future[list[Outcome]]) -> None:
         future.set_result([False])
 
 
-def _succeed(jobs: Sequence[Job]) -> None:
-    for job in jobs:
-        job.outcomes = [True]
+def _parts(jobs: Sequence[Job]) -> Iterator[Sequence[Job]]:
+    """Yield jobs in parts that are for so many keys."""
+    start = size = 0
+    for at, job in enumerate(jobs):
+        count = len(job.changes[0].scopes)
+        if size and size + count > _MOST_MARKED:
+            yield jobs[start:at]
+            start, size = at, 0
+        size += count
+    if size:
+        yield jobs[start:]
 
 
 def _news(jobs: Sequence[Job]) -> list[Any]:
