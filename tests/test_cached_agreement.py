@@ -18,6 +18,7 @@ from typing import Any
 import pytest
 
 from flatfile_chat_database import StorageConfig, codec
+from flatfile_chat_database.backends import sides
 from flatfile_chat_database.backends.cached import CachedBackend, entries, marks, news, roll, server, shelf
 from flatfile_chat_database.backends.cached.roll import Phase, Roll, Word
 from flatfile_chat_database.backends.cached.server import Server
@@ -28,7 +29,6 @@ from flatfile_chat_database.backends.memory import MemoryBackend
 from flatfile_chat_database.backends.mirrored import MirroredBackend
 from flatfile_chat_database.backends.postgres import PostgresBackend
 from flatfile_chat_database.backends.writer import Job
-from flatfile_chat_database.config import MOST_LEASE_SECONDS
 from flatfile_chat_database.errors import (
     ClosedError,
     ConfigurationError,
@@ -385,7 +385,7 @@ class Cut(MemoryBackend):
 async def test_who_reads_the_other_store_after_a_switch_leaves_nothing_old(
     cache: RedisServer, monkeypatch: pytest.MonkeyPatch
 ) -> None:
-    monkeypatch.setattr(roll, "_LAG_SECONDS", 0.1)
+    monkeypatch.setattr(sides, "LAG_SECONDS", 0.1)
     config = StorageConfig(**FAST)
     stores = [Cut(config), Cut(config)]
     one, other = [CachedBackend(config, MirroredBackend(config, *stores), cache.url) for _ in range(2)]
@@ -423,24 +423,36 @@ async def test_who_reads_the_other_store_after_a_switch_leaves_nothing_old(
             await node.close()
 
 
-async def test_no_store_says_what_another_one_has_said(monkeypatch: pytest.MonkeyPatch) -> None:
-    store, origin = MemoryBackend(StorageConfig()), [""]
-    monkeypatch.setattr(MemoryBackend, "origin", property(lambda _: origin[-1]))
-    known = Roll(store, OWN, 0.05)
-    said = await known.change(await known.change(Word(Phase.CLOSED), Phase.OPENING, server="s"), Phase.OPEN)
-    assert said.phase is Phase.OPEN
-    origin.append("2")
-    switched = await known.read()
-    assert (switched.phase, switched.lease) == (Phase.CLOSING, 0.05 + roll._LAG_SECONDS)
-    seen = known._first_seen
-    assert (await known.read()).phase is Phase.CLOSING and known._first_seen == seen
-    origin.append("3")
-    assert (await known.read()).phase is Phase.CLOSING and known._first_seen > seen
-    await store.delete(OWN)
-    assert (await known.read()).lease == MOST_LEASE_SECONDS, "others may believe what it said"
-    assert (await Roll(store, OWN, 0.05).read()).phase is Phase.CLOSING, "others may believe what the other one said"
-    origin.append("")
-    assert (await Roll(store, OWN, 0.05).read()).phase is Phase.CLOSED
+@pytest.mark.parametrize("said", [b"{}", b'{"phase":"open","lease":"long"}', b"damaged"])
+async def test_a_word_that_nobody_understands_is_no_obstacle_to_a_switch(said: bytes) -> None:
+    config = StorageConfig()
+    stores = [MemoryBackend(config), MemoryBackend(config)]
+    mirror = MirroredBackend(config, *stores)
+    await mirror.open()
+    await mirror.write(OWN, said)
+    assert await mirror.switch() == 1
+    assert stores[1]._data[OWN] == said
+    await mirror.close()
+
+
+async def test_a_store_that_becomes_the_first_says_that_its_cache_is_given_up() -> None:
+    config = StorageConfig()
+    stores = [MemoryBackend(config), MemoryBackend(config)]
+    first = Roll(stores[0], OWN, 0.05)  # before they were mirrored
+    said = await first.change(await first.change(Word(Phase.CLOSED), Phase.OPENING, server="s"), Phase.OPEN)
+    mirror = MirroredBackend(config, *stores)
+    await mirror.open()
+    known = Roll(mirror, OWN, 0.05)
+    await mirror.write(KEY, b"1")
+    assert (await known.read()).phase is Phase.OPEN
+    await mirror.switch()
+    assert known.now() is None, "it is what the other store has said"
+    word = await known.read()
+    assert word.phase is Phase.CLOSING and word.opening == said.opening
+    assert word.lease == 0.05 + sides.LAG_SECONDS
+    await mirror.stop()
+    assert OWN not in stores[0]._data, "a store by itself, whose writers do not know the cache"
+    await mirror.close()
 
 
 # --- writes that end otherwise ---------------------------------------------------------------------------------

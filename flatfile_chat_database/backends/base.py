@@ -213,10 +213,7 @@ class StorageBackend(ABC):
 
     @property
     def origin(self) -> str:
-        """Which of several stores is read from, as it is known here: another text after each switch, else "".
-
-        A switch is not known at once, so what was read is of this origin if it was the same before and after.
-        """
+        """Which of two stores is read from, as far as is known here: another text after a switch; "" of one alone."""
         return ""
 
     # --- life ----------------------------------------------------------------------------------------

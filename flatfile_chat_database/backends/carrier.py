@@ -119,7 +119,7 @@ class Carrier:
             return
         async for run in keys_below(self.first, self.second, name):
             for at in range(0, len(run), AT_ONCE):
-                part = [key for key in run[at : at + AT_ONCE] if not self.layout.is_of_front(key)]
+                part = [key for key in run[at : at + AT_ONCE] if not self.layout.is_of_mirror(key)]
                 results = await asyncio.gather(*(self._make(key, work) for key in part), return_exceptions=True)
                 for error in results:
                     if error is not None:

@@ -34,7 +34,7 @@ async def compared(carrier: Carrier, *, fix: bool, progress: Callable[[int], Non
     found = Comparison()
     async for run in keys_below(carrier.first, carrier.second, ""):
         for key in run:
-            if carrier.layout.is_of_front(key):
+            if carrier.layout.is_of_mirror(key):
                 continue
             found.keys += 1
             # What is on its way is no difference: a key counts if it still differs after it was waited for.

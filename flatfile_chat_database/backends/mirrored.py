@@ -148,8 +148,7 @@ class MirroredBackend(StorageBackend):
         if first != self._first:
             self.behind.forget()
         self._first, self._looked = first, time.monotonic()
-        # As long as nothing was ever switched, it is as if the first store were alone.
-        self._origin = str(self._state.epoch) if self._state is not None and self._state.epoch > 1 else ""
+        self._origin = "" if self._state is None else str(self._state.epoch)
 
     async def _reading(self) -> StorageBackend:
         if not self._closed and self._looked >= 0 and time.monotonic() - self._looked > LOOK_SECONDS:

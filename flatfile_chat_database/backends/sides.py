@@ -19,6 +19,7 @@ from contextlib import suppress
 from dataclasses import dataclass
 
 from .. import codec
+from ..config import MOST_LEASE_SECONDS
 from ..errors import ConflictError, IntegrityError, NotFoundError, StorageError, UnavailableError
 from ..layout import Layout
 from ..models import new_id
@@ -30,6 +31,8 @@ from .writers import everything
 CLOSED_SECONDS = 60.0
 """After which a switch that has come to nothing is undone by whoever wants to write."""
 
+LAG_SECONDS = 2.0
+"""After a switch nobody reads for so long from the store that was the first one."""
 _MARK = b"{}\n"
 _MAY_COPY = "The permission to copy to this store"
 
@@ -57,6 +60,7 @@ class Sides:
         self.open_key = layout.mirror_open
         self._marks = layout.mirror_second
         self._writers = layout.mirror_writers
+        self._cache = layout.cache_state
 
     @property
     def is_open(self) -> Change:
@@ -130,6 +134,8 @@ class Sides:
         more: list[Change] = [Put(self.open_key, _MARK), RemoveTree(self._marks)]
         if state is None:
             more.append(everything(self._writers))
+        if epoch > 1 and (cache := await self.stores[side].read(self._cache)) is not None:
+            more.append(Put(self._cache, _closing(cache, self._cache)))
         with suppress(ConflictError):  # somebody else did
             await self._put(side, {"epoch": epoch, "phase": "open"}, state, more)
 
@@ -229,3 +235,13 @@ def unreachable(error: StorageError) -> UnavailableError:
     return UnavailableError(
         f"The second store cannot be used now: {error.message}", hint="Both have to be in reach for this; try again."
     )
+
+
+def _closing(cache: bytes, key: str) -> bytes:
+    """Return what a store says of the cache in front of it (`cached/roll.py`), but that nobody may use it any more."""
+    try:
+        found = codec.decode_object(cache, key)
+        lease = min(float(found["lease"]) + LAG_SECONDS, MOST_LEASE_SECONDS)
+    except (IntegrityError, KeyError, TypeError, ValueError):
+        return cache  # it is not used, for nobody understands it
+    return codec.encode_document(found | {"phase": "closing", "lease": lease})

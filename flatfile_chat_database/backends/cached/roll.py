@@ -20,6 +20,8 @@ and an eighth more, so that clocks may run at different speeds. So:
   thinks are never two caches at once.
 
 A store that may be behind others of its kind, a replica, cannot tell what they may believe: there is no cache for it.
+Of two stores that are switched (`sides.py`), the one that becomes the first says "closing": some read the other one for
+a moment, and may put into the cache what is old. Who knows of the switch believes nothing that the other one has said.
 
 Nothing depends on clocks that agree, only on clocks that run: the one that is used goes on while a machine sleeps.
 """
@@ -46,10 +48,6 @@ from ..turn import Turn
 
 UNUSED_SECONDS = 0.5
 """How long anybody may believe that there is no cache."""
-_LAG_SECONDS = 2.0
-"""After which nobody reads any more from a store that was the first of two."""
-_BETWEEN = "?"
-"""The origin of what was read while two stores were switched."""
 
 
 class Phase(StrEnum):
@@ -81,7 +79,7 @@ class Word:
     is_behind: bool = False
     """Whether the store may be behind others, so that it cannot tell."""
     origin: str = ""
-    """Which of several stores has said so."""
+    """Which of two stores has said so, as this node knows it."""
 
     @property
     def opening(self) -> str:
@@ -92,11 +90,6 @@ class Word:
     def is_written(self) -> bool:
         """Whether those who write have to drop there what they change."""
         return self.phase in (Phase.OPENING, Phase.OPEN)
-
-
-def _is_news(word: Word, known: Word) -> bool:
-    """Tell whether a word is another one than what was known, so that others may not know of it yet."""
-    return not is_same(word, known) or (word.phase, word.origin) != (known.phase, known.origin)
 
 
 def is_same(word: Word, other: Word) -> bool:
@@ -193,26 +186,19 @@ class Roll:
         ended = clock()
         with self._state:
             if begun >= self._begun:
-                origin = origin if origin == self._store.origin else _BETWEEN
-                behind = Word(Phase.CLOSED, is_behind=True, origin=origin)
-                word = behind if is_behind else self._understood(data, origin)
-                if _is_news(word, self._word):
+                word = Word(Phase.CLOSED, is_behind=True) if is_behind else self._understood(data)
+                if not is_same(word, self._word) or word.phase is not self._word.phase:
                     # What is as it was before this node was made is nothing that others do not know.
                     is_new = self._begun > float("-inf") or word.phase in (Phase.OPENING, Phase.CLOSING)
                     self._first_seen = ended if is_new else float("-inf")
-                self._word, self._begun = word, begun
+                self._word, self._begun = replace(word, origin=origin), begun
             return self._word
 
-    def _understood(self, data: bytes | None, origin: str) -> Word:
+    def _understood(self, data: bytes | None) -> Word:
         if data is None:
-            known = self._word
-            if known.version is None and known.origin == origin:
-                return replace(known, is_behind=False)
-            # It may have been removed while others believe what it said, for as long as that was. Or it never came into
-            # this store, and others believe what the one said that was the first before.
-            is_known = known.version is not None and known.origin != origin
-            lease = known.lease + _LAG_SECONDS if is_known else MOST_LEASE_SECONDS
-            return Word(Phase.CLOSING, lease=min(lease, MOST_LEASE_SECONDS), origin=origin)
+            # It may have been removed while others believe what it said, for as long as that was.
+            is_new = self._word.version is not None
+            return Word(Phase.CLOSING, lease=MOST_LEASE_SECONDS) if is_new else replace(self._word, is_behind=False)
         version = version_of(data)
         try:
             found = codec.decode_object(data, self.key)
@@ -221,16 +207,12 @@ class Roll:
             is_lease = isinstance(lease, int | float) and 0 < lease <= MOST_LEASE_SECONDS
             if is_lease and isinstance(epoch, int) and all(isinstance(text, str) for text in texts):
                 nonce, cache, server = texts
-                word = Word(phase, epoch, nonce, cache, server, lease, version, origin=origin)
-                if found.get("origin", "") == origin:
-                    return word
-                # The stores were switched: others still read the other one, and may put into the cache what is old.
-                return replace(word, phase=Phase.CLOSING, lease=min(lease + _LAG_SECONDS, MOST_LEASE_SECONDS))
+                return Word(phase, epoch, nonce, cache, server, lease, version)
         except (KeyError, ValueError, IntegrityError):
             pass
         if self._word.version != version:
             logger.warning("%s does not say whether the cache may be used, so it is not used", self.key)
-        return Word(Phase.CLOSING, lease=MOST_LEASE_SECONDS, version=version, origin=origin)
+        return Word(Phase.CLOSING, lease=MOST_LEASE_SECONDS, version=version)
 
     async def change(self, word: Word, phase: Phase, *, server: str | None = None) -> Word:
         """Go on from a word to the next phase, unless somebody else has; return what it is then.
@@ -247,7 +229,6 @@ class Roll:
             "cache": word.cache or new_id(),
             "server": word.server if server is None else server,
             "lease": self.lease if opens else word.lease,
-            "origin": word.origin,
         }
         expected = ABSENT if word.version is None else word.version
         with suppress(ConflictError):  # somebody else was first
