@@ -475,7 +475,7 @@ class Layout:
         return f"{self.system}/cache.json"
 
     def is_of_front(self, key: str) -> bool:
-        """Tell whether a key is one of those that a mirror or a cache keeps in its stores; no other store has a part."""
+        """Tell whether a key is one of those that a mirror or a cache keeps in its stores; no other store has them."""
         return key == self.cache_state or self.is_of_mirror(key)
 
     # --- all of it -----------------------------------------------------------------------------------

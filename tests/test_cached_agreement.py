@@ -634,6 +634,29 @@ def test_many_writes_are_marked_in_messages_that_hold_no_server_up(fails_after: 
     assert [job.outcomes for job in jobs] == [[at < done] for at in range(5)]
 
 
+async def test_a_node_without_threads_of_its_own_reads_and_writes_the_store(
+    cache: RedisServer, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with nodes(cache.url) as (made, one, _other):
+        node = await made.add()
+        start = threading.Thread.start
+
+        def none_left(thread: threading.Thread) -> None:
+            if thread.name in ("chatdb-cache", "chatdb-news"):
+                raise RuntimeError("can't start new thread")
+            start(thread)
+
+        with monkeypatch.context() as patch:
+            patch.setattr(threading.Thread, "start", none_left)
+            await node.write(KEY, b"1")
+            assert await node.read(KEY) == await one.read(KEY) == b"1"
+            await node.wait_for_change([KEY], 0.001)
+            assert node._keeper is node._news._thread is None
+        await node.write(KEY, b"2")
+        assert await one.read(KEY) == b"2"
+        assert node._keeper is not None
+
+
 # --- memory ----------------------------------------------------------------------------------------------------
 
 

@@ -30,7 +30,7 @@ import asyncio
 import threading
 import weakref
 from collections.abc import AsyncIterator, Callable, Coroutine, Iterable, Iterator, Sequence
-from contextlib import asynccontextmanager, contextmanager
+from contextlib import asynccontextmanager, contextmanager, suppress
 from typing import Any, TypeVar
 
 from ... import codec
@@ -222,11 +222,12 @@ class CachedBackend(StorageBackend):
         return word
 
     def _keep(self) -> Keeper | None:
-        """Return the keeper, begun if need be; None if this is not open any more."""
+        """Return the keeper, begun if need be; None if this is not open any more, or it cannot be begun."""
         with self._state:
             if self._keeper is None and self._usable:
-                self._keeper = Keeper(self._roll, self._server, self._readers)
-                self._forgotten.append(weakref.finalize(self, self._keeper.let_go))
+                with suppress(OSError, RuntimeError):  # no thread or descriptor is left now: the next call tries again
+                    self._keeper = Keeper(self._roll, self._server, self._readers)
+                    self._forgotten.append(weakref.finalize(self, self._keeper.let_go))
             return self._keeper
 
     # --- writing -------------------------------------------------------------------------------------

@@ -27,6 +27,11 @@ class Keeper:
     """The thread, with an event loop of its own."""
 
     def __init__(self, roll: Roll, server: Server, readers: Readers) -> None:
+        """Begin.
+
+        Raises:
+            OSError, RuntimeError: There are no more threads or descriptors, or the interpreter is ending.
+        """
         self._roll = roll
         self._server = server
         self._readers = readers
@@ -42,7 +47,11 @@ class Keeper:
         self._loop = asyncio.new_event_loop()
         self._awake = asyncio.Event()
         self._thread = threading.Thread(target=self._run, name="chatdb-cache", daemon=True)
-        self._thread.start()
+        try:
+            self._thread.start()
+        except RuntimeError:
+            self._loop.close()
+            raise
 
     def wake(self) -> None:
         """Say that there is something to do."""

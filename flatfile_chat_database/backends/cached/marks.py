@@ -10,7 +10,7 @@ from typing import Any, cast
 
 import msgspec
 
-from ...errors import ClosedError
+from ...errors import StorageError
 from ..changes import Outcome
 from ..writer import Job, Writer
 from .entries import CLEAR, MARK, MARK_MILLISECONDS, Names
@@ -69,7 +69,7 @@ class Marks:
         timer = asyncio.get_running_loop().call_later(2 * self._seconds, _give_up, future)
         try:
             return bool((await future)[0])
-        except ClosedError:
+        except (StorageError, RuntimeError):  # it is closed, or there are no more threads
             return False
         finally:
             timer.cancel()

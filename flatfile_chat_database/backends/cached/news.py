@@ -58,7 +58,10 @@ class News:
             self._wanted = word  # the thread that listens to another one ends
             if self._thread is None and not self._ends:
                 self._thread = threading.Thread(target=self._run, args=(word,), name="chatdb-news", daemon=True)
-                self._thread.start()
+                try:
+                    self._thread.start()
+                except RuntimeError:  # there are no more threads: whoever waits has the store look
+                    self._thread = None
 
     def let_go(self) -> None:
         """End it soon."""
