@@ -83,7 +83,7 @@ class Hot(CachedBackend):
 
     async def open(self) -> None:
         await super().open()
-        self._shelf._seconds = self._server._seconds = 1.0  # the machine may be busy
+        self._shelf._seconds = self._server._seconds = self._marks._seconds = 1.0  # the machine may be busy
         await asyncio.to_thread(self._server.look)
 
     async def _put(self) -> None:
