@@ -8,7 +8,9 @@ import socket
 import subprocess
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterator, Sequence
+from contextlib import suppress
 from pathlib import Path
 from typing import Any, Protocol, TypeVar, cast
 from urllib.parse import quote
@@ -21,6 +23,7 @@ from hypothesis.stateful import run_state_machine_as_test
 from flatfile_chat_database import StorageConfig, StorageManager, codec
 from flatfile_chat_database.backends.base import StorageBackend
 from flatfile_chat_database.backends.cached import CachedBackend
+from flatfile_chat_database.backends.cached import server as server_module
 from flatfile_chat_database.backends.cached.server import Server
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.backends.memory import MemoryBackend
@@ -296,6 +299,13 @@ def self_signed(folder: Path) -> tuple[str, str]:
     return certificate, key
 
 
+def connections(server: RedisServer) -> int:
+    """Return how many a server has got, with this one."""
+    found = re.search(rb"total_connections_received:(\d+)", server.call("INFO", "stats"))
+    assert found is not None
+    return int(found[1])
+
+
 @pytest.mark.parametrize("is_known", [True, False])
 async def test_a_server_is_reached_over_tls_if_its_certificate_is_known(
     tmp_path: Path, caplog: pytest.LogCaptureFixture, is_known: bool
@@ -304,11 +314,11 @@ async def test_a_server_is_reached_over_tls_if_its_certificate_is_known(
     certificate, key = self_signed(tmp_path)
     tls = ("--tls-port", str(port), "--tls-cert-file", certificate, "--tls-key-file", key, "--tls-auth-clients", "no")
     with redis_server(settings=tls) as own:
+        own.call("ACL", "SETUSER", "me", "on", ">top secret", "~*", "&*", "+@all")
         store = MemoryBackend(StorageConfig(cache_timeout_seconds=1.0))
         await store.write(OWN, opened(own))
-        own.call("CONFIG", "SET", "requirepass", "top secret")
         known = f"?ssl_ca_certs={quote(certificate)}" if is_known else ""
-        node = CachedBackend(store.config, store, f"rediss://:top%20secret@127.0.0.1:{port}/0{known}")
+        node = CachedBackend(store.config, store, f"rediss://me:top%20secret@127.0.0.1:{port}/0{known}")
         await node.open()
         try:
             assert bool(await asyncio.to_thread(node._server.look)) is is_known
@@ -319,6 +329,10 @@ async def test_a_server_is_reached_over_tls_if_its_certificate_is_known(
                     while node._shelf.is_putting or node._news.is_heard is not is_known:
                         await node.wait_for_change(["nothing"], 0.001)
             assert node.statistics()["cache_hits"] == is_known
+            before = connections(own) if is_known else 0
+            for _ in range(5):
+                await node.read("large")
+            assert not is_known or connections(own) == before + 1, "each read has made a connection"
         finally:
             await node.close()
     assert ("certificate verify failed" in caplog.text) is not is_known
@@ -351,3 +365,22 @@ def test_a_server_that_repeats_what_it_was_told_tells_no_password(
         repeating.join()
     assert "cannot be used now" in caplog.text
     assert "sesame" not in f"{caplog.text} {server.problem}"
+
+
+def test_a_server_that_never_ends_what_it_says_is_left(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(server_module, "_GREETING_SECONDS", 0.1)
+    with socket.create_server(("127.0.0.1", 0)) as listening:
+
+        def drip() -> None:
+            with listening.accept()[0] as connection, suppress(OSError):
+                connection.sendall(b"+")
+                while True:
+                    connection.sendall(b"x")
+                    time.sleep(0.01)
+
+        dripping = threading.Thread(target=drip)
+        dripping.start()
+        server = Server(f"redis://127.0.0.1:{listening.getsockname()[1]}", 1.0)
+        assert server.look() == ""
+        assert server.problem
+        dripping.join()

@@ -732,6 +732,15 @@ async def test_a_child_that_was_forked_leaves_the_connections_of_its_parent_alon
         await node.close()
 
 
+async def test_a_read_that_ends_after_the_node_was_closed_leaves_no_connection(cache: RedisServer) -> None:
+    async with nodes(cache.url, 1) as (_made, one):
+        line = one._server._take(one._roll.known.server)
+        await one.close()
+        one._server._works(line)
+        assert not one._server._free
+        assert line._connection._sock is None
+
+
 async def test_a_node_that_is_forgotten_ends_its_threads(cache: RedisServer) -> None:
     before = threading.enumerate()  # those of another test may end meanwhile
 

@@ -10,11 +10,12 @@ import threading
 import time
 from collections import deque
 from collections.abc import Callable, Sequence
+from contextlib import suppress
 from typing import Any, TypeVar, cast
 
 import redis
 from redis.backoff import NoBackoff
-from redis.connection import AbstractConnection, Connection, parse_url
+from redis.connection import AbstractConnection, Connection, SSLConnection, parse_url
 from redis.retry import Retry
 
 from ...config import without_password
@@ -30,6 +31,8 @@ FORMS = "redis://host:6379/0, rediss://host:6379/0 or unix:///path/to/socket"
 """How the URL of a cache is written."""
 
 _CONNECT_SECONDS = 1.0
+_GREETING_SECONDS = 5.0
+"""In which a server has to have said what it is."""
 _MOST_AT_ONCE = 4
 """Connections that event loops use at the same time; the others are for threads."""
 _PAUSE_SECONDS = (0.1, 5.0)
@@ -130,6 +133,7 @@ class Server:
                 **_NAMELESS,
             }
             self._kind: Any = self._settings.pop("connection_class", Connection)
+            self._is_encrypted = issubclass(self._kind, SSLConnection)
             self._kind(**self._settings)  # connects to nothing, but looks at what it was given
         except (ValueError, TypeError, redis.RedisError):
             raise ConfigurationError(
@@ -142,6 +146,7 @@ class Server:
         self._again = 0.0
         self._trying = False
         self._silent_until = 0.0
+        self._closed = False
         self._problem = ""
         self.run = ""
         """The run that was last connected to; "" if none was, or it has failed since."""
@@ -196,7 +201,7 @@ class Server:
         Raises:
             Unusable: As `ask` does.
         """
-        if self._problem:
+        if self._problem or self._is_encrypted:  # for TLS a loop does not wait
             return None
         try:
             permit = self._permits.pop()
@@ -296,9 +301,14 @@ class Server:
         return connection
 
     def close(self) -> None:
-        """End all connections that are not in use."""
+        """End all connections; those in use as soon as they are free."""
+        self._closed = True
+        self._end_free()
+
+    def _end_free(self) -> None:
         while self._free:
-            self._free.pop().close()
+            with suppress(IndexError):  # somebody has just taken it
+                self._free.pop().close()
 
     def _take(self, run: str) -> Line:
         return self._free_line(run) or self._connect()
@@ -324,6 +334,10 @@ class Server:
     def _connected(self) -> tuple[Any, str]:
         """Return a new connection of the client, and which run of the server it leads to."""
         connection = self._kind(**self._settings)
+        # The client waits anew for each piece of an answer, so one that never ends would hold this thread for ever.
+        limit = threading.Timer(_GREETING_SECONDS, connection.disconnect)
+        limit.daemon = True
+        limit.start()
         try:
             connection.connect()
             for script in SCRIPTS:
@@ -337,6 +351,8 @@ class Server:
         except BaseException:
             connection.disconnect()
             raise
+        finally:
+            limit.cancel()
         return connection, run
 
     def _failed(self, line: Line | None, error: Exception, begun: float, *, is_trial: bool = False) -> None:
@@ -356,7 +372,7 @@ class Server:
                 logger.warning("the cache %s cannot be used now, and is tried again (%s)", self._shown, self._problem)
                 self._silent_until = now + _SILENT_SECONDS
             self.run = ""
-        self.close()  # the others are not better, and hold what they were to say
+        self._end_free()  # the others are not better, and hold what they were to say
 
     def _said(self, error: Exception) -> str:
         """Return what an error says, without what it quotes and without the password."""
@@ -368,6 +384,8 @@ class Server:
     def _works(self, line: Line | None) -> None:
         if line is not None:
             self._free.append(line)
+        if self._closed:
+            self._end_free()
         with self._state:
             self._problem, self._trying = "", False
 

@@ -62,8 +62,6 @@ class Wire:
 
     def say(self, commands: Sequence[tuple[Any, ...]]) -> bool:
         """Send commands without waiting; return False if not all went, and then this is of no more use."""
-        if isinstance(self._socket, ssl.SSLSocket):  # for which a loop does not wait
-            return False
         message = _message(commands)
         try:
             return self._socket.send(message) == len(message)
