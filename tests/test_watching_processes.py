@@ -134,6 +134,7 @@ async def test_the_end_of_a_writer_with_kill_9_leaves_nothing_out(url: str) -> N
                 await asyncio.sleep(0.02)
         gathering.cancel()
         await asyncio.wait([gathering])
+        print(f"4 writers killed, {sum(map(len, got.values()))} messages delivered once and in order")
 
 
 async def test_a_watcher_that_is_killed_goes_on_where_its_last_whole_line_says(url: str) -> None:
@@ -166,6 +167,7 @@ async def test_a_watcher_that_is_killed_goes_on_where_its_last_whole_line_says(u
         writer.stdout.close()
         there = await logs(storage)
         missing = sum(map(len, there.values())) - sum(map(len, got.values()))
+        print(f"watcher killed 4 times: {sum(map(len, got.values()))} messages before, {missing} after the last cursor")
         rest = await take(storage.watch_user(USER, cursor=cursor), missing)
         assert {session: got[session] + rest[session] for session in SESSIONS} == there
 
