@@ -259,11 +259,11 @@ def check(log: list[str], events: list[Any]) -> None:
             assert log[first : first + len(page)] == page, "a page is no piece of the log"
             ends.append((first + len(page) - 1, began, ended))
         assert count >= (place[page[-1]] + 1 if page else 0), "the count went back behind the page"
-    _in_order(ends, strict=False)
     done = sorted((ended, at) for at, _, ended in writes)
     for at, began, _ in ends:
         acknowledged = [where for when, where in done if when < began]
         assert at >= max(acknowledged, default=-1), "what was acknowledged is not seen"
+    _in_order(ends, strict=False)
 
 
 def _in_order(spans: list[tuple[int, float, float]], *, strict: bool) -> None:

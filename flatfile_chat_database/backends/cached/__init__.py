@@ -305,6 +305,8 @@ class CachedBackend(StorageBackend):
             mark = self._marks.mark(word, names)
             if not await self._marks.begin(mark):
                 await self._roll.give_up(word, self._server.problem or "it did not answer in time")
+                # First: or one would read what is written from the store, and a later one the old from the cache.
+                await self._roll.wait_until_settled()
         try:
             result = await work()
         except _NOTHING_CHANGED:
