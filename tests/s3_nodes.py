@@ -74,6 +74,6 @@ async def _done(action: Callable[[], Awaitable[object]]) -> None:
     await action()
 
 
-async def whole(store: S3Backend) -> None:
+async def check_whole(store: S3Backend) -> None:
     """Fail if something is wrong with a store."""
     assert [problem for problem in await store.verify() if not problem.harmless] == []

@@ -306,6 +306,7 @@ class S3Backend(ThreadedBackend):
                 needed.setdefault(require.key, []).append(job)
         self._flush(gathered, needed)
         self._appender.tidy()
+        self._garbage.remove(late=True)
 
     def _run_one(self, job: Job) -> None:
         try:

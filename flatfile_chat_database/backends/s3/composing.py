@@ -59,12 +59,15 @@ class Garbage:
         with self._lock:
             self._waiting.append((time.monotonic() + _LINGER_SECONDS, work))
 
-    def remove(self) -> float | None:
-        """Remove one thing that has waited long enough; return in how many seconds there is more."""
+    def remove(self, *, late: bool = False) -> float | None:
+        """Remove one thing that has waited long enough; return in how many seconds there is more.
+
+        With `late` it must have waited twice as long: whoever has no time for it should have by then.
+        """
         with self._lock:
             if not self._waiting:
                 return None
-            more = self._waiting[0][0] - time.monotonic()
+            more = self._waiting[0][0] - time.monotonic() + (_LINGER_SECONDS if late else 0)
             if more > 0:
                 return more
             _, work = self._waiting.popleft()

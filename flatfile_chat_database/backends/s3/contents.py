@@ -47,8 +47,8 @@ _GONE_ETAG = hashlib.md5(GONE, usedforsecurity=False).hexdigest()
 """Of what stands for nothing, where a server makes ETags as most do."""
 KEPT_PUTS = 400
 """Ids of puts that a head remembers, for those who ask late whether theirs is in it."""
-_LARGE_BYTES = 2 << 20
-"""Heads are smaller, unless somebody else put them there."""
+LARGE_BYTES = 2 << 20
+"""Heads are smaller, locked ones as well, unless somebody else put them there."""
 _INDEXES = 512
 """Indexes of parts that are remembered."""
 
@@ -92,9 +92,9 @@ class Contents:
             try:
                 return work(None if head is None else Log(self, key, head))
             except Stale as stale:
-                if head is not None and head.etag == before:
+                if head is not None and head.version == before:
                     raise stale.error from None
-                before = head.etag if head is not None else None
+                before = head.version if head is not None else None
         raise UnavailableError(f"{key} is changed faster than it can be read.", key=key, hint="Retry.")
 
     def read(self, key: str) -> bytes | None:
@@ -104,7 +104,7 @@ class Contents:
     def exists(self, key: str) -> bool:
         """Tell whether there are bytes at a key, however many."""
         found = self.objects.head(key)
-        return found is not None and (found.size > _LARGE_BYTES or self.head(key) is not None)
+        return found is not None and (found.size > LARGE_BYTES or self.head(key) is not None)
 
     def is_gone(self, found: Listed) -> bool:
         """Tell of an object in a list whether it stands for nothing."""
@@ -117,15 +117,17 @@ class Contents:
 
     def runs(self, key: str, *, strict: bool) -> Iterator[list[bytes]]:
         """Yield the records of a log in runs."""
-        if self._is_large(key):
-            yield from self._plain_runs(key, strict=strict)
+        large = self._large(key, _LOOKED_AT_ONCE)
+        if large is not None:
+            yield from self._plain_runs(key, large, strict=strict)
         else:
             yield from self._followed(key, self.look(key, self._begun(lambda log: log.runs(strict=strict))))
 
     def chunks(self, key: str, size: int) -> Iterator[bytes]:
         """Yield the bytes at a key in chunks; at least one, which may be empty, if there is anything."""
-        if self._is_large(key):
-            yield from self.objects.stream(key, size) or ()
+        large = self._large(key, size)
+        if large is not None:
+            yield from large
         else:
             yield from self._followed(key, self.look(key, self._begun(lambda log: log.chunks(size))))
 
@@ -148,14 +150,20 @@ class Contents:
 
         return work
 
-    def _is_large(self, key: str) -> bool:
-        """Tell whether there are the bytes themselves, and more of them than should be held at once."""
-        found = self.objects.head(key)
-        return found is not None and found.size > _LARGE_BYTES
+    def _large(self, key: str, size: int) -> Iterator[bytes] | None:
+        """Return chunks of the bytes themselves, if they are there, and more than should be held at once."""
+        for _ in range(_TURNS):
+            found = self.objects.head(key)
+            if found is None or found.size <= LARGE_BYTES:
+                return None
+            chunks = self.objects.stream(key, size, found.etag)
+            if chunks is not None:
+                return chunks
+        raise UnavailableError(f"{key} is changed faster than it can be read.", key=key, hint="Retry.")
 
-    def _plain_runs(self, key: str, *, strict: bool) -> Iterator[list[bytes]]:
+    def _plain_runs(self, key: str, chunks: Iterator[bytes], *, strict: bool) -> Iterator[list[bytes]]:
         held, offset = b"", 0
-        for chunk in self.objects.stream(key, _LOOKED_AT_ONCE) or ():
+        for chunk in chunks:
             held += chunk
             end = held.rfind(b"\n") + 1
             run = rules.good_lines(key, held[:end], strict=strict, newline=False, offset=offset)
@@ -217,10 +225,18 @@ class Contents:
         """Return the keys that begin with a text, sorted."""
         return [each.path for run in self.listed(prefix) for each in run]
 
-    def live_folders(self, folder: str) -> list[str]:
-        """Return the folders in a folder that have keys below them, which takes longer than `children`."""
-        start = len(folder) + 1 if folder else 0
-        parts = (key[start:].partition("/") for key in self.keys(f"{folder}/" if folder else ""))
+    def live_folders(self, folder: str, besides: frozenset[str] = frozenset()) -> list[str]:
+        """Return the folders in a folder that have keys below them besides some, which takes longer than `children`.
+
+        What others are about to make is waited for, or given up.
+        """
+        prefix = f"{folder}/" if folder else ""
+        keys = set(self.keys(prefix)) - besides
+        for key in keys & self.locks.keys():
+            head = self.locks.settled(key)
+            if head is None or not head.is_there:
+                keys.remove(key)
+        parts = (key[len(prefix) :].partition("/") for key in keys)
         return sorted({name for name, slash, _ in parts if slash})
 
     def children(self, folder: str, *, folders_only: bool = False) -> list[str]:
@@ -293,7 +309,7 @@ class Log:
     def identity(self) -> str:
         """Of the bytes before: a log that only grew keeps it."""
         manifest = self.head.manifest
-        return manifest.generation if manifest is not None and self.head.is_log else f"bytes {self.head.etag}"
+        return manifest.generation if manifest is not None and self.head.is_log else f"bytes {self.head.version}"
 
     @property
     def generation(self) -> str:
@@ -554,7 +570,7 @@ class Log:
 
     def stamp(self) -> str:
         """Return a text that is another one when the bytes are changed."""
-        return f"{self.head.etag} {self.numbers[-1]}" if self.numbers else self.head.etag
+        return f"{self.head.version} {self.numbers[-1]}" if self.numbers else self.head.version
 
     def log_part(self, identity: str | None, start: int) -> LogPart:
         """Return whole lines from an offset on; see `StorageBackend.read_log_part`."""

@@ -81,6 +81,14 @@ class Head(msgspec.Struct, frozen=True):
     """Whether a commit is about to replace it, or another head in its place; nobody else may."""
 
     @property
+    def version(self) -> str:
+        """A text that is another one when the bytes are others.
+
+        The ETag is, but for a lock, which stays as it is when it is decided which of its heads counts.
+        """
+        return f"{self.etag} {digest_of(self.raw)}" if self.is_locked else self.etag
+
+    @property
     def is_there(self) -> bool:
         """Whether it stands for something; what is gone stands for nothing."""
         return self.manifest is None or self.manifest.chatdb != "gone"
@@ -89,6 +97,11 @@ class Head(msgspec.Struct, frozen=True):
     def is_log(self) -> bool:
         """Whether segments may follow."""
         return self.manifest is not None and self.manifest.chatdb == "log"
+
+    @property
+    def generation(self) -> str:
+        """Of a log; otherwise empty, or of no meaning."""
+        return self.manifest.generation if self.manifest is not None else ""
 
     @property
     def parts(self) -> list[Part]:

@@ -85,12 +85,13 @@ class Locks:
             manifest = head.manifest
             if manifest is None or manifest.chatdb not in ("gone", "locked") or found.data == GONE:
                 return head
-            waited = time.monotonic() - began.setdefault(found.etag, time.monotonic())
+            is_known, now = found.etag in began, time.monotonic()
+            waited = now - began.setdefault(found.etag, now)
             if manifest.chatdb == "gone":  # somebody is about to remove it, or died at that
                 if waited > 2 * _PATIENCE_SECONDS:
                     self._objects.replace(key, GONE, found.etag)
             elif (intent := self.intent(manifest.intent)) is None:
-                if waited:  # it was looked at twice
+                if is_known:  # it is ended, and this came too late; otherwise it would be replaced by now
                     self._roll(key, head, manifest, is_done=False)
                     continue
             elif intent[0].state != "prepared":
@@ -166,6 +167,11 @@ class Locks:
         """Return the names of all intents."""
         found = (each for run in self._objects.listed(self._places.intents) for each in run)
         return [each.path.rpartition("/")[2] for each in found]
+
+    def keys(self) -> set[str]:
+        """Return the keys of all commits that are not ended."""
+        found = self._objects.together(self.intent, self.names())
+        return {key for each in found if each is not None for key in each[0].keys}
 
     def finish(self, name: str) -> bool:
         """End a commit that is decided; return False if it is not, or ended already."""

@@ -22,9 +22,9 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import S3Store
 
-from ...errors import ConfigurationError, DurabilityError, StorageError, UnavailableError
+from ...errors import ConfigurationError, StorageError, UnavailableError
 from ...models import new_id
-from .faults import is_absent, is_beyond, may_pass, told, was_refused, was_sent
+from .faults import is_absent, is_beyond, may_pass, told, unknown, was_refused, was_sent
 from .target import Target
 
 T = TypeVar("T")
@@ -129,14 +129,19 @@ class Objects:
             found = self._read("gets", lambda: _listed(obstore.get(self._speak(), path).meta))
         return found
 
-    def stream(self, path: str, chunk_bytes: int) -> Iterator[bytes] | None:
-        """Return an object's bytes in chunks, all from one request if none fails; None if there is none."""
+    def stream(self, path: str, chunk_bytes: int, etag: str | None = None) -> Iterator[bytes] | None:
+        """Return an object's bytes in chunks, all from one request if none fails; None if there is none.
+
+        Nor is there one if it is not of the version that is asked for.
+        """
         self._speak()  # which tells whether it can be spoken to at all
         with self._state:
             if self._patient is None:
                 self._patient = self._target.client(patient=True)
         answer = self._ask(path, 0)
-        return None if answer is None else self._chunks(path, answer, chunk_bytes)
+        if answer is None or etag not in (None, answer.meta["e_tag"] or ""):
+            return None
+        return self._chunks(path, answer, chunk_bytes)
 
     def _ask(self, path: str, start: int) -> Any:
         client = self._patient
@@ -257,23 +262,23 @@ class Objects:
                     return None  # there is no version to replace
                 reason = self._told(error)
                 if not may_pass(error) and not is_absent_now:
-                    raise (self._unknown(reason) if may_be_there else reason) from None
+                    raise (unknown(reason) if may_be_there else reason) from None
                 may_be_there |= was_sent(error) and not was_refused(error)
             self._pause(attempt)
             if may_be_there:
                 try:
                     own, now = self._own(path, data, token)
                 except StorageError:
-                    raise self._unknown(reason) from None
+                    raise unknown(reason) from None
                 if own is not None:
                     return own
                 if now != etag:
                     if is_final and now is not None:
                         return None
-                    raise self._unknown(reason)  # it may have been there, and somebody replaced it
+                    raise unknown(reason)  # it may have been there, and somebody replaced it
         assert reason is not None
         # What was sent may be on its way still, and arrive when nobody looks any more.
-        raise self._unknown(reason) if may_be_there else reason
+        raise unknown(reason) if may_be_there else reason
 
     def _own(self, path: str, data: bytes, token: str) -> tuple[str | None, str | None]:
         """Return an object's ETag if a put made it, otherwise None; and its ETag in any case."""
@@ -441,11 +446,6 @@ class Objects:
 
     def _told(self, error: Exception) -> StorageError:
         return told(error, self.name)
-
-    def _unknown(self, reason: StorageError) -> DurabilityError:
-        return DurabilityError(
-            f"{reason.message} The outcome of the write is unknown.", hint="Read whether it is there, then retry."
-        )
 
     @staticmethod
     def _pause(attempt: int) -> None:

@@ -37,6 +37,11 @@ from .contents import Contents, Log
 from .forms import Head, Manifest, Part, hash_of, write_head
 
 
+_CROWD = 64
+"""So many at most make folders in one folder at the same moment; if it has room for more, none of them can be too many."""
+_LOOKED_AT_ONCE = 8
+
+
 class Adopt(msgspec.Struct, frozen=True):
     """Put a blob that is in a part already where nothing is. Outcome: whether nothing was."""
 
@@ -96,12 +101,17 @@ class Plan:
         self._config = config
         self._standings: dict[str, Standing] = {}
         self._logs: dict[str, Log] = {}
-        self._quotas: dict[str, list[str]] = {}
         self.composer = Composer(contents)
         self.trees: dict[str, set[str]] = {}
         """Folders that are emptied, with the keys in them."""
         self.required: set[str] = set()
         """Keys at which there must be something."""
+        self.absent: set[str] = set()
+        """Keys at which there must be nothing, but for what this commit puts there."""
+        self.targets: set[str] = set()
+        """Folders in which there must be nothing, but for what this commit moves there."""
+        self.quotas: list[Quota] = []
+        """Those of folders that are nearly full."""
         self.unneeded: list[Part] = []
         """Parts that this commit was given, and has no place for."""
 
@@ -157,6 +167,14 @@ class Plan:
         self._get(keys)
         return [key for key in keys if self.at(key).is_there]
 
+    def _has_any(self, folder: str) -> bool:
+        """Tell whether there is anything in a folder; locked keys of those who died are taken away."""
+        for run in self._contents.listed(f"{folder}/"):
+            for start in range(0, len(run), _LOOKED_AT_ONCE):
+                if self._there([each.path for each in run[start : start + _LOOKED_AT_ONCE]]):
+                    return True
+        return False
+
     # --- conditions ----------------------------------------------------------------------------------
 
     def check(self, change: Change | Adopt | Mend) -> None:
@@ -167,10 +185,13 @@ class Plan:
                 if not self.at(key).is_there:
                     raise rules.not_found(what, key)
             case Quota(folder):
+                folders = self._contents.children(folder, folders_only=True)
                 try:
-                    rules.check_quota(change, self._contents.children(folder, folders_only=True))
+                    rules.check_quota(change, folders)
                 except StorageLimitExceeded:  # some of them may be emptied, and not removed yet
                     rules.check_quota(change, self._contents.live_folders(folder))
+                if len(folders) + _CROWD >= change.maximum:
+                    self.quotas.append(change)
             case Put(key, _, expected):
                 if expected is ABSENT:
                     if self.at(key).is_there:
@@ -190,7 +211,10 @@ class Plan:
                 if not self._cut(self.at(key), count):
                     rules.kept_and_dropped(key, rules.mended(self.content(self.at(key)))[0], count)
             case Absent(target) | Move(_, target):
-                if self.at(target).is_there or any(True for run in self._contents.listed(f"{target}/") if run):
+                self.absent.add(target)
+                if isinstance(change, Move):
+                    self.targets.add(target)
+                if self.at(target).is_there or self._has_any(target):
                     raise rules.exists_already(target)
 
     def _new_lines(self, change: Append) -> list[bytes]:

@@ -53,6 +53,8 @@ class Verifier:
         self._places = contents.places
         self._layout = Layout(config)
         self._torn: list[str] = []
+        self._locked: dict[str, str] = {}
+        """The intents of keys that are locked."""
 
     def problems(self, *, fix: bool) -> list[Problem]:
         """Return what is wrong, but for logs that end in half a line; repair it with `fix`."""
@@ -79,8 +81,14 @@ class Verifier:
             Problem("leftover", path, "An object that belongs to nothing.", fixed=fixed, harmless=True) for path in left
         ]
         if fix:
+            self._objects.together(self._unlock, sorted(self._locked))
             self._bury(limit)
         return found
+
+    def _unlock(self, key: str) -> None:
+        """Take away a lock that came too late: its commit is ended."""
+        if self._contents.locks.intent(self._locked[key]) is None:
+            self._contents.locks.settled(key)
 
     def torn(self) -> list[str]:
         """Return the logs that end in half a line, as `problems` has met them."""
@@ -130,6 +138,8 @@ class Verifier:
         else:
             if manifest is not None:
                 used.add(manifest)
+                if manifest.chatdb == "locked":
+                    self._locked[key] = manifest.intent
 
     def _judge(self, key: str, log: Log, used: Used) -> list[Problem]:
         if log.head.manifest is not None:
