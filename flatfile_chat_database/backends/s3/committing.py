@@ -134,7 +134,9 @@ class Committer:
         by his lock.
         """
         own = frozenset(step.key for step in steps)
-        asked = sorted((plan.required | plan.absent) - own)
+        # Whoever makes a folder anew meets the others at the keys that each of them puts there.
+        absent = {key for key in plan.absent if not any(f"{each}/".startswith(f"{key}/") for each in own)}
+        asked = sorted((plan.required | absent) - own)
         for key, head in zip(asked, self._objects.together(self._locks.settled, asked), strict=True):
             if (head is not None and head.is_there) != (key in plan.required):
                 return False

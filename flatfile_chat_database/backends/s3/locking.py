@@ -20,7 +20,7 @@ from typing import Literal
 
 import msgspec
 
-from ...errors import IntegrityError, StorageError, UnavailableError
+from ...errors import DurabilityError, IntegrityError, StorageError, UnavailableError
 from ...models import new_id
 from .forms import GONE, Head, Manifest, Places, going, locked, read_head
 from .objects import Objects
@@ -131,9 +131,16 @@ class Locks:
             raise IntegrityError(f"The intent {path} is damaged.", key=path, hint="Remove it by hand.") from None
 
     def begin(self, keys: Sequence[str]) -> tuple[str, Intent, str]:
-        """Write a new intent; return its name, itself, and its ETag."""
+        """Write a new intent; return its name, itself, and its ETag.
+
+        Raises:
+            UnavailableError: It is not written, or not known to be, which is the same: nothing is locked by it.
+        """
         name, intent = new_id(), Intent("prepared", list(keys))
-        etag = self._objects.create(self._path(name), _encoder.encode(intent))
+        try:
+            etag = self._objects.create(self._path(name), _encoder.encode(intent))
+        except DurabilityError as error:
+            raise UnavailableError(f"{self._path(name)} cannot be written: {error.message}", hint="Retry.") from None
         if etag is None:
             raise UnavailableError(f"{self._path(name)} is there already.", hint="Retry.")
         return name, intent, etag
@@ -169,9 +176,13 @@ class Locks:
         return [each.path.rpartition("/")[2] for each in found]
 
     def keys(self) -> set[str]:
-        """Return the keys of all commits that are not ended."""
-        found = self._objects.together(self.intent, self.names())
-        return {key for each in found if each is not None for key in each[0].keys}
+        """Return the keys of all commits that are not ended; `verify` tells of intents that cannot be read."""
+        found: set[str] = set()
+        for name in self.names():
+            with suppress(IntegrityError):
+                intent = self.intent(name)
+                found.update(intent[0].keys if intent is not None else ())
+        return found
 
     def finish(self, name: str) -> bool:
         """End a commit that is decided; return False if it is not, or ended already."""

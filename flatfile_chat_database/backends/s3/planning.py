@@ -37,8 +37,8 @@ from .contents import Contents, Log
 from .forms import Head, Manifest, Part, hash_of, write_head
 
 
-_CROWD = 64
-"""So many at most make folders in one folder at the same moment; if it has room for more, none of them can be too many."""
+_CROWD = 16
+"""As long as a folder has room for so many more, nobody looks whether others have filled it meanwhile."""
 _LOOKED_AT_ONCE = 8
 
 
