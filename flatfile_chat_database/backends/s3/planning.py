@@ -36,7 +36,6 @@ from .composing import Composer
 from .contents import Contents, Log
 from .forms import Head, Manifest, Part, hash_of, write_head
 
-
 _CROWD = 16
 """As long as a folder has room for so many more, nobody looks whether others have filled it meanwhile."""
 _LOOKED_AT_ONCE = 8
