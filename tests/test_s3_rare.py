@@ -1,7 +1,7 @@
 """What a review of the store in S3 has found: orders that are rare, each shown once; the bucket is in memory."""
 
 import asyncio
-from collections.abc import Sequence
+from collections.abc import AsyncIterator, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -32,7 +32,7 @@ from flatfile_chat_database.errors import (
 )
 from flatfile_chat_database.testing.case import LOG, all_of, bare, ids, line, lines
 
-from .s3_nodes import Meeting, check_whole, memory, nodes
+from .s3_nodes import Meeting, check_whole, memory, nodes, paths
 
 OWNER = Require("users/ann/chat/session.json", "It")
 CHAT = "users/ann/chat"
@@ -260,6 +260,41 @@ async def test_nothing_is_moved_into_a_folder_that_is_filled_meanwhile(monkeypat
         with pytest.raises(ConflictError):
             await a.commit([Move("d", "e")])
         assert meeting.happened and await a.list_keys("") == ["d/1", "e/2"]
+
+
+# --- blobs ---------------------------------------------------------------------------------------------------
+
+
+async def _pieces(count: int, error: Exception | None = None) -> AsyncIterator[bytes]:
+    for number in range(count):
+        yield bytes([number]) * 1_000_000
+    if error is not None:
+        raise error
+
+
+async def test_a_piece_of_a_blob_that_does_not_arrive_is_sent_again(
+    bucket: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    async with nodes(1) as (a,):
+        await a.write("w", b"1")
+        send, lost = Objects._send, 0
+
+        def lose(objects: Objects, path: str, *rest: Any) -> str:
+            nonlocal lost
+            lost += "/parts/" in path
+            if "/parts/" in path and lost == 2:
+                raise OSError("operation timed out")
+            return send(objects, path, *rest)
+
+        monkeypatch.setattr(Objects, "_send", lose)
+        assert await a.write_blob("blob", _pieces(9)) and lost == 4
+        assert b"".join(await all_of(a.read_blob("blob"))) == b"".join(await all_of(_pieces(9)))
+        assert not await a.write_blob("blob", _pieces(9)) and lost == 4
+        with pytest.raises(ZeroDivisionError):
+            await a.write_blob("other", _pieces(9, ZeroDivisionError()))
+        await asyncio.to_thread(a._garbage.empty)
+        assert len([path for path in paths(bucket) if "/parts/" in path]) == 3
+        await check_whole(a)
 
 
 # --- appends that meet a removal -----------------------------------------------------------------------------

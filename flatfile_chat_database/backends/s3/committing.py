@@ -64,6 +64,7 @@ class Committer:
             DurabilityError: It is not known whether it was done.
         """
         sealed: dict[str, None] = {}
+        given = [part for change in changes if isinstance(change, Adopt) for part in change.parts]
         error: StorageError | None = None
         for turn in range(_TURNS):
             if turn:
@@ -96,11 +97,12 @@ class Committer:
             except BaseException as reason:
                 if isinstance(reason, UnavailableError):
                     self._known.clear()
-                self._garbage.later(plan.composer.made)
+                self._garbage.later([*plan.composer.made, *given])
                 self._open_again(sealed)
                 raise
             self._garbage.later(plan.unneeded)
             return outcomes
+        self._garbage.later(given)
         self._open_again(sealed)
         raise error or UnavailableError("Others change the same keys all the time.", hint="Retry.")
 
@@ -152,13 +154,15 @@ class Committer:
 
     def _have_parts(self, steps: Sequence[Step]) -> bool:
         """Put large objects, which only others put there, into parts, for a lock holds the whole head; tell of any."""
-        large = [step for step in steps if step.head is not None and len(step.head.raw) > _LARGE_BYTES]
-        for step in large:
-            composer, head = Composer(self._contents), step.head
-            assert head is not None
+        is_large = False
+        for step in steps:
+            head = step.head
+            if head is None or head.manifest is not None or len(head.raw) <= _LARGE_BYTES:
+                continue
+            is_large, composer = True, Composer(self._contents)
             if self._objects.replace(step.key, composer.any(step.key, head.raw), head.etag) is None:
                 self._garbage.later(composer.made)
-        return bool(large)
+        return is_large
 
     def _step(self, step: Step, plan: Plan) -> None:
         if step.after is None:

@@ -102,7 +102,7 @@ class Composer:
         if len(data) <= PLAIN_BYTES:
             return write_head(None, data)
         pieces = [data[start : start + PART_BYTES] for start in range(0, len(data), PART_BYTES)]
-        return write_head(Manifest("bytes", parts=self._contents.objects.together(self._put, pieces)), b"")
+        return write_head(Manifest("bytes", parts=self._contents.objects.together(self.piece, pieces)), b"")
 
     def log(
         self,
@@ -147,7 +147,8 @@ class Composer:
         head = read_head(key, raw, "")  # half a line is in no part, and such a log does not go on before it is mended
         return write_head(Manifest("bytes", parts=head.parts), head.rest + data[end:])
 
-    def _put(self, data: bytes) -> Part:
+    def piece(self, data: bytes) -> Part:
+        """Put bytes into a part."""
         part = Part(new_id(), len(data))
         self.made.append(part)
         self._contents.objects.put(self._contents.places.part(part.name), data)

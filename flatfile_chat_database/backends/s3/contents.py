@@ -22,6 +22,7 @@ from ..base import LogPart
 from .forms import (
     GOING_BYTES,
     GONE,
+    MAGIC,
     Head,
     Index,
     Part,
@@ -157,8 +158,12 @@ class Contents:
             if found is None or found.size <= LARGE_BYTES:
                 return None
             chunks = self.objects.stream(key, size, found.etag)
-            if chunks is not None:
-                return chunks
+            if chunks is None:
+                continue
+            first = next(chunks, b"")
+            if first.startswith(MAGIC):  # nor is a head with very many parts, or its lock, taken for bytes
+                return None
+            return chain([first], chunks)
         raise UnavailableError(f"{key} is changed faster than it can be read.", key=key, hint="Retry.")
 
     def _plain_runs(self, key: str, chunks: Iterator[bytes], *, strict: bool) -> Iterator[list[bytes]]:
@@ -194,10 +199,6 @@ class Contents:
         for some in self.objects.together(read, list(wanted)):
             found |= some
         return [found[place] for place in places]
-
-    def writer(self, part: Part, buffer_bytes: int) -> object:
-        """Return a file that is written to a new part."""
-        return self.objects.writer(self.places.part(part.name), buffer_bytes)
 
     # --- lists ---------------------------------------------------------------------------------------
 

@@ -25,7 +25,8 @@ from ...config import StorageConfig
 from ...errors import IntegrityError
 from ...layout import Layout
 
-_MAGIC = b'{"chatdb":'
+MAGIC = b'{"chatdb":'
+"""What every manifest begins with, and no bytes at a key that have none."""
 INDEXED_EVERY = 64
 """Of so many records of a part one has its offset in the part's index."""
 PART_BYTES = 4 << 20
@@ -178,7 +179,7 @@ def read_head(key: str, raw: bytes, etag: str) -> Head:
     Raises:
         IntegrityError: It begins as a manifest does and is none.
     """
-    if not raw.startswith(_MAGIC):
+    if not raw.startswith(MAGIC):
         return Head(etag, raw, None, raw)
     line, newline, rest = raw.partition(b"\n")
     try:
@@ -193,7 +194,7 @@ def read_head(key: str, raw: bytes, etag: str) -> Head:
 def write_head(manifest: Manifest | None, rest: bytes) -> bytes:
     """Return the object for a key. What would be taken for a manifest gets one."""
     if manifest is None:
-        if not rest.startswith(_MAGIC):
+        if not rest.startswith(MAGIC):
             return rest
         manifest = Manifest("bytes")
     return _encoder.encode(manifest) + b"\n" + rest

@@ -305,23 +305,6 @@ class Objects:
             return "create"
         return {"e_tag": etag if self._quotes else etag.strip('"')}
 
-    def writer(self, path: str, buffer_bytes: int) -> Any:
-        """Return a file that is written to an object whose name nobody else uses, in several parts if it is large."""
-        self.prepare_to_write()
-        self._count("puts")
-        return obstore.open_writer(self._speak(), path, buffer_size=buffer_bytes, max_concurrency=1)
-
-    def send(self, writer: Any, data: bytes, *, is_last: bool) -> None:
-        """Write to such a file; end it with the last bytes."""
-        self._count("bytes_out", len(data))
-        try:
-            if data:
-                writer.write(data)
-            if is_last:
-                writer.close()
-        except _FAILURES as error:
-            raise self._told(error) from None
-
     def now(self) -> datetime:
         """Return the time by the server's clock."""
         path = f"{self.probes}/{new_id()}"

@@ -42,10 +42,10 @@ _LOOKED_AT_ONCE = 8
 
 
 class Adopt(msgspec.Struct, frozen=True):
-    """Put a blob that is in a part already where nothing is. Outcome: whether nothing was."""
+    """Put a blob that is in parts already where nothing is. Outcome: whether nothing was."""
 
     key: str
-    part: Part
+    parts: Sequence[Part]
 
 
 class Mend(msgspec.Struct, frozen=True):
@@ -288,12 +288,12 @@ class Plan:
                 standing.must_be_still |= expected not in (ANY, ABSENT)
                 standing.kind, standing.data = "bytes", data
                 return rules.version_of(data)
-            case Adopt(key, part):
+            case Adopt(key, parts):
                 standing = self.at(key)
                 if standing.is_there:
-                    self.unneeded.append(part)
+                    self.unneeded += parts
                     return False
-                head = Head("", write_head(Manifest("bytes", parts=[part]), b""), None, b"")
+                head = Head("", write_head(Manifest("bytes", parts=list(parts)), b""), None, b"")
                 standing.kind, standing.origin = "taken", Standing(key, head)
                 return True
             case Delete(key):
