@@ -20,6 +20,7 @@ from flatfile_chat_database.backends.changes import (
     Quota,
     RemoveTree,
     Require,
+    Truncate,
 )
 from flatfile_chat_database.backends.s3 import S3Backend, locking
 from flatfile_chat_database.backends.s3.objects import Objects
@@ -102,6 +103,31 @@ async def test_of_an_append_that_may_be_there_nobody_says_that_it_is_not(
             await a.commit([OWNER, Append(LOG, (line("new"),))])
         assert ids(await b.read_log(LOG))[-1] == "new"
         away.is_on = False
+
+
+async def test_of_a_commit_that_is_not_begun_nobody_says_that_it_may_be_there(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with nodes(2) as (a, b):
+        await a.commit([Append(LOG, lines(3)), Put("k", b"1")])
+        send, lost = Objects._send, ["/segments/", "/intents/"]
+
+        def lose(objects: Objects, path: str, data: bytes, *rest: Any) -> str:
+            made = send(objects, path, data, *rest)
+            if objects is a._objects and lost and lost[0] in path:
+                raise OSError("operation timed out")
+            return made
+
+        def blind(*arguments: Any) -> Any:
+            raise UnavailableError("away")
+
+        monkeypatch.setattr(Objects, "_send", lose)
+        monkeypatch.setattr(Objects, "_own", blind)
+        for _ in range(2):
+            with pytest.raises(UnavailableError):  # and no DurabilityError
+                await a.commit([Truncate(LOG, 1), Put("k", b"2")])
+            lost.pop(0)
+        assert await b.count_log(LOG) == 3 and await b.read("k") == b"1"
+        assert len((await a.commit([Truncate(LOG, 1), Put("k", b"2")]))[0]) == 1  # type: ignore[arg-type]
+        await check_whole(b)
 
 
 # --- removing trees ------------------------------------------------------------------------------------------
@@ -242,7 +268,9 @@ async def test_of_two_who_make_the_last_session_of_a_limit_one_does(monkeypatch:
             await a.commit([Put("users/ann/2/s", b"1", ABSENT), quota])
         assert meeting.happened and await b.list_keys("") == ["users/ann/1/s", "users/ann/3/s"]
         await b.commit([Delete("users/ann/3/s")])
-        await a.commit([Put("users/ann/2/s", b"1", ABSENT), Put("users/ann/2/t", b"1"), quota])
+        both = [Put(f"users/ann/{number}/s", b"2") for number in (1, 2)]
+        await a.commit([*both, Put("users/ann/2/t", b"1"), quota])
+        assert await b.read("users/ann/1/s") == b"2", "nobody waits for his own locks"
 
 
 async def test_of_two_who_each_want_the_other_to_be_absent_one_is_made(monkeypatch: pytest.MonkeyPatch) -> None:

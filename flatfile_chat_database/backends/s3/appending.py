@@ -14,6 +14,7 @@ import secrets
 import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -209,7 +210,8 @@ class Appender:
             elif tail.head.is_locked:
                 self._contents.locks.settled(key)
             elif tail.is_sealed:
-                self._reopen(key)
+                with suppress(DurabilityError):  # it is looked at again
+                    self._reopen(key)
             elif self._go_on(key, tail, asks):
                 return
             elif self._catch_up(key, tail):

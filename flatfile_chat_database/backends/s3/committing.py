@@ -108,8 +108,11 @@ class Committer:
 
     def _seal(self, log: Log) -> None:
         """Keep a log from going on; it is then what was looked at."""
-        if not log.is_sealed and not self._appender.seal(log):
-            raise Changed
+        try:
+            if not log.is_sealed and not self._appender.seal(log):
+                raise Changed
+        except DurabilityError as error:  # a seal that may be there changes nothing
+            raise UnavailableError(f"{log.key} cannot be closed. {error.message}", hint="Retry.") from None
 
     def _open_again(self, sealed: dict[str, None]) -> None:
         for key in sealed:
@@ -147,7 +150,7 @@ class Committer:
         made = frozenset(step.key for step in steps if _makes(step))
         try:
             for quota in plan.quotas:
-                rules.check_quota(quota, self._contents.live_folders(quota.folder, made))
+                rules.check_quota(quota, self._contents.live_folders(quota.folder, own, made))
         except StorageLimitExceeded:
             return False
         return True

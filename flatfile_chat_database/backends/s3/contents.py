@@ -226,14 +226,21 @@ class Contents:
         """Return the keys that begin with a text, sorted."""
         return [each.path for run in self.listed(prefix) for each in run]
 
-    def live_folders(self, folder: str, besides: frozenset[str] = frozenset()) -> list[str]:
-        """Return the folders in a folder that have keys below them besides some, which takes longer than `children`.
+    def live_folders(
+        self, folder: str, own: frozenset[str] = frozenset(), made: frozenset[str] = frozenset()
+    ) -> list[str]:
+        """Return the folders in a folder that have keys below them, which takes longer than `children`.
 
         What others are about to make is waited for, or given up.
+
+        Args:
+            folder: The folder.
+            own: Keys that are locked by whoever asks.
+            made: Those of them at which there was nothing before; they do not count.
         """
         prefix = f"{folder}/" if folder else ""
-        keys = set(self.keys(prefix)) - besides
-        for key in keys & self.locks.keys():
+        keys = set(self.keys(prefix)) - made
+        for key in (keys & self.locks.keys()) - own:
             head = self.locks.settled(key)
             if head is None or not head.is_there:
                 keys.remove(key)
@@ -337,6 +344,7 @@ class Log:
         folder = contents.places.log(generation)
         after = contents.places.segment(generation, through - 1) if through else ""
         found = [number_of(each.path) for run in contents.objects.listed(folder, after) for each in run]
+        found = [number for number in found if number]
         for expected, number in enumerate(found, start=through or 1):
             if number != expected:
                 raise Stale(damaged(self.key, contents.places.segment(generation, expected), "is missing"))

@@ -245,7 +245,7 @@ def read_segment(key: str, path: str, data: bytes) -> tuple[Segment, bytes]:
         segment = _segments.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise damaged(key, path, "is no segment of a log") from None
-    if segment.digest != digest_of(lines):
+    if segment.digest != digest_of(lines) or not (segment.puts or segment.is_seal):
         raise damaged(key, path, "is not as it was written")
     return segment, lines
 

@@ -74,8 +74,14 @@ class Locks:
         """Return what stands at a key once it may be replaced; end what others do there, if they do not.
 
         Raises:
-            UnavailableError: It is locked again and again.
+            UnavailableError: It is locked again and again, or cannot be unlocked.
         """
+        try:
+            return self._settled(key)
+        except DurabilityError as error:  # of a write that is in any case what others have decided
+            raise UnavailableError(f"{key} cannot be unlocked. {error.message}", key=key, hint="Retry.") from None
+
+    def _settled(self, key: str) -> Head | None:
         began: dict[str, float] = {}
         for _ in range(_TURNS * 20):
             found = self._objects.get(key)
