@@ -12,7 +12,6 @@ import os
 import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import aclosing, suppress
-from functools import partial
 from itertools import islice
 from typing import Generic, TypeVar, cast
 
@@ -254,20 +253,24 @@ class S3Backend(ThreadedBackend):
         check_key(key)
         if await self.exists(key):
             return False
-        held, composer = bytearray(), Composer(self._contents)
+        composer, held = Composer(self._contents), [bytearray()]
+
+        def send() -> None:
+            composer.piece(held.pop())  # taken out: the thread remembers what it was given until it is given more
+
         try:
             async for chunk in chunks:
-                held += chunk
-                while len(held) >= PART_BYTES:
-                    await self._in_thread(partial(composer.piece, bytes(held[:PART_BYTES])))
-                    del held[:PART_BYTES]
-            if held and (composer.made or len(held) > PLAIN_BYTES):
-                await self._in_thread(partial(composer.piece, bytes(held)))
+                held[0] += chunk
+                if len(held[0]) >= PART_BYTES:
+                    await self._in_thread(send)
+                    held.append(bytearray())
+            if held[0] and (composer.made or len(held[0]) > PLAIN_BYTES):
+                await self._in_thread(send)
         except BaseException:
             self._garbage.later(composer.made)
             raise
         # From here on the parts are the commit's, whatever becomes of the caller.
-        return await self._adopted(Adopt(key, composer.made) if composer.made else Put(key, bytes(held), ABSENT))
+        return await self._adopted(Adopt(key, composer.made) if composer.made else Put(key, bytes(held[0]), ABSENT))
 
     async def _adopted(self, change: Put | Adopt) -> bool:
         try:

@@ -145,7 +145,7 @@ class Committer:
         for key, head in zip(asked, self._objects.together(self._locks.settled, asked), strict=True):
             if (head is not None and head.is_there) != (key in plan.required):
                 return False
-        if not all(own.issuperset(self._contents.keys(f"{folder}/")) for folder in {*plan.trees, *plan.targets}):
+        if not all(own.issuperset(self._contents.keys(f"{folder}/")) for folder in plan.trees | plan.targets):
             return False
         made = frozenset(step.key for step in steps if _makes(step))
         try:

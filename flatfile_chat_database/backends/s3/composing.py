@@ -147,8 +147,8 @@ class Composer:
         head = read_head(key, raw, "")  # half a line is in no part, and such a log does not go on before it is mended
         return write_head(Manifest("bytes", parts=head.parts), head.rest + data[end:])
 
-    def piece(self, data: bytes) -> Part:
-        """Put bytes into a part."""
+    def piece(self, data: bytes | bytearray) -> Part:
+        """Put bytes into a part. They must not change any more."""
         part = Part(new_id(), len(data))
         self.made.append(part)
         self._contents.objects.put(self._contents.places.part(part.name), data)

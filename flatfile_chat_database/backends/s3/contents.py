@@ -316,14 +316,12 @@ class Log:
     @property
     def identity(self) -> str:
         """Of the bytes before: a log that only grew keeps it."""
-        manifest = self.head.manifest
-        return manifest.generation if manifest is not None and self.head.is_log else f"bytes {self.head.version}"
+        return self.generation if self.head.is_log else f"bytes {self.head.version}"
 
     @property
     def generation(self) -> str:
         """Of a log that may go on."""
-        assert self.head.manifest is not None
-        return self.head.manifest.generation
+        return self.head.generation
 
     @property
     def through(self) -> int:

@@ -109,12 +109,13 @@ class Locks:
             time.sleep(_PAUSE_SECONDS)
         raise UnavailableError(f"{key} is locked by other commits all the time.", key=key, hint="Retry.")
 
-    def _roll(self, key: str, head: Head, manifest: Manifest, *, is_done: bool) -> bool:
-        """Replace a locked head by what counts; return False if somebody else has."""
+    def _roll(self, key: str, head: Head, manifest: Manifest, *, is_done: bool) -> None:
+        """Replace a locked head by what counts, unless somebody else has."""
         raw = manifest.new if is_done else manifest.old
         if raw is None:
-            return self.remove(key, head.etag)
-        return self._objects.replace(key, raw, head.etag) is not None
+            self.remove(key, head.etag)
+        else:
+            self._objects.replace(key, raw, head.etag)
 
     # --- intents -------------------------------------------------------------------------------------
 

@@ -1,7 +1,6 @@
 """Single objects of a bucket: how they are got, created, replaced on a condition, listed and removed.
 
-The client never tries again by itself, for a put that is repeated blindly cannot tell whether what it meets is its
-own.
+The client never tries again by itself, for a put that is repeated blindly cannot tell whether what it meets is its own.
 Here a read is tried again, and so is a put whose outcome is unknown, but only once the object was looked at: each put
 has an id in the object's metadata, by which it is known again.
 """
@@ -229,7 +228,7 @@ class Objects:
         """
         return self._put(path, data, etag, is_final=False)
 
-    def put(self, path: str, data: bytes) -> None:
+    def put(self, path: str, data: bytes | bytearray) -> None:
         """Write an object whose name nobody else uses."""
         self.prepare_to_write()
         for attempt in range(self._retries + 1):
@@ -292,7 +291,7 @@ class Objects:
 
         return self._read("gets", read) or (None, None)
 
-    def _send(self, path: str, data: bytes, mode: Any, token: str) -> str:
+    def _send(self, path: str, data: bytes | bytearray, mode: Any, token: str) -> str:
         self._count("puts")
         self._count("bytes_out", len(data))
         made = obstore.put(self._speak(), path, data, mode=mode, use_multipart=False, attributes={_TOKEN: token})

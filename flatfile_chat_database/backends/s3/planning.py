@@ -101,14 +101,14 @@ class Plan:
         self._standings: dict[str, Standing] = {}
         self._logs: dict[str, Log] = {}
         self.composer = Composer(contents)
-        self.trees: dict[str, set[str]] = {}
-        """Folders that are emptied, with the keys in them."""
+        self.trees: set[str] = set()
+        """Folders that are emptied."""
         self.required: set[str] = set()
         """Keys at which there must be something."""
         self.absent: set[str] = set()
         """Keys at which there must be nothing, but for what this commit puts there."""
         self.targets: set[str] = set()
-        """Folders in which there must be nothing, but for what this commit moves there."""
+        """Folders to which a tree is moved: there must be nothing else in them."""
         self.quotas: list[Quota] = []
         """Those of folders that are nearly full."""
         self.unneeded: list[Part] = []
@@ -211,8 +211,6 @@ class Plan:
                     rules.kept_and_dropped(key, rules.mended(self.content(self.at(key)))[0], count)
             case Absent(target) | Move(_, target):
                 self.absent.add(target)
-                if isinstance(change, Move):
-                    self.targets.add(target)
                 if self.at(target).is_there or self._has_any(target):
                     raise rules.exists_already(target)
 
@@ -322,8 +320,8 @@ class Plan:
             case Move(source, target):
                 return self._move(source, target)
             case RemoveTree(folder):
+                self.trees.add(folder)
                 keys = self._there(self._below(folder))
-                self.trees[folder] = set(keys)
                 for key in keys:
                     standing = self.at(key)
                     standing.kind, standing.data = "gone", b""
@@ -388,7 +386,9 @@ class Plan:
 
     def _move(self, source: str, target: str) -> bool:
         keys = self._there([*self._below(source), source])
-        self.trees[source] = set(keys)
+        if any(key != source for key in keys):
+            self.trees.add(source)
+            self.targets.add(target)
         self._get([target + key[len(source) :] for key in keys])
         for key in keys:
             old, new = self.at(key), self.at(target + key[len(source) :])
