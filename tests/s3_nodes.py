@@ -1,6 +1,8 @@
 """Nodes of one store in S3 whose bucket is in memory, and how they meet at chosen requests."""
 
 import asyncio
+import random
+import time
 from collections.abc import AsyncIterator, Awaitable, Callable
 from contextlib import asynccontextmanager
 from pathlib import Path
@@ -14,6 +16,7 @@ from flatfile_chat_database.backends.s3 import S3Backend, appending, locking
 from flatfile_chat_database.backends.s3.objects import Objects
 from flatfile_chat_database.backends.s3.target import Target
 from flatfile_chat_database.config import StorageConfig
+from flatfile_chat_database.errors import UnavailableError
 
 
 def memory(patches: pytest.MonkeyPatch, folder: Path) -> MemoryStore:
@@ -72,6 +75,39 @@ class Meeting:
 
 async def _done(action: Callable[[], Awaitable[object]]) -> None:
     await action()
+
+
+class Chaos:
+    """Requests that take their time, fail, lose their answers, or end their node."""
+
+    def __init__(self, patches: pytest.MonkeyPatch, seed: int) -> None:
+        self.dead: set[Objects] = set()
+        self.is_over = False
+        self._dice = random.Random(seed)
+        patches.setattr(Objects, "_pause", staticmethod(lambda attempt: time.sleep(0.002)))
+        for method in ("_send", "delete", "delete_once", "get", "head"):
+            patches.setattr(Objects, method, self._mad(getattr(Objects, method), writes=method == "_send"))
+
+    def _mad(self, original: Any, *, writes: bool) -> Any:
+        def request(objects: Objects, *arguments: Any, **more: Any) -> Any:
+            number = 1.0 if self.is_over else self._dice.random()
+            if objects in self.dead:
+                raise UnavailableError("dead")
+            if number < 0.3:
+                time.sleep(0.01 * number)
+            if number < 0.001:
+                self.dead.add(objects)
+                raise UnavailableError("dead")
+            if writes and 0.3 < number < 0.31:
+                raise OSError("operation timed out")
+            if not writes and 0.3 < number < 0.302:
+                raise UnavailableError("away")
+            made = original(objects, *arguments, **more)
+            if writes and 0.31 < number < 0.32:
+                raise OSError("operation timed out")
+            return made
+
+        return request
 
 
 async def check_whole(store: S3Backend) -> None:

@@ -1,7 +1,10 @@
 """What a review of the store in S3 has found: orders that are rare, each shown once; the bucket is in memory."""
 
 import asyncio
+import itertools
+import random
 from collections.abc import AsyncIterator, Sequence
+from datetime import timedelta
 from pathlib import Path
 from typing import Any
 
@@ -15,6 +18,7 @@ from flatfile_chat_database.backends.changes import (
     Append,
     Change,
     Delete,
+    Edit,
     Move,
     Put,
     Quota,
@@ -22,7 +26,15 @@ from flatfile_chat_database.backends.changes import (
     Require,
     Truncate,
 )
-from flatfile_chat_database.backends.s3 import S3Backend, locking
+from flatfile_chat_database.backends.s3 import (
+    S3Backend,
+    appending,
+    committing,
+    composing,
+    locking,
+    objects,
+    verifying,
+)
 from flatfile_chat_database.backends.s3.objects import Objects
 from flatfile_chat_database.errors import (
     ConflictError,
@@ -33,7 +45,8 @@ from flatfile_chat_database.errors import (
 )
 from flatfile_chat_database.testing.case import LOG, all_of, bare, ids, line, lines
 
-from .s3_nodes import Meeting, check_whole, memory, nodes, paths
+from .s3_bucket import Bucket
+from .s3_nodes import Chaos, Meeting, check_whole, memory, nodes, paths
 
 OWNER = Require("users/ann/chat/session.json", "It")
 CHAT = "users/ann/chat"
@@ -357,3 +370,85 @@ async def test_an_append_to_half_a_log_whose_parts_go_meanwhile_is_done(monkeypa
         meeting = Meeting(monkeypatch, a, "get_range", "/parts/").then(replace)
         assert await a.commit([Append(LOG, lines(1, 1))]) == [1]
         assert meeting.happened and await b.read_log(LOG) == bare(lines(2))
+
+
+# --- many nodes at random, with sessions that come and go ----------------------------------------------------
+
+
+class Users:
+    """Nodes that make, delete, bring back and purge the same few sessions, and write to them."""
+
+    def __init__(self, seed: int) -> None:
+        self.dice = random.Random(seed)
+        self.may_be_there: set[str] = set()
+        self.numbers = itertools.count()
+
+    async def work(self, chaos: Chaos) -> None:
+        """Be one node after another, as they die."""
+        for _ in range(3):
+            async with nodes(1) as (store,):
+                for _ in range(30):
+                    try:
+                        await self._step(store)
+                    except (ConflictError, NotFoundError, StorageLimitExceeded):
+                        pass
+                    except (UnavailableError, DurabilityError) as error:
+                        assert "writer failed" not in str(error)
+                        if store._objects in chaos.dead:
+                            break
+
+    async def _step(self, store: S3Backend) -> None:
+        name, number = self.dice.choice("abcd"), next(self.numbers)
+        chat, trash = f"users/ann/{name}", f"trash/{name}"
+        owner, log = Require(f"{chat}/session.json", "It"), f"{chat}/log.jsonl"
+        match self.dice.randrange(12):
+            case 0 | 1 | 2 | 3:
+                self.may_be_there.add(f"m{number}")
+                try:
+                    await store.commit([owner, Append(log, (line(f"m{number}"),))])
+                except (NotFoundError, ConflictError, UnavailableError):  # which say that nothing was changed
+                    self.may_be_there.remove(f"m{number}")
+                    raise
+            case 4 | 5:
+                made = Put(owner.key, b"%d" % number, ABSENT)
+                await store.commit([made, Absent(chat), Quota("users/ann", 3, "max")])
+            case 6:
+                size = self.dice.choice([10, 400_000])
+                await store.commit([owner, Put(f"{chat}/doc{number % 3}", b"x" * size)])
+            case 7:
+                await store.commit([owner, RemoveTree(chat)])
+            case 8:
+                await store.commit([owner, Move(chat, trash)])
+            case 9:
+                folders = await store.list_folders("users/ann")
+                if len(folders) < 3:
+                    await store.commit([Require(f"{trash}/session.json", "It"), Move(trash, chat)])
+            case 10:
+                await store.commit([RemoveTree(trash)])
+            case _:
+                page = await store.read_log(log, 0, 1)
+                if page:
+                    first = str(ids(page)[0])
+                    await store.commit([owner, Edit(log, first, page[0], line(first, f"edited {number}"))])
+
+
+@pytest.mark.parametrize("seed", [0, 1, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(2, 8))])
+async def test_sessions_that_come_and_go_keep_what_is_theirs(monkeypatch: pytest.MonkeyPatch, seed: int) -> None:
+    monkeypatch.setattr(appending, "_FOLDED_AFTER", 4)
+    monkeypatch.setattr(composing, "KEPT_RECORDS", 3)
+    monkeypatch.setattr(composing, "_LINGER_SECONDS", 0.3)
+    monkeypatch.setattr(committing, "_LOCKED_AT_ONCE", 2 if seed % 2 else 64)
+    monkeypatch.setattr(objects, "obstore", Bucket())
+    chaos, users = Chaos(monkeypatch, seed), Users(seed)
+    await asyncio.gather(*(users.work(chaos) for _ in range(4)))
+    chaos.is_over = True
+    monkeypatch.setattr(verifying, "_ABANDONED", timedelta(seconds=-60))
+    async with nodes(1) as (store,):
+        await store.verify(fix=True)
+        assert await store.verify() == []
+        keys = await store.list_keys("")
+        assert None not in await store.read_many(keys)
+        logs = [await store.read_log(key) for key in keys if key.endswith("log.jsonl")]
+        there = [str(each) for log in logs for each in ids(log)]
+        assert len(set(there)) == len(there), "a message is there twice"
+        assert set(there) <= users.may_be_there, "a message is there of which an error said that it is not"

@@ -8,7 +8,6 @@ import itertools
 import random
 import socket
 import threading
-import time
 from collections.abc import AsyncIterator, Awaitable
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
@@ -49,7 +48,7 @@ from flatfile_chat_database.errors import (
 )
 from flatfile_chat_database.testing.case import LOG, all_of, bare, ids, line, lines
 
-from .s3_nodes import Meeting, check_whole, memory, nodes, paths
+from .s3_nodes import Chaos, Meeting, check_whole, memory, nodes, paths
 
 OWNER = Require("users/ann/chat/session.json", "It")
 OWN = "system/objects/"
@@ -553,37 +552,6 @@ async def test_a_large_tree_is_removed_and_what_others_make_there_meanwhile_as_w
 # --- many nodes at random ------------------------------------------------------------------------------------
 
 
-class Chaos:
-    """Requests that take their time, lose their answers, or end their node."""
-
-    def __init__(self, patches: pytest.MonkeyPatch, seed: int) -> None:
-        self.dead: set[Objects] = set()
-        self.is_over = False
-        self._dice = random.Random(seed)
-        patches.setattr(Objects, "_pause", staticmethod(lambda attempt: time.sleep(0.002)))
-        for method in ("_send", "delete", "delete_once", "get", "head"):
-            patches.setattr(Objects, method, self._mad(getattr(Objects, method), writes=method == "_send"))
-
-    def _mad(self, original: Any, *, writes: bool) -> Any:
-        def request(objects: Objects, *arguments: Any, **more: Any) -> Any:
-            number = 1.0 if self.is_over else self._dice.random()
-            if objects in self.dead:
-                raise UnavailableError("dead")
-            if number < 0.3:
-                time.sleep(0.01 * number)
-            if number < 0.001:
-                self.dead.add(objects)
-                raise UnavailableError("dead")
-            if writes and 0.3 < number < 0.31:
-                raise OSError("operation timed out")
-            made = original(objects, *arguments, **more)
-            if writes and 0.31 < number < 0.32:
-                raise OSError("operation timed out")
-            return made
-
-        return request
-
-
 class Crowd:
     """Several nodes that append, take out, edit and move the same logs, and count in two documents at once."""
 
@@ -618,7 +586,7 @@ class Crowd:
                 self.unknown |= set(names)
                 try:
                     await store.commit([owner, Append(log, tuple(line(name) for name in names))])
-                except (NotFoundError, ConflictError):
+                except (NotFoundError, ConflictError, UnavailableError):  # which say that nothing was changed
                     self.unknown -= set(names)
                     raise
                 self.acknowledged |= set(names)
