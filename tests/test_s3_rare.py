@@ -277,9 +277,16 @@ async def test_of_two_who_make_the_last_session_of_a_limit_one_does(monkeypatch:
         await a.commit([Put("users/ann/1/s", b"1", ABSENT), quota])
         other: list[Change] = [Put("users/ann/3/s", b"1", ABSENT), quota]
         meeting = Meeting(monkeypatch, a, "create", "users/ann/2/s").then(lambda: b.commit(other))
+
+        async def build_on_it() -> None:
+            with pytest.raises(NotFoundError):
+                await b.commit([Require("users/ann/2/s", "It"), Append("users/ann/2/l", lines(1))])
+
+        going = Meeting(monkeypatch, a, "replace", "users/ann/2/s").then(build_on_it)
         with pytest.raises(StorageLimitExceeded):
             await a.commit([Put("users/ann/2/s", b"1", ABSENT), quota])
-        assert meeting.happened and await b.list_keys("") == ["users/ann/1/s", "users/ann/3/s"]
+        assert meeting.happened and going.happened
+        assert await b.list_keys("") == ["users/ann/1/s", "users/ann/3/s"]
         await b.commit([Delete("users/ann/3/s")])
         both = [Put(f"users/ann/{number}/s", b"2") for number in (1, 2)]
         await a.commit([*both, Put("users/ann/2/t", b"1"), quota])
@@ -381,6 +388,7 @@ class Users:
     def __init__(self, seed: int) -> None:
         self.dice = random.Random(seed)
         self.may_be_there: set[str] = set()
+        self.acknowledged: set[str] = set()
         self.numbers = itertools.count()
 
     async def work(self, chaos: Chaos) -> None:
@@ -409,6 +417,7 @@ class Users:
                 except (NotFoundError, ConflictError, UnavailableError):  # which say that nothing was changed
                     self.may_be_there.remove(f"m{number}")
                     raise
+                self.acknowledged.add(f"m{number}")
             case 4 | 5:
                 made = Put(owner.key, b"%d" % number, ABSENT)
                 await store.commit([made, Absent(chat), Quota("users/ann", 3, "max")])
@@ -448,7 +457,11 @@ async def test_sessions_that_come_and_go_keep_what_is_theirs(monkeypatch: pytest
         assert await store.verify() == []
         keys = await store.list_keys("")
         assert None not in await store.read_many(keys)
-        logs = [await store.read_log(key) for key in keys if key.endswith("log.jsonl")]
-        there = [str(each) for log in logs for each in ids(log)]
+        there: list[str] = []
+        for key in (key for key in keys if key.endswith("log.jsonl")):
+            found = [str(each) for each in ids(await store.read_log(key))]
+            there += found
+            if f"{key.rpartition('/')[0]}/session.json" not in keys and not seed % 2:
+                assert not users.acknowledged.intersection(found), "an acknowledged message is in no session"
         assert len(set(there)) == len(there), "a message is there twice"
         assert set(there) <= users.may_be_there, "a message is there of which an error said that it is not"

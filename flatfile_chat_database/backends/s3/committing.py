@@ -127,7 +127,8 @@ class Committer:
         for step in steps:
             self._known.pop(step.key, None)
             self._appender.forget(step.key)
-        if len(steps) == 1 and not plan.trees:
+        # What others may build on at once, as on a session, is not shown before it is known that it stays.
+        if len(steps) == 1 and not (plan.trees or plan.quotas or _free(steps, plan)):
             self._step(steps[0], plan)
         else:
             self._do_together(steps, plan)
@@ -139,9 +140,7 @@ class Committer:
         by his lock.
         """
         own = frozenset(step.key for step in steps)
-        # Whoever makes a folder anew meets the others at the keys that each of them puts there.
-        absent = {key for key in plan.absent if not any(f"{each}/".startswith(f"{key}/") for each in own)}
-        asked = sorted((plan.required | absent) - own)
+        asked = sorted((plan.required - own) | _free(steps, plan))
         for key, head in zip(asked, self._objects.together(self._locks.settled, asked), strict=True):
             if (head is not None and head.is_there) != (key in plan.required):
                 return False
@@ -265,6 +264,11 @@ class Committer:
                 self._garbage.later(part for name, part in parts_of(step.head).items() if name not in kept)
                 if step.head.is_log:
                     self._garbage.drop(step.head.generation)
+
+
+def _free(steps: Sequence[Step], plan: Plan) -> set[str]:
+    """Return the keys that must stay absent, but for folders that are filled: who does that meets others at its keys."""
+    return {key for key in plan.absent if not any(f"{step.key}/".startswith(f"{key}/") for step in steps)}
 
 
 def _makes(step: Step) -> bool:
