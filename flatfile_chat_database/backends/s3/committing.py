@@ -267,7 +267,7 @@ class Committer:
 
 
 def _free(steps: Sequence[Step], plan: Plan) -> set[str]:
-    """Return the keys that must stay absent, but for folders that are filled: who does that meets others at its keys."""
+    """Return the keys that must stay absent, but for folders that are filled: there others are met at their keys."""
     return {key for key in plan.absent if not any(f"{step.key}/".startswith(f"{key}/") for step in steps)}
 
 
