@@ -231,12 +231,8 @@ class Contents:
     ) -> list[str]:
         """Return the folders in a folder that have keys below them, which takes longer than `children`.
 
-        What others are about to make is waited for, or given up.
-
-        Args:
-            folder: The folder.
-            own: Keys that are locked by whoever asks.
-            made: Those of them at which there was nothing before; they do not count.
+        What others are about to make is waited for, or given up. Whoever asks may have locked keys that are his own;
+        those that were made by it do not count.
         """
         prefix = f"{folder}/" if folder else ""
         keys = set(self.keys(prefix)) - made
@@ -341,8 +337,8 @@ class Log:
         contents, generation, through = self._contents, self.generation, self.through
         folder = contents.places.log(generation)
         after = contents.places.segment(generation, through - 1) if through else ""
-        found = [number_of(each.path) for run in contents.objects.listed(folder, after) for each in run]
-        found = [number for number in found if number]
+        listed = (number_of(each.path) for run in contents.objects.listed(folder, after) for each in run)
+        found = [number for number in listed if number]
         for expected, number in enumerate(found, start=through or 1):
             if number != expected:
                 raise Stale(damaged(self.key, contents.places.segment(generation, expected), "is missing"))
