@@ -39,6 +39,7 @@ from flatfile_chat_database.backends.s3.objects import Objects
 from flatfile_chat_database.errors import (
     ConflictError,
     DurabilityError,
+    IntegrityError,
     NotFoundError,
     StorageLimitExceeded,
     UnavailableError,
@@ -308,6 +309,22 @@ async def test_nothing_is_moved_into_a_folder_that_is_filled_meanwhile(monkeypat
         with pytest.raises(ConflictError):
             await a.commit([Move("d", "e")])
         assert meeting.happened and await a.list_keys("") == ["d/1", "e/2"]
+
+
+async def test_a_head_that_is_damaged_keeps_nobody_from_removing_it(bucket: MemoryStore) -> None:
+    async with nodes(1) as (a,):
+        for key in ("k", f"{CHAT}/damaged", f"{CHAT}/session.json"):
+            obstore.put(bucket, key, b'{"chatdb":"log"')
+        assert await a.commit([Move(CHAT, "trash/1")]) == [True]
+        for key in ("k", "trash/1/damaged"):
+            with pytest.raises(IntegrityError, match="remove it"):
+                await a.read(key)
+            with pytest.raises(IntegrityError, match="remove it"):
+                await a.commit([Append(key, lines(1))])
+        assert [problem.key for problem in await a.verify(fix=True)] == ["k", "trash/1/damaged", "trash/1/session.json"]
+        assert await a.commit([RemoveTree("trash")]) == [["trash/1/damaged", "trash/1/session.json"]]
+        assert await a.write("k", b"1") and await a.read("k") == b"1" and await a.delete("k")
+        assert await a.list_keys("") == [] and await a.verify() == []
 
 
 # --- blobs ---------------------------------------------------------------------------------------------------

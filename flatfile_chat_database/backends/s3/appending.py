@@ -295,7 +295,7 @@ class Appender:
         if head is not None and head.is_there:
             return True
         with after_writing():
-            return not self._take_back(key, read_head(key, raw, etag), asks)
+            return not self._take_back(key, read_head(raw, etag), asks)
 
     def _take_back(self, key: str, made: Head, asks: Sequence[Ask]) -> bool:
         """Remove a new log if its owner was removed by somebody who did not know of it; return False if it stays.
@@ -490,7 +490,7 @@ class Appender:
         if etag is None:
             self._garbage.later(composer.made)
             return None
-        head = read_head(key, raw, etag)
+        head = read_head(raw, etag)
         kept = parts_of(head)
         self._garbage.later(part for part in log.head.parts if part.name not in kept)
         if generation is None:

@@ -159,7 +159,7 @@ class Committer:
         is_large = False
         for step in steps:
             head = step.head
-            if head is None or head.manifest is not None or len(head.raw) <= _LARGE_BYTES:
+            if head is None or head.manifest or head.is_damaged or len(head.raw) <= _LARGE_BYTES:
                 continue
             is_large, composer = True, Composer(self._contents)
             if self._objects.replace(step.key, composer.any(step.key, head.raw), head.etag) is None:
@@ -257,7 +257,7 @@ class Committer:
         kept: dict[str, Part] = {}
         for step in steps:
             if step.after is not None:
-                kept |= parts_of(read_head(step.key, step.after, ""))
+                kept |= parts_of(read_head(step.after, ""))
         self._garbage.later(part for part in made if part.name not in kept)
         for step in steps:
             if step.head is not None:

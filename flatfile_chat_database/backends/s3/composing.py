@@ -144,7 +144,7 @@ class Composer:
         raw = self.log(key, data[:end])
         if end == len(data):
             return raw
-        head = read_head(key, raw, "")  # half a line is in no part, and such a log does not go on before it is mended
+        head = read_head(raw, "")  # half a line is in no part, and such a log does not go on before it is mended
         return write_head(Manifest("bytes", parts=head.parts), head.rest + data[end:])
 
     def piece(self, data: bytes | bytearray) -> Part:

@@ -300,6 +300,7 @@ class Log:
     """What is at a key, at one moment. Bytes and documents are logs as well that do not go on."""
 
     def __init__(self, contents: Contents, key: str, head: Head) -> None:
+        head.check(key)
         self.key = key
         self.head = head
         self._contents = contents

@@ -81,6 +81,16 @@ class Head(msgspec.Struct, frozen=True):
     is_locked: bool = False
     """Whether a commit is about to replace it, or another head in its place; nobody else may."""
 
+    is_damaged: bool = False
+    """Whether it begins as a manifest does and is none: it can be replaced, removed and moved, but not read."""
+
+    def check(self, key: str) -> None:
+        """Raise IntegrityError if it is damaged."""
+        if self.is_damaged:
+            raise IntegrityError(
+                f"{key}: the manifest of its parts is damaged.", key=key, hint="Restore it from a backup, or remove it."
+            )
+
     @property
     def version(self) -> str:
         """A text that is another one when the bytes are others.
@@ -173,12 +183,8 @@ def number_of(path: str) -> int:
 # --- heads -----------------------------------------------------------------------------------------------
 
 
-def read_head(key: str, raw: bytes, etag: str) -> Head:
-    """Read the object at a key.
-
-    Raises:
-        IntegrityError: It begins as a manifest does and is none.
-    """
+def read_head(raw: bytes, etag: str) -> Head:
+    """Read the object at a key, damaged or not."""
     if not raw.startswith(MAGIC):
         return Head(etag, raw, None, raw)
     line, newline, rest = raw.partition(b"\n")
@@ -187,7 +193,7 @@ def read_head(key: str, raw: bytes, etag: str) -> Head:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         manifest = None
     if manifest is None or not newline:
-        raise IntegrityError(f"{key}: the manifest of its parts is damaged.", key=key, hint="Restore it from a backup.")
+        return Head(etag, raw, None, raw, is_damaged=True)
     return Head(etag, raw, manifest, rest)
 
 

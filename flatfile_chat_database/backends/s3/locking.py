@@ -60,14 +60,14 @@ class Locks:
             found = self._objects.get(key)
             if found is None:
                 return None
-            head = read_head(key, found.data, found.etag)
+            head = read_head(found.data, found.etag)
             if head.manifest is None or head.manifest.chatdb != "locked":
                 return head
             intent = self.intent(head.manifest.intent)
             if intent is None and found.etag != before:
                 before = found.etag  # it is ended: either the head is replaced by now, or it came too late
                 continue
-            return _through(key, head, head.manifest, intent is not None and intent[0].state == "done")
+            return _through(head, head.manifest, intent is not None and intent[0].state == "done")
         raise UnavailableError(f"{key} is changed faster than it can be read.", key=key, hint="Retry.")
 
     def settled(self, key: str) -> Head | None:
@@ -87,7 +87,7 @@ class Locks:
             found = self._objects.get(key)
             if found is None:
                 return None
-            head = read_head(key, found.data, found.etag)
+            head = read_head(found.data, found.etag)
             manifest = head.manifest
             if manifest is None or manifest.chatdb not in ("gone", "locked") or found.data == GONE:
                 return head
@@ -168,7 +168,7 @@ class Locks:
         found = self._objects.get(key)
         if found is None:
             return
-        head = read_head(key, found.data, found.etag)
+        head = read_head(found.data, found.etag)
         if head.manifest is not None and head.manifest.chatdb == "locked" and head.manifest.intent == name:
             self._roll(key, head, head.manifest, is_done=is_done)
 
@@ -224,12 +224,12 @@ class Locks:
     def bury(self, key: str) -> None:
         """Remove a head that has stood for nothing for long."""
         found = self._objects.get(key)
-        if found is not None and not read_head(key, found.data, found.etag).is_there:
+        if found is not None and not read_head(found.data, found.etag).is_there:
             self.remove(key, found.etag)
 
 
-def _through(key: str, lock: Head, manifest: Manifest, is_done: bool) -> Head:
+def _through(lock: Head, manifest: Manifest, is_done: bool) -> Head:
     """Return the head that counts behind a lock; its ETag is that of the lock, which is what may be replaced."""
     raw = manifest.new if is_done else manifest.old
-    head = read_head(key, GONE if raw is None else raw, lock.etag)
-    return Head(lock.etag, head.raw, head.manifest, head.rest, is_locked=True)
+    head = read_head(GONE if raw is None else raw, lock.etag)
+    return msgspec.structs.replace(head, is_locked=True)

@@ -127,19 +127,15 @@ class Verifier:
         found = self._objects.get(key)
         if found is None:
             return
-        try:
-            manifest = read_head(key, found.data, found.etag).manifest
-            for raw in (manifest.old, manifest.new) if manifest is not None else ():
-                inner = read_head(key, raw, "").manifest if raw is not None else None
-                if inner is not None:
-                    used.add(inner)
-        except IntegrityError:
-            used.has_unread = True
-        else:
-            if manifest is not None:
-                used.add(manifest)
-                if manifest.chatdb == "locked":
-                    self._locked[key] = manifest.intent
+        head = read_head(found.data, found.etag)
+        manifest = head.manifest
+        if manifest is not None and manifest.chatdb == "locked":
+            self._locked[key] = manifest.intent
+        inner = (manifest.old, manifest.new) if manifest is not None else ()
+        for each in (head, *(read_head(raw, "") for raw in inner if raw is not None)):
+            used.has_unread |= each.is_damaged
+            if each.manifest is not None:
+                used.add(each.manifest)
 
     def _judge(self, key: str, log: Log, used: Used) -> list[Problem]:
         if log.head.manifest is not None:
