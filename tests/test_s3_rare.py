@@ -178,6 +178,22 @@ async def test_what_is_made_in_a_tree_before_its_owner_is_removed_goes_with_it(
         assert await b.list_keys("users/") == []
 
 
+async def test_a_large_tree_whose_removal_is_broken_off_can_be_removed_again(monkeypatch: pytest.MonkeyPatch) -> None:
+    async with nodes(2) as (a, b):
+        await a.commit([Put(OWNER.key, b"{}"), *(Put(f"{CHAT}/{number}", b"x") for number in range(70))])
+        away = Away(monkeypatch, a, "replace")
+        meeting = Meeting(monkeypatch, a, "delete_once", f"{CHAT}/69").then(lambda: _turn(away, is_on=True))
+        with pytest.raises(DurabilityError):
+            await a.commit([OWNER, RemoveTree(CHAT)])
+        assert meeting.happened and 0 < len(await b.list_keys("users/")) < 71
+        await b.commit([OWNER, RemoveTree(CHAT)])
+        assert await b.list_keys("users/") == []
+
+
+async def _turn(away: Away, *, is_on: bool) -> None:
+    away.is_on = is_on
+
+
 async def test_a_log_that_two_begin_in_a_session_that_is_gone_goes_as_well(monkeypatch: pytest.MonkeyPatch) -> None:
     async with nodes(3) as (a, b, c):
         await a.commit([Put(OWNER.key, b"{}"), Put(f"{CHAT}/more.json", b"{}")])

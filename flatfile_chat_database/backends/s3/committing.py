@@ -242,9 +242,9 @@ class Committer:
                 for step in left:
                     self._known.pop(step.key, None)
                     self._appender.forget(step.key)
-                logs = [step for step in left if step.head is not None and step.head.is_log]
-                self._objects.together(remove, [step for step in left if step not in logs])
-                self._objects.together(remove, logs)  # who finds a log gone that he appends to looks for its owner
+                # Whoever dies at this can remove it again, for the owner is there until nothing else is.
+                self._objects.together(remove, [step for step in left if step.key not in plan.required])
+                self._objects.together(remove, [step for step in left if step.key in plan.required])
                 keys = [key for folder in plan.trees for key in self._contents.keys(f"{folder}/")]
                 if not keys:
                     return removed
