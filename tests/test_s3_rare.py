@@ -378,6 +378,17 @@ async def test_a_piece_of_a_blob_that_does_not_arrive_is_sent_again(
         await check_whole(a)
 
 
+async def test_what_nobody_needs_goes_also_while_nobody_has_time(
+    bucket: MemoryStore, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(S3Backend, "_idle", lambda backend: None)
+    monkeypatch.setattr(composing, "_LINGER_SECONDS", 0)
+    async with nodes(1) as (a,):
+        for number in range(5):
+            await a.write("doc", bytes([number]) * 400_000)
+        assert len([path for path in paths(bucket) if "/parts/" in path]) == 1
+
+
 # --- appends that meet a removal -----------------------------------------------------------------------------
 
 
