@@ -8,9 +8,7 @@ import itertools
 import random
 import socket
 import threading
-import time
-from collections.abc import AsyncIterator, Awaitable, Callable
-from contextlib import asynccontextmanager
+from collections.abc import AsyncIterator, Awaitable
 from datetime import timedelta
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from pathlib import Path
@@ -50,6 +48,8 @@ from flatfile_chat_database.errors import (
 )
 from flatfile_chat_database.testing.case import LOG, all_of, bare, ids, line, lines
 
+from .s3_nodes import Chaos, Meeting, check_whole, memory, nodes, paths
+
 OWNER = Require("users/ann/chat/session.json", "It")
 OWN = "system/objects/"
 
@@ -57,63 +57,7 @@ OWN = "system/objects/"
 @pytest.fixture(autouse=True)
 def bucket(tmp_path: Path, monkeypatch: pytest.MonkeyPatch) -> MemoryStore:
     """The medium of one test."""
-    store = MemoryStore()
-    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
-    monkeypatch.setattr(Target, "client", lambda self, **_: store)
-    monkeypatch.setattr(locking, "_PATIENCE_SECONDS", 0.1)
-    monkeypatch.setattr(appending, "_SEALED_SECONDS", 0.1)
-    return store
-
-
-@asynccontextmanager
-async def nodes(count: int, **settings: Any) -> AsyncIterator[list[S3Backend]]:
-    """Open the store several times, as so many processes would."""
-    opened = [S3Backend(StorageConfig(storage_url="s3://bucket/x", **settings)) for _ in range(count)]
-    for each in opened:
-        await each.open()
-    try:
-        yield opened
-    finally:
-        for each in opened:
-            await each.close()
-
-
-def paths(bucket: MemoryStore) -> list[str]:
-    return sorted(str(each["path"]) for run in obstore.list(bucket) for each in run)
-
-
-class Meeting:
-    """Something that happens once, just before a node makes a request."""
-
-    def __init__(self, patches: pytest.MonkeyPatch, node: S3Backend, method: str, words: str) -> None:
-        self.happened = 0
-        self._loop = asyncio.get_running_loop()
-        self._action: Callable[[], Awaitable[object]] | None = None
-        original = getattr(Objects, method)
-        meeting = self
-
-        def request(objects: Objects, path: Any, *arguments: Any, **more: Any) -> Any:
-            asked = path if isinstance(path, str) else " ".join(path)
-            if objects is node._objects and words in asked and meeting._action is not None:
-                action, meeting._action = meeting._action, None
-                meeting.happened += 1
-                asyncio.run_coroutine_threadsafe(_done(action), meeting._loop).result(20)
-            return original(objects, path, *arguments, **more)
-
-        patches.setattr(Objects, method, request)
-
-    def then(self, action: Callable[[], Awaitable[object]]) -> "Meeting":
-        self._action = action
-        return self
-
-
-async def _done(action: Callable[[], Awaitable[object]]) -> None:
-    await action()
-
-
-async def _whole(store: S3Backend) -> None:
-    """Fail if something is wrong with a store."""
-    assert [problem for problem in await store.verify() if not problem.harmless] == []
+    return memory(monkeypatch, tmp_path)
 
 
 # --- logs that are folded, closed and opened again -----------------------------------------------------------
@@ -128,7 +72,7 @@ async def test_a_fold_of_a_log_that_was_made_anew_removes_nothing(monkeypatch: p
         await asyncio.to_thread(a._appender.fold, LOG)
         await b.commit([Append(LOG, lines(1, 11))])
         assert ids(await c.read_log(LOG)) == ["m0", "m1", "m2", "m3", *["m10"] * meeting.happened, "m11"]
-        await _whole(c)
+        await check_whole(c)
 
 
 async def test_a_log_that_is_open_again_is_not_opened_once_more(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -167,7 +111,7 @@ async def test_a_fold_whose_answer_is_lost_removes_no_part_that_is_needed(monkey
             await asyncio.to_thread(a._appender.fold, LOG)
     async with nodes(1) as (c,):  # when what was not needed is gone
         assert await c.count_log(LOG) == len(await c.read_log(LOG, strict=True)) == 1502
-        await _whole(c)
+        await check_whole(c)
 
 
 async def test_a_log_that_cannot_be_folded_keeps_no_other_from_it(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -220,7 +164,7 @@ async def test_a_message_that_is_taken_out_before_its_appender_has_looked_is_not
         assert await a.commit([Append(LOG, lines(1, 2))]) == [1]
         assert meeting.happened and popped == [bare(lines(1, 2))]
         assert await b.read_log(LOG) == bare(lines(2))
-        await _whole(b)
+        await check_whole(b)
 
 
 async def test_lines_whose_log_is_edited_before_their_appender_has_looked_are_there_once(
@@ -271,7 +215,7 @@ async def test_segments_of_those_who_are_late_mislead_nobody(monkeypatch: pytest
         assert meeting.happened
         assert seen == [["m1", "m2", "m3", "c0"], ["m0", "m1", "m2", "m3", "c0"]]
         assert ids(await a.read_log(LOG, -5)) == ["m1", "m2", "m3", "c0", "b0"]
-        await _whole(a)
+        await check_whole(a)
 
 
 # --- commits of several keys ---------------------------------------------------------------------------------
@@ -364,7 +308,7 @@ async def test_a_commit_whose_process_dies_at_any_request_is_there_or_not(
                     assert (await b.read_log(LOG))[-1] == line("later")[:-1]
                     assert await b.count_log(LOG) == (4 if found == AFTER else 3)
                     await c.verify(fix=True)
-                    await _whole(c)
+                    await check_whole(c)
             if death.count < at:
                 break
     assert at > 15 and outcomes[0] == "died" and outcomes[-1] == "done"
@@ -391,7 +335,7 @@ async def test_a_commit_that_loses_any_answer_is_there_or_not(monkeypatch: pytes
                 patches.setattr(Objects, "_send", lose)
                 await a.commit(CHANGES)
                 assert await _contents(b) == await _contents(a) == AFTER
-                await _whole(b)
+                await check_whole(b)
         if count < at:
             break
     assert at > 10
@@ -461,7 +405,7 @@ async def test_a_commit_that_loses_brings_nothing_back_that_the_winner_removed(m
             await b.commit([Put("meta", b"3", version), Delete("blob")])
         assert meeting.happened
         assert await a.read_many(["meta", "blob"]) == [b"2", None]
-        await _whole(a)
+        await check_whole(a)
 
 
 async def test_of_two_who_move_the_same_one_does(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -490,7 +434,7 @@ async def test_a_move_that_meets_a_change_takes_it_along_or_comes_before_it(monk
         assert await b.read("trash/1/session.json") == b"2"
         assert await b.read_log("trash/1/messages.jsonl") == bare(lines(6))
         assert await b.list_keys("users/") == []
-        await _whole(b)
+        await check_whole(b)
 
 
 async def test_what_is_made_where_something_is_just_moved_away_stays(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -572,7 +516,7 @@ async def test_nothing_is_made_in_a_session_that_is_deleted_meanwhile(
                 is_made = not isinstance(results[0], BaseException)
                 assert is_made == any(key.endswith(("messages.jsonl", "new.json")) for key in moved) or how == "remove"
             await a.commit([RemoveTree("users"), RemoveTree("trash")])
-            await _whole(a)
+            await check_whole(a)
 
 
 async def test_conditions_of_an_append_in_a_commit_are_those_of_now(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -600,43 +544,12 @@ async def test_a_large_tree_is_removed_and_what_others_make_there_meanwhile_as_w
         assert isinstance(removed, list) and len(removed) == 151
         assert await a.list_keys("") == []
         assert await a.list_folders("") in ([], ["t"])
-        await _whole(a)
+        await check_whole(a)
     async with nodes(1) as (c,):
         assert await c.list_folders("") == []
 
 
 # --- many nodes at random ------------------------------------------------------------------------------------
-
-
-class Chaos:
-    """Requests that take their time, lose their answers, or end their node."""
-
-    def __init__(self, patches: pytest.MonkeyPatch, seed: int) -> None:
-        self.dead: set[Objects] = set()
-        self.is_over = False
-        self._dice = random.Random(seed)
-        patches.setattr(Objects, "_pause", staticmethod(lambda attempt: time.sleep(0.002)))
-        for method in ("_send", "delete", "delete_once", "get", "head"):
-            patches.setattr(Objects, method, self._mad(getattr(Objects, method), writes=method == "_send"))
-
-    def _mad(self, original: Any, *, writes: bool) -> Any:
-        def request(objects: Objects, *arguments: Any, **more: Any) -> Any:
-            number = 1.0 if self.is_over else self._dice.random()
-            if objects in self.dead:
-                raise UnavailableError("dead")
-            if number < 0.3:
-                time.sleep(0.01 * number)
-            if number < 0.001:
-                self.dead.add(objects)
-                raise UnavailableError("dead")
-            if writes and 0.3 < number < 0.31:
-                raise OSError("operation timed out")
-            made = original(objects, *arguments, **more)
-            if writes and 0.31 < number < 0.32:
-                raise OSError("operation timed out")
-            return made
-
-        return request
 
 
 class Crowd:
@@ -673,7 +586,7 @@ class Crowd:
                 self.unknown |= set(names)
                 try:
                     await store.commit([owner, Append(log, tuple(line(name) for name in names))])
-                except (NotFoundError, ConflictError):
+                except (NotFoundError, ConflictError, UnavailableError):  # which say that nothing was changed
                     self.unknown -= set(names)
                     raise
                 self.acknowledged |= set(names)
@@ -728,7 +641,7 @@ async def test_a_crowd_loses_nothing_and_does_nothing_twice(monkeypatch: pytest.
         one, two = await store.read_many(["one", "two"])
         assert one == two and crowd.counted <= int(one or 0) <= crowd.counted + crowd.may_be_counted
         await store.commit([Put("one", b"x"), Put("two", b"x")])
-        await _whole(store)
+        await check_whole(store)
 
 
 # --- parts, blobs and what is left over ----------------------------------------------------------------------
@@ -852,7 +765,7 @@ async def test_a_repair_removes_nothing_that_is_moved_meanwhile(
             await b.verify(fix=True)
         assert await b.count_log(f"system/trash/1/{LOG}") == len(await b.read_log(f"system/trash/1/{LOG}")) == 501
         assert await b.read("blob") == b"x" * 400_000
-        await _whole(b)
+        await check_whole(b)
 
 
 async def test_an_intent_that_is_damaged_is_told_and_hinders_nobody(bucket: MemoryStore) -> None:
@@ -892,7 +805,7 @@ async def test_logs_that_somebody_else_wrote_are_read_whatever_their_size() -> N
         assert await a.read(LOG) == whole + lines(1)[0]
         await a.commit([Put("lines of no log", (b"x" * 9999 + b"\n") * 40)])
         assert await a.read_log("lines of no log") == []
-        await _whole(a)
+        await check_whole(a)
 
 
 async def test_a_record_is_changed_where_it_is_and_the_other_parts_stay(bucket: MemoryStore) -> None:
@@ -920,7 +833,7 @@ async def test_a_record_is_changed_where_it_is_and_the_other_parts_stay(bucket: 
             await a.commit([Edit(LOG, "m9", line("m9", "as it was not"), None)])
         with pytest.raises(NotFoundError):
             await a.commit([Edit(LOG, "m7", line("m7"), None)])
-        await _whole(b)
+        await check_whole(b)
 
 
 async def test_a_part_that_goes_while_it_is_read_is_told(monkeypatch: pytest.MonkeyPatch) -> None:
@@ -943,7 +856,7 @@ async def test_large_objects_that_others_put_there_are_moved(bucket: MemoryStore
         assert await a.commit([Move("d", "e"), Put("f", b"1")]) == [True, version_of(b"1")]
         assert await a.read("e/large") == data and await a.count_log("e/large") == 4000
         assert await a.read("e/other") == b"x" * 3_000_000
-        await _whole(a)
+        await check_whole(a)
 
 
 # --- what a client says of its failures ----------------------------------------------------------------------

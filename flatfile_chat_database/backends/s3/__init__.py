@@ -13,11 +13,11 @@ import threading
 from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
 from contextlib import aclosing, suppress
 from itertools import islice
-from typing import Any, Generic, TypeVar, cast
+from typing import Generic, TypeVar, cast
 
 from ...config import StorageConfig, absolute
 from ...errors import ConfigurationError, ConflictError, NotFoundError, StorageError
-from ...models import Problem, new_id
+from ...models import Problem
 from ..base import Capability, Changes, LogPart
 from ..changes import ABSENT, Append, Put, Require
 from ..rules import check_key, check_lines, not_found
@@ -27,9 +27,9 @@ from ..writer import Job
 try:
     from .appending import Appender, Ask, Extend
     from .committing import Committer
-    from .composing import PLAIN_BYTES, Garbage
+    from .composing import PLAIN_BYTES, Composer, Garbage
     from .contents import Contents, Log
-    from .forms import Part
+    from .forms import PART_BYTES
     from .objects import Objects
     from .planning import Adopt
     from .target import target_of
@@ -43,10 +43,6 @@ T = TypeVar("T")
 
 _CHUNK_BYTES = 1 << 20
 """In which blobs are read."""
-_PART_BYTES = 5 << 20
-"""In which blobs are sent, when they are larger."""
-
-
 _POLL_SECONDS = 1.0
 """How often whoever waits looks at the soonest: each look is paid for."""
 
@@ -257,24 +253,24 @@ class S3Backend(ThreadedBackend):
         check_key(key)
         if await self.exists(key):
             return False
-        held, size, part, writer = bytearray(), 0, Part(new_id(), 0), None
+        composer, held = Composer(self._contents), [bytearray()]
+
+        def send() -> None:
+            composer.piece(held.pop())  # taken out: the thread remembers what it was given until it is given more
+
         try:
             async for chunk in chunks:
-                held += chunk
-                size += len(chunk)
-                if len(held) >= PLAIN_BYTES:
-                    if writer is None:
-                        writer = await self._in_thread(lambda: self._writer_of(part))
-                    await self._in_thread(self._sending(writer, bytes(held)))
-                    held.clear()
-            if writer is not None:
-                await self._in_thread(self._sending(writer, bytes(held), is_last=True))
+                held[0] += chunk
+                if len(held[0]) >= PART_BYTES:
+                    await self._in_thread(send)
+                    held.append(bytearray())
+            if held[0] and (composer.made or len(held[0]) > PLAIN_BYTES):
+                await self._in_thread(send)
         except BaseException:
-            if writer is not None:  # what was sent is in no object unless it was ended, and then in one of no use
-                self._garbage.later([part])
+            self._garbage.later(composer.made)
             raise
-        # From here on the part is the commit's, whatever becomes of the caller.
-        return await self._adopted(Adopt(key, Part(part.name, size)) if writer else Put(key, bytes(held), ABSENT))
+        # From here on the parts are the commit's, whatever becomes of the caller.
+        return await self._adopted(Adopt(key, composer.made) if composer.made else Put(key, bytes(held[0]), ABSENT))
 
     async def _adopted(self, change: Put | Adopt) -> bool:
         try:
@@ -282,12 +278,6 @@ class S3Backend(ThreadedBackend):
         except ConflictError:
             return False
         return bool(outcome)
-
-    def _writer_of(self, part: Part) -> Any:
-        return self._contents.writer(part, _PART_BYTES)
-
-    def _sending(self, writer: Any, data: bytes, *, is_last: bool = False) -> Callable[[], None]:
-        return lambda: self._objects.send(writer, data, is_last=is_last)
 
     def _run(self, jobs: Sequence[Job]) -> None:
         """Do jobs in their order; in the writer's thread. Appends that follow each other share puts."""
@@ -306,6 +296,7 @@ class S3Backend(ThreadedBackend):
                 needed.setdefault(require.key, []).append(job)
         self._flush(gathered, needed)
         self._appender.tidy()
+        self._garbage.remove(late=True)
 
     def _run_one(self, job: Job) -> None:
         try:

@@ -14,6 +14,7 @@ import secrets
 import time
 from collections import OrderedDict, deque
 from collections.abc import Sequence
+from contextlib import suppress
 
 import msgspec
 
@@ -24,7 +25,8 @@ from .. import rules
 from ..changes import Append, Require
 from ..writer import Job
 from .composing import KEPT_BYTES, KEPT_RECORDS, Composer, Garbage, folded, newest_lines, parts_of
-from .contents import Contents, Log
+from .contents import Contents, Log, Stale
+from .faults import after_writing
 from .forms import Head, Lines, Segment, hash_of, look_at, read_head, read_segment, seal, write_segment
 
 logger = logging.getLogger("flatfile_chat_database")
@@ -44,6 +46,7 @@ _KNOWN_RECORDS = 1 << 20
 """Ids that are remembered, of all logs together."""
 _SEALED_SECONDS = 1.0
 """So long whoever closed a log has to replace it; then another one opens it again."""
+_LOOK = "Read whether the message is there, then send it again under its id."
 _LOOKS = 20
 """How often it is looked meanwhile."""
 
@@ -207,7 +210,8 @@ class Appender:
             elif tail.head.is_locked:
                 self._contents.locks.settled(key)
             elif tail.is_sealed:
-                self._reopen(key)
+                with suppress(DurabilityError):  # it is looked at again
+                    self._reopen(key)
             elif self._go_on(key, tail, asks):
                 return
             elif self._catch_up(key, tail):
@@ -264,7 +268,12 @@ class Appender:
         head = self._contents.locks.settled(key)
         if head is not None and head.is_log:
             return False
-        content = b"" if head is None or not head.is_there else Log(self._contents, key, head).content()
+        try:
+            content = b"" if head is None or not head.is_there else Log(self._contents, key, head).content()
+        except Stale as stale:
+            if head == self._contents.locks.settled(key):
+                raise stale.error from None
+            return False
         whole, half = rules.mended(content)
         before = {codec.written_id(line): line for line in reversed(rules.good_lines(key, whole))}
         lines = self._decide(key, asks, before, None)
@@ -283,21 +292,28 @@ class Appender:
         self._garbage.later(composer.made if etag is None else parts_of(head).values())
         if etag is None:
             return False
-        is_new = head is None or not head.is_there
-        return not (is_new and not self._are_there(asks) and self._take_back(key, etag))
+        if head is not None and head.is_there:
+            return True
+        with after_writing():
+            return not self._take_back(key, read_head(raw, etag), asks)
 
-    def _take_back(self, key: str, etag: str) -> bool:
-        """Remove a new log whose owner is removed by somebody who did not know of it; return False if it stays.
+    def _take_back(self, key: str, made: Head, asks: Sequence[Ask]) -> bool:
+        """Remove a new log if its owner was removed by somebody who did not know of it; return False if it stays.
 
-        It does if others have gone on with it, or taken it along.
+        What others have appended meanwhile goes with it: they looked for the owner before. It stays if somebody has
+        made it anew, or taken it along.
         """
-        try:
-            head = self._contents.locks.settled(key)
-            if head is None or head.etag != etag or not self.seal(Log(self._contents, key, head)):
+        for _ in range(_TURNS):
+            if self._are_there(asks):
                 return False
-            return self._contents.locks.remove(key, etag)
-        except UnavailableError as error:
-            raise DurabilityError(f"{error.message} The outcome of the write is unknown.", hint=error.hint) from None
+            head = self._contents.locks.settled(key)
+            if head is None or not head.is_log or head.generation != made.generation:
+                return False
+            if self._contents.locks.remove(key, head.etag):
+                self._garbage.later(head.parts)
+                self._garbage.drop(head.generation)
+                return True
+        raise UnavailableError(f"{key} is changed faster than it can be taken back.", key=key, hint="Retry.")
 
     def _are_there(self, asks: Sequence[Ask]) -> bool:
         """Tell whether all that the callers require is there still, and nobody is about to remove it."""
@@ -312,12 +328,13 @@ class Appender:
         if not self._put(tail, lines):
             return False
         put = tail.window[-1][0][-1]
-        if not self._is_current(key, tail, tail.number):
-            tail.is_lost = True
-            if not self._was_taken_in(key, tail, put):
-                return False
-            self.forget(key)
-            return True
+        with after_writing():
+            if not self._is_current(key, tail, tail.number):
+                tail.is_lost = True
+                if not self._was_taken_in(key, tail, put):
+                    return False
+                self.forget(key)
+                return True
         if tail.number - tail.through >= _FOLDED_AT_ONCE:
             self._fold_or_not(key)
         return True
@@ -408,6 +425,8 @@ class Appender:
             if segment.is_seal:
                 return True
             number, last = number + 1, segment.puts[-1]
+        if number == tail.number + 1 and self._objects.head(self._places.segment(tail.generation, tail.number)) is None:
+            raise DurabilityError(f"{key} was made anew, and what it was is removed already.", key=key, hint=_LOOK)
         return False
 
     # --- folding -------------------------------------------------------------------------------------
@@ -471,7 +490,7 @@ class Appender:
         if etag is None:
             self._garbage.later(composer.made)
             return None
-        head = read_head(key, raw, etag)
+        head = read_head(raw, etag)
         kept = parts_of(head)
         self._garbage.later(part for part in log.head.parts if part.name not in kept)
         if generation is None:

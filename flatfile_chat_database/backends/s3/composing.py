@@ -59,12 +59,15 @@ class Garbage:
         with self._lock:
             self._waiting.append((time.monotonic() + _LINGER_SECONDS, work))
 
-    def remove(self) -> float | None:
-        """Remove one thing that has waited long enough; return in how many seconds there is more."""
+    def remove(self, *, late: bool = False) -> float | None:
+        """Remove one thing that has waited long enough; return in how many seconds there is more.
+
+        With `late` it must have waited twice as long: whoever has no time for it should have by then.
+        """
         with self._lock:
             if not self._waiting:
                 return None
-            more = self._waiting[0][0] - time.monotonic()
+            more = self._waiting[0][0] - time.monotonic() + (_LINGER_SECONDS if late else 0)
             if more > 0:
                 return more
             _, work = self._waiting.popleft()
@@ -99,7 +102,7 @@ class Composer:
         if len(data) <= PLAIN_BYTES:
             return write_head(None, data)
         pieces = [data[start : start + PART_BYTES] for start in range(0, len(data), PART_BYTES)]
-        return write_head(Manifest("bytes", parts=self._contents.objects.together(self._put, pieces)), b"")
+        return write_head(Manifest("bytes", parts=self._contents.objects.together(self.piece, pieces)), b"")
 
     def log(
         self,
@@ -141,10 +144,11 @@ class Composer:
         raw = self.log(key, data[:end])
         if end == len(data):
             return raw
-        head = read_head(key, raw, "")  # half a line is in no part, and such a log does not go on before it is mended
+        head = read_head(raw, "")  # half a line is in no part, and such a log does not go on before it is mended
         return write_head(Manifest("bytes", parts=head.parts), head.rest + data[end:])
 
-    def _put(self, data: bytes) -> Part:
+    def piece(self, data: bytes | bytearray) -> Part:
+        """Put bytes into a part. They must not change any more."""
         part = Part(new_id(), len(data))
         self.made.append(part)
         self._contents.objects.put(self._contents.places.part(part.name), data)

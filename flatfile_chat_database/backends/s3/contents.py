@@ -22,6 +22,7 @@ from ..base import LogPart
 from .forms import (
     GOING_BYTES,
     GONE,
+    MAGIC,
     Head,
     Index,
     Part,
@@ -47,8 +48,8 @@ _GONE_ETAG = hashlib.md5(GONE, usedforsecurity=False).hexdigest()
 """Of what stands for nothing, where a server makes ETags as most do."""
 KEPT_PUTS = 400
 """Ids of puts that a head remembers, for those who ask late whether theirs is in it."""
-_LARGE_BYTES = 2 << 20
-"""Heads are smaller, unless somebody else put them there."""
+LARGE_BYTES = 2 << 20
+"""Heads are smaller, locked ones as well, unless somebody else put them there."""
 _INDEXES = 512
 """Indexes of parts that are remembered."""
 
@@ -92,9 +93,9 @@ class Contents:
             try:
                 return work(None if head is None else Log(self, key, head))
             except Stale as stale:
-                if head is not None and head.etag == before:
+                if head is not None and head.version == before:
                     raise stale.error from None
-                before = head.etag if head is not None else None
+                before = head.version if head is not None else None
         raise UnavailableError(f"{key} is changed faster than it can be read.", key=key, hint="Retry.")
 
     def read(self, key: str) -> bytes | None:
@@ -104,7 +105,7 @@ class Contents:
     def exists(self, key: str) -> bool:
         """Tell whether there are bytes at a key, however many."""
         found = self.objects.head(key)
-        return found is not None and (found.size > _LARGE_BYTES or self.head(key) is not None)
+        return found is not None and (found.size > LARGE_BYTES or self.head(key) is not None)
 
     def is_gone(self, found: Listed) -> bool:
         """Tell of an object in a list whether it stands for nothing."""
@@ -117,15 +118,17 @@ class Contents:
 
     def runs(self, key: str, *, strict: bool) -> Iterator[list[bytes]]:
         """Yield the records of a log in runs."""
-        if self._is_large(key):
-            yield from self._plain_runs(key, strict=strict)
+        large = self._large(key, _LOOKED_AT_ONCE)
+        if large is not None:
+            yield from self._plain_runs(key, large, strict=strict)
         else:
             yield from self._followed(key, self.look(key, self._begun(lambda log: log.runs(strict=strict))))
 
     def chunks(self, key: str, size: int) -> Iterator[bytes]:
         """Yield the bytes at a key in chunks; at least one, which may be empty, if there is anything."""
-        if self._is_large(key):
-            yield from self.objects.stream(key, size) or ()
+        large = self._large(key, size)
+        if large is not None:
+            yield from large
         else:
             yield from self._followed(key, self.look(key, self._begun(lambda log: log.chunks(size))))
 
@@ -148,14 +151,24 @@ class Contents:
 
         return work
 
-    def _is_large(self, key: str) -> bool:
-        """Tell whether there are the bytes themselves, and more of them than should be held at once."""
-        found = self.objects.head(key)
-        return found is not None and found.size > _LARGE_BYTES
+    def _large(self, key: str, size: int) -> Iterator[bytes] | None:
+        """Return chunks of the bytes themselves, if they are there, and more than should be held at once."""
+        for _ in range(_TURNS):
+            found = self.objects.head(key)
+            if found is None or found.size <= LARGE_BYTES:
+                return None
+            chunks = self.objects.stream(key, size, found.etag)
+            if chunks is None:
+                continue
+            first = next(chunks, b"")
+            if first.startswith(MAGIC):  # nor is a head with very many parts, or its lock, taken for bytes
+                return None
+            return chain([first], chunks)
+        raise UnavailableError(f"{key} is changed faster than it can be read.", key=key, hint="Retry.")
 
-    def _plain_runs(self, key: str, *, strict: bool) -> Iterator[list[bytes]]:
+    def _plain_runs(self, key: str, chunks: Iterator[bytes], *, strict: bool) -> Iterator[list[bytes]]:
         held, offset = b"", 0
-        for chunk in self.objects.stream(key, _LOOKED_AT_ONCE) or ():
+        for chunk in chunks:
             held += chunk
             end = held.rfind(b"\n") + 1
             run = rules.good_lines(key, held[:end], strict=strict, newline=False, offset=offset)
@@ -187,10 +200,6 @@ class Contents:
             found |= some
         return [found[place] for place in places]
 
-    def writer(self, part: Part, buffer_bytes: int) -> object:
-        """Return a file that is written to a new part."""
-        return self.objects.writer(self.places.part(part.name), buffer_bytes)
-
     # --- lists ---------------------------------------------------------------------------------------
 
     def listed(self, prefix: str) -> Iterator[list[Listed]]:
@@ -217,10 +226,21 @@ class Contents:
         """Return the keys that begin with a text, sorted."""
         return [each.path for run in self.listed(prefix) for each in run]
 
-    def live_folders(self, folder: str) -> list[str]:
-        """Return the folders in a folder that have keys below them, which takes longer than `children`."""
-        start = len(folder) + 1 if folder else 0
-        parts = (key[start:].partition("/") for key in self.keys(f"{folder}/" if folder else ""))
+    def live_folders(
+        self, folder: str, own: frozenset[str] = frozenset(), made: frozenset[str] = frozenset()
+    ) -> list[str]:
+        """Return the folders in a folder that have keys below them, which takes longer than `children`.
+
+        What others are about to make is waited for, or given up. Whoever asks may have locked keys that are his own;
+        those that were made by it do not count.
+        """
+        prefix = f"{folder}/" if folder else ""
+        keys = set(self.keys(prefix)) - made
+        for key in (keys & self.locks.keys()) - own:
+            head = self.locks.settled(key)
+            if head is None or not head.is_there:
+                keys.remove(key)
+        parts = (key[len(prefix) :].partition("/") for key in keys)
         return sorted({name for name, slash, _ in parts if slash})
 
     def children(self, folder: str, *, folders_only: bool = False) -> list[str]:
@@ -280,6 +300,7 @@ class Log:
     """What is at a key, at one moment. Bytes and documents are logs as well that do not go on."""
 
     def __init__(self, contents: Contents, key: str, head: Head) -> None:
+        head.check(key)
         self.key = key
         self.head = head
         self._contents = contents
@@ -292,14 +313,12 @@ class Log:
     @property
     def identity(self) -> str:
         """Of the bytes before: a log that only grew keeps it."""
-        manifest = self.head.manifest
-        return manifest.generation if manifest is not None and self.head.is_log else f"bytes {self.head.etag}"
+        return self.generation if self.head.is_log else f"bytes {self.head.version}"
 
     @property
     def generation(self) -> str:
         """Of a log that may go on."""
-        assert self.head.manifest is not None
-        return self.head.manifest.generation
+        return self.head.generation
 
     @property
     def through(self) -> int:
@@ -319,7 +338,8 @@ class Log:
         contents, generation, through = self._contents, self.generation, self.through
         folder = contents.places.log(generation)
         after = contents.places.segment(generation, through - 1) if through else ""
-        found = [number_of(each.path) for run in contents.objects.listed(folder, after) for each in run]
+        listed = (number_of(each.path) for run in contents.objects.listed(folder, after) for each in run)
+        found = [number for number in listed if number]
         for expected, number in enumerate(found, start=through or 1):
             if number != expected:
                 raise Stale(damaged(self.key, contents.places.segment(generation, expected), "is missing"))
@@ -554,7 +574,7 @@ class Log:
 
     def stamp(self) -> str:
         """Return a text that is another one when the bytes are changed."""
-        return f"{self.head.etag} {self.numbers[-1]}" if self.numbers else self.head.etag
+        return f"{self.head.version} {self.numbers[-1]}" if self.numbers else self.head.version
 
     def log_part(self, identity: str | None, start: int) -> LogPart:
         """Return whole lines from an offset on; see `StorageBackend.read_log_part`."""

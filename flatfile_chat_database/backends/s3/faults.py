@@ -3,13 +3,15 @@
 from __future__ import annotations
 
 import re
+from collections.abc import Iterator
+from contextlib import contextmanager
 
 from obstore.exceptions import (
     PermissionDeniedError,
     UnauthenticatedError,
 )
 
-from ...errors import ConfigurationError, StorageError, UnavailableError
+from ...errors import ConfigurationError, DurabilityError, StorageError, UnavailableError
 
 _CODE = re.compile(r"<Code>(\w{1,60})</Code>")
 _STATUS = re.compile(r"Server returned non-2xx status code: (\d{3})")
@@ -63,6 +65,26 @@ def was_refused(error: Exception) -> bool:
 def is_beyond(error: Exception) -> bool:
     """Tell whether an object has no bytes where they were asked for."""
     return _status(error) == 416
+
+
+def unknown(reason: StorageError) -> DurabilityError:
+    """Return the error for a write of which it cannot be told whether it was done, and why it cannot."""
+    return DurabilityError(
+        f"{reason.message} The outcome of the write is unknown.",
+        key=reason.key,
+        hint="Read whether it is there, then retry.",
+    )
+
+
+@contextmanager
+def after_writing() -> Iterator[None]:
+    """Whatever fails here fails behind a write: nobody may say that nothing was changed."""
+    try:
+        yield
+    except DurabilityError:
+        raise
+    except StorageError as error:
+        raise unknown(error) from None
 
 
 def told(error: Exception, place: str) -> StorageError:

@@ -25,7 +25,8 @@ from ...config import StorageConfig
 from ...errors import IntegrityError
 from ...layout import Layout
 
-_MAGIC = b'{"chatdb":'
+MAGIC = b'{"chatdb":'
+"""What every manifest begins with, and no bytes at a key that have none."""
 INDEXED_EVERY = 64
 """Of so many records of a part one has its offset in the part's index."""
 PART_BYTES = 4 << 20
@@ -80,6 +81,24 @@ class Head(msgspec.Struct, frozen=True):
     is_locked: bool = False
     """Whether a commit is about to replace it, or another head in its place; nobody else may."""
 
+    is_damaged: bool = False
+    """Whether it begins as a manifest does and is none: it can be replaced, removed and moved, but not read."""
+
+    def check(self, key: str) -> None:
+        """Raise IntegrityError if it is damaged."""
+        if self.is_damaged:
+            raise IntegrityError(
+                f"{key}: the manifest of its parts is damaged.", key=key, hint="Restore it from a backup, or remove it."
+            )
+
+    @property
+    def version(self) -> str:
+        """A text that is another one when the bytes are others.
+
+        The ETag is, but for a lock, which stays as it is when it is decided which of its heads counts.
+        """
+        return f"{self.etag} {digest_of(self.raw)}" if self.is_locked else self.etag
+
     @property
     def is_there(self) -> bool:
         """Whether it stands for something; what is gone stands for nothing."""
@@ -89,6 +108,11 @@ class Head(msgspec.Struct, frozen=True):
     def is_log(self) -> bool:
         """Whether segments may follow."""
         return self.manifest is not None and self.manifest.chatdb == "log"
+
+    @property
+    def generation(self) -> str:
+        """Of a log; otherwise empty, or of no meaning."""
+        return self.manifest.generation if self.manifest is not None else ""
 
     @property
     def parts(self) -> list[Part]:
@@ -159,13 +183,9 @@ def number_of(path: str) -> int:
 # --- heads -----------------------------------------------------------------------------------------------
 
 
-def read_head(key: str, raw: bytes, etag: str) -> Head:
-    """Read the object at a key.
-
-    Raises:
-        IntegrityError: It begins as a manifest does and is none.
-    """
-    if not raw.startswith(_MAGIC):
+def read_head(raw: bytes, etag: str) -> Head:
+    """Read the object at a key, damaged or not."""
+    if not raw.startswith(MAGIC):
         return Head(etag, raw, None, raw)
     line, newline, rest = raw.partition(b"\n")
     try:
@@ -173,14 +193,14 @@ def read_head(key: str, raw: bytes, etag: str) -> Head:
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         manifest = None
     if manifest is None or not newline:
-        raise IntegrityError(f"{key}: the manifest of its parts is damaged.", key=key, hint="Restore it from a backup.")
+        return Head(etag, raw, None, raw, is_damaged=True)
     return Head(etag, raw, manifest, rest)
 
 
 def write_head(manifest: Manifest | None, rest: bytes) -> bytes:
     """Return the object for a key. What would be taken for a manifest gets one."""
     if manifest is None:
-        if not rest.startswith(_MAGIC):
+        if not rest.startswith(MAGIC):
             return rest
         manifest = Manifest("bytes")
     return _encoder.encode(manifest) + b"\n" + rest
@@ -231,7 +251,7 @@ def read_segment(key: str, path: str, data: bytes) -> tuple[Segment, bytes]:
         segment = _segments.decode(line)
     except (msgspec.DecodeError, UnicodeDecodeError, RecursionError):
         raise damaged(key, path, "is no segment of a log") from None
-    if segment.digest != digest_of(lines):
+    if segment.digest != digest_of(lines) or not (segment.puts or segment.is_seal):
         raise damaged(key, path, "is not as it was written")
     return segment, lines
 

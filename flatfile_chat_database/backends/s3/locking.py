@@ -20,7 +20,7 @@ from typing import Literal
 
 import msgspec
 
-from ...errors import IntegrityError, StorageError, UnavailableError
+from ...errors import DurabilityError, IntegrityError, StorageError, UnavailableError
 from ...models import new_id
 from .forms import GONE, Head, Manifest, Places, going, locked, read_head
 from .objects import Objects
@@ -60,37 +60,44 @@ class Locks:
             found = self._objects.get(key)
             if found is None:
                 return None
-            head = read_head(key, found.data, found.etag)
+            head = read_head(found.data, found.etag)
             if head.manifest is None or head.manifest.chatdb != "locked":
                 return head
             intent = self.intent(head.manifest.intent)
             if intent is None and found.etag != before:
                 before = found.etag  # it is ended: either the head is replaced by now, or it came too late
                 continue
-            return _through(key, head, head.manifest, intent is not None and intent[0].state == "done")
+            return _through(head, head.manifest, intent is not None and intent[0].state == "done")
         raise UnavailableError(f"{key} is changed faster than it can be read.", key=key, hint="Retry.")
 
     def settled(self, key: str) -> Head | None:
         """Return what stands at a key once it may be replaced; end what others do there, if they do not.
 
         Raises:
-            UnavailableError: It is locked again and again.
+            UnavailableError: It is locked again and again, or cannot be unlocked.
         """
+        try:
+            return self._settled(key)
+        except DurabilityError as error:  # of a write that is in any case what others have decided
+            raise UnavailableError(f"{key} cannot be unlocked. {error.message}", key=key, hint="Retry.") from None
+
+    def _settled(self, key: str) -> Head | None:
         began: dict[str, float] = {}
         for _ in range(_TURNS * 20):
             found = self._objects.get(key)
             if found is None:
                 return None
-            head = read_head(key, found.data, found.etag)
+            head = read_head(found.data, found.etag)
             manifest = head.manifest
             if manifest is None or manifest.chatdb not in ("gone", "locked") or found.data == GONE:
                 return head
-            waited = time.monotonic() - began.setdefault(found.etag, time.monotonic())
+            is_known, now = found.etag in began, time.monotonic()
+            waited = now - began.setdefault(found.etag, now)
             if manifest.chatdb == "gone":  # somebody is about to remove it, or died at that
                 if waited > 2 * _PATIENCE_SECONDS:
                     self._objects.replace(key, GONE, found.etag)
             elif (intent := self.intent(manifest.intent)) is None:
-                if waited:  # it was looked at twice
+                if is_known:  # it is ended, and this came too late; otherwise it would be replaced by now
                     self._roll(key, head, manifest, is_done=False)
                     continue
             elif intent[0].state != "prepared":
@@ -102,12 +109,13 @@ class Locks:
             time.sleep(_PAUSE_SECONDS)
         raise UnavailableError(f"{key} is locked by other commits all the time.", key=key, hint="Retry.")
 
-    def _roll(self, key: str, head: Head, manifest: Manifest, *, is_done: bool) -> bool:
-        """Replace a locked head by what counts; return False if somebody else has."""
+    def _roll(self, key: str, head: Head, manifest: Manifest, *, is_done: bool) -> None:
+        """Replace a locked head by what counts, unless somebody else has."""
         raw = manifest.new if is_done else manifest.old
         if raw is None:
-            return self.remove(key, head.etag)
-        return self._objects.replace(key, raw, head.etag) is not None
+            self.remove(key, head.etag)
+        else:
+            self._objects.replace(key, raw, head.etag)
 
     # --- intents -------------------------------------------------------------------------------------
 
@@ -130,9 +138,16 @@ class Locks:
             raise IntegrityError(f"The intent {path} is damaged.", key=path, hint="Remove it by hand.") from None
 
     def begin(self, keys: Sequence[str]) -> tuple[str, Intent, str]:
-        """Write a new intent; return its name, itself, and its ETag."""
+        """Write a new intent; return its name, itself, and its ETag.
+
+        Raises:
+            UnavailableError: It is not written, or not known to be, which is the same: nothing is locked by it.
+        """
         name, intent = new_id(), Intent("prepared", list(keys))
-        etag = self._objects.create(self._path(name), _encoder.encode(intent))
+        try:
+            etag = self._objects.create(self._path(name), _encoder.encode(intent))
+        except DurabilityError as error:
+            raise UnavailableError(f"{self._path(name)} cannot be written: {error.message}", hint="Retry.") from None
         if etag is None:
             raise UnavailableError(f"{self._path(name)} is there already.", hint="Retry.")
         return name, intent, etag
@@ -153,7 +168,7 @@ class Locks:
         found = self._objects.get(key)
         if found is None:
             return
-        head = read_head(key, found.data, found.etag)
+        head = read_head(found.data, found.etag)
         if head.manifest is not None and head.manifest.chatdb == "locked" and head.manifest.intent == name:
             self._roll(key, head, head.manifest, is_done=is_done)
 
@@ -166,6 +181,15 @@ class Locks:
         """Return the names of all intents."""
         found = (each for run in self._objects.listed(self._places.intents) for each in run)
         return [each.path.rpartition("/")[2] for each in found]
+
+    def keys(self) -> set[str]:
+        """Return the keys of all commits that are not ended; `verify` tells of intents that cannot be read."""
+        found: set[str] = set()
+        for name in self.names():
+            with suppress(IntegrityError):
+                intent = self.intent(name)
+                found.update(intent[0].keys if intent is not None else ())
+        return found
 
     def finish(self, name: str) -> bool:
         """End a commit that is decided; return False if it is not, or ended already."""
@@ -200,12 +224,12 @@ class Locks:
     def bury(self, key: str) -> None:
         """Remove a head that has stood for nothing for long."""
         found = self._objects.get(key)
-        if found is not None and not read_head(key, found.data, found.etag).is_there:
+        if found is not None and not read_head(found.data, found.etag).is_there:
             self.remove(key, found.etag)
 
 
-def _through(key: str, lock: Head, manifest: Manifest, is_done: bool) -> Head:
+def _through(lock: Head, manifest: Manifest, is_done: bool) -> Head:
     """Return the head that counts behind a lock; its ETag is that of the lock, which is what may be replaced."""
     raw = manifest.new if is_done else manifest.old
-    head = read_head(key, GONE if raw is None else raw, lock.etag)
-    return Head(lock.etag, head.raw, head.manifest, head.rest, is_locked=True)
+    head = read_head(GONE if raw is None else raw, lock.etag)
+    return msgspec.structs.replace(head, is_locked=True)

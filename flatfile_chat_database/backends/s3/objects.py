@@ -1,7 +1,6 @@
 """Single objects of a bucket: how they are got, created, replaced on a condition, listed and removed.
 
-The client never tries again by itself, for a put that is repeated blindly cannot tell whether what it meets is its
-own.
+The client never tries again by itself, for a put that is repeated blindly cannot tell whether what it meets is its own.
 Here a read is tried again, and so is a put whose outcome is unknown, but only once the object was looked at: each put
 has an id in the object's metadata, by which it is known again.
 """
@@ -22,9 +21,9 @@ import obstore
 from obstore.exceptions import AlreadyExistsError, BaseError, PreconditionError
 from obstore.store import S3Store
 
-from ...errors import ConfigurationError, DurabilityError, StorageError, UnavailableError
+from ...errors import ConfigurationError, StorageError, UnavailableError
 from ...models import new_id
-from .faults import is_absent, is_beyond, may_pass, told, was_refused, was_sent
+from .faults import is_absent, is_beyond, may_pass, told, unknown, was_refused, was_sent
 from .target import Target
 
 T = TypeVar("T")
@@ -129,14 +128,19 @@ class Objects:
             found = self._read("gets", lambda: _listed(obstore.get(self._speak(), path).meta))
         return found
 
-    def stream(self, path: str, chunk_bytes: int) -> Iterator[bytes] | None:
-        """Return an object's bytes in chunks, all from one request if none fails; None if there is none."""
+    def stream(self, path: str, chunk_bytes: int, etag: str | None = None) -> Iterator[bytes] | None:
+        """Return an object's bytes in chunks, all from one request if none fails; None if there is none.
+
+        Nor is there one if it is not of the version that is asked for.
+        """
         self._speak()  # which tells whether it can be spoken to at all
         with self._state:
             if self._patient is None:
                 self._patient = self._target.client(patient=True)
         answer = self._ask(path, 0)
-        return None if answer is None else self._chunks(path, answer, chunk_bytes)
+        if answer is None or etag not in (None, answer.meta["e_tag"] or ""):
+            return None
+        return self._chunks(path, answer, chunk_bytes)
 
     def _ask(self, path: str, start: int) -> Any:
         client = self._patient
@@ -224,7 +228,7 @@ class Objects:
         """
         return self._put(path, data, etag, is_final=False)
 
-    def put(self, path: str, data: bytes) -> None:
+    def put(self, path: str, data: bytes | bytearray) -> None:
         """Write an object whose name nobody else uses."""
         self.prepare_to_write()
         for attempt in range(self._retries + 1):
@@ -257,23 +261,23 @@ class Objects:
                     return None  # there is no version to replace
                 reason = self._told(error)
                 if not may_pass(error) and not is_absent_now:
-                    raise (self._unknown(reason) if may_be_there else reason) from None
+                    raise (unknown(reason) if may_be_there else reason) from None
                 may_be_there |= was_sent(error) and not was_refused(error)
             self._pause(attempt)
             if may_be_there:
                 try:
                     own, now = self._own(path, data, token)
                 except StorageError:
-                    raise self._unknown(reason) from None
+                    raise unknown(reason) from None
                 if own is not None:
                     return own
                 if now != etag:
                     if is_final and now is not None:
                         return None
-                    raise self._unknown(reason)  # it may have been there, and somebody replaced it
+                    raise unknown(reason)  # it may have been there, and somebody replaced it
         assert reason is not None
         # What was sent may be on its way still, and arrive when nobody looks any more.
-        raise self._unknown(reason) if may_be_there else reason
+        raise unknown(reason) if may_be_there else reason
 
     def _own(self, path: str, data: bytes, token: str) -> tuple[str | None, str | None]:
         """Return an object's ETag if a put made it, otherwise None; and its ETag in any case."""
@@ -287,7 +291,7 @@ class Objects:
 
         return self._read("gets", read) or (None, None)
 
-    def _send(self, path: str, data: bytes, mode: Any, token: str) -> str:
+    def _send(self, path: str, data: bytes | bytearray, mode: Any, token: str) -> str:
         self._count("puts")
         self._count("bytes_out", len(data))
         made = obstore.put(self._speak(), path, data, mode=mode, use_multipart=False, attributes={_TOKEN: token})
@@ -299,23 +303,6 @@ class Objects:
         if etag is None:
             return "create"
         return {"e_tag": etag if self._quotes else etag.strip('"')}
-
-    def writer(self, path: str, buffer_bytes: int) -> Any:
-        """Return a file that is written to an object whose name nobody else uses, in several parts if it is large."""
-        self.prepare_to_write()
-        self._count("puts")
-        return obstore.open_writer(self._speak(), path, buffer_size=buffer_bytes, max_concurrency=1)
-
-    def send(self, writer: Any, data: bytes, *, is_last: bool) -> None:
-        """Write to such a file; end it with the last bytes."""
-        self._count("bytes_out", len(data))
-        try:
-            if data:
-                writer.write(data)
-            if is_last:
-                writer.close()
-        except _FAILURES as error:
-            raise self._told(error) from None
 
     def now(self) -> datetime:
         """Return the time by the server's clock."""
@@ -441,11 +428,6 @@ class Objects:
 
     def _told(self, error: Exception) -> StorageError:
         return told(error, self.name)
-
-    def _unknown(self, reason: StorageError) -> DurabilityError:
-        return DurabilityError(
-            f"{reason.message} The outcome of the write is unknown.", hint="Read whether it is there, then retry."
-        )
 
     @staticmethod
     def _pause(attempt: int) -> None:

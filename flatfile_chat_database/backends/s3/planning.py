@@ -36,12 +36,16 @@ from .composing import Composer
 from .contents import Contents, Log
 from .forms import Head, Manifest, Part, hash_of, write_head
 
+_CROWD = 16
+"""As long as a folder has room for so many more, nobody looks whether others have filled it meanwhile."""
+_LOOKED_AT_ONCE = 8
+
 
 class Adopt(msgspec.Struct, frozen=True):
-    """Put a blob that is in a part already where nothing is. Outcome: whether nothing was."""
+    """Put a blob that is in parts already where nothing is. Outcome: whether nothing was."""
 
     key: str
-    part: Part
+    parts: Sequence[Part]
 
 
 class Mend(msgspec.Struct, frozen=True):
@@ -96,12 +100,17 @@ class Plan:
         self._config = config
         self._standings: dict[str, Standing] = {}
         self._logs: dict[str, Log] = {}
-        self._quotas: dict[str, list[str]] = {}
         self.composer = Composer(contents)
-        self.trees: dict[str, set[str]] = {}
-        """Folders that are emptied, with the keys in them."""
+        self.trees: set[str] = set()
+        """Folders that are emptied."""
         self.required: set[str] = set()
         """Keys at which there must be something."""
+        self.absent: set[str] = set()
+        """Keys at which there must be nothing, but for what this commit puts there."""
+        self.targets: set[str] = set()
+        """Folders to which a tree is moved: there must be nothing else in them."""
+        self.quotas: list[Quota] = []
+        """Those of folders that are nearly full."""
         self.unneeded: list[Part] = []
         """Parts that this commit was given, and has no place for."""
 
@@ -157,6 +166,14 @@ class Plan:
         self._get(keys)
         return [key for key in keys if self.at(key).is_there]
 
+    def _has_any(self, folder: str) -> bool:
+        """Tell whether there is anything in a folder; locked keys of those who died are taken away."""
+        for run in self._contents.listed(f"{folder}/"):
+            for start in range(0, len(run), _LOOKED_AT_ONCE):
+                if self._there([each.path for each in run[start : start + _LOOKED_AT_ONCE]]):
+                    return True
+        return False
+
     # --- conditions ----------------------------------------------------------------------------------
 
     def check(self, change: Change | Adopt | Mend) -> None:
@@ -167,10 +184,13 @@ class Plan:
                 if not self.at(key).is_there:
                     raise rules.not_found(what, key)
             case Quota(folder):
+                folders = self._contents.children(folder, folders_only=True)
                 try:
-                    rules.check_quota(change, self._contents.children(folder, folders_only=True))
+                    rules.check_quota(change, folders)
                 except StorageLimitExceeded:  # some of them may be emptied, and not removed yet
                     rules.check_quota(change, self._contents.live_folders(folder))
+                if len(folders) + _CROWD >= change.maximum:
+                    self.quotas.append(change)
             case Put(key, _, expected):
                 if expected is ABSENT:
                     if self.at(key).is_there:
@@ -190,7 +210,8 @@ class Plan:
                 if not self._cut(self.at(key), count):
                     rules.kept_and_dropped(key, rules.mended(self.content(self.at(key)))[0], count)
             case Absent(target) | Move(_, target):
-                if self.at(target).is_there or any(True for run in self._contents.listed(f"{target}/") if run):
+                self.absent.add(target)
+                if self.at(target).is_there or self._has_any(target):
                     raise rules.exists_already(target)
 
     def _new_lines(self, change: Append) -> list[bytes]:
@@ -265,12 +286,12 @@ class Plan:
                 standing.must_be_still |= expected not in (ANY, ABSENT)
                 standing.kind, standing.data = "bytes", data
                 return rules.version_of(data)
-            case Adopt(key, part):
+            case Adopt(key, parts):
                 standing = self.at(key)
                 if standing.is_there:
-                    self.unneeded.append(part)
+                    self.unneeded += parts
                     return False
-                head = Head("", write_head(Manifest("bytes", parts=[part]), b""), None, b"")
+                head = Head("", write_head(Manifest("bytes", parts=list(parts)), b""), None, b"")
                 standing.kind, standing.origin = "taken", Standing(key, head)
                 return True
             case Delete(key):
@@ -299,8 +320,8 @@ class Plan:
             case Move(source, target):
                 return self._move(source, target)
             case RemoveTree(folder):
+                self.trees.add(folder)
                 keys = self._there(self._below(folder))
-                self.trees[folder] = set(keys)
                 for key in keys:
                     standing = self.at(key)
                     standing.kind, standing.data = "gone", b""
@@ -365,7 +386,9 @@ class Plan:
 
     def _move(self, source: str, target: str) -> bool:
         keys = self._there([*self._below(source), source])
-        self.trees[source] = set(keys)
+        if any(key != source for key in keys):
+            self.trees.add(source)
+            self.targets.add(target)
         self._get([target + key[len(source) :] for key in keys])
         for key in keys:
             old, new = self.at(key), self.at(target + key[len(source) :])

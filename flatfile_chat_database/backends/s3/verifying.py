@@ -53,6 +53,8 @@ class Verifier:
         self._places = contents.places
         self._layout = Layout(config)
         self._torn: list[str] = []
+        self._locked: dict[str, str] = {}
+        """The intents of keys that are locked."""
 
     def problems(self, *, fix: bool) -> list[Problem]:
         """Return what is wrong, but for logs that end in half a line; repair it with `fix`."""
@@ -79,8 +81,14 @@ class Verifier:
             Problem("leftover", path, "An object that belongs to nothing.", fixed=fixed, harmless=True) for path in left
         ]
         if fix:
+            self._objects.together(self._unlock, sorted(self._locked))
             self._bury(limit)
         return found
+
+    def _unlock(self, key: str) -> None:
+        """Take away a lock that came too late: its commit is ended."""
+        if self._contents.locks.intent(self._locked[key]) is None:
+            self._contents.locks.settled(key)
 
     def torn(self) -> list[str]:
         """Return the logs that end in half a line, as `problems` has met them."""
@@ -119,17 +127,15 @@ class Verifier:
         found = self._objects.get(key)
         if found is None:
             return
-        try:
-            manifest = read_head(key, found.data, found.etag).manifest
-            for raw in (manifest.old, manifest.new) if manifest is not None else ():
-                inner = read_head(key, raw, "").manifest if raw is not None else None
-                if inner is not None:
-                    used.add(inner)
-        except IntegrityError:
-            used.has_unread = True
-        else:
-            if manifest is not None:
-                used.add(manifest)
+        head = read_head(found.data, found.etag)
+        manifest = head.manifest
+        if manifest is not None and manifest.chatdb == "locked":
+            self._locked[key] = manifest.intent
+        inner = (manifest.old, manifest.new) if manifest is not None else ()
+        for each in (head, *(read_head(raw, "") for raw in inner if raw is not None)):
+            used.has_unread |= each.is_damaged
+            if each.manifest is not None:
+                used.add(each.manifest)
 
     def _judge(self, key: str, log: Log, used: Used) -> list[Problem]:
         if log.head.manifest is not None:
