@@ -1,13 +1,13 @@
 """Several processes and threads on one store, and processes that are killed."""
 
 import asyncio
-import multiprocessing
 import threading
 from pathlib import Path
 
 import pytest
 
 from flatfile_chat_database import Message, StorageConfig, StorageManager
+from flatfile_chat_database.testing.case import fresh_processes
 
 from . import kills
 
@@ -85,7 +85,7 @@ async def test_8_processes_of_4_threads_append_6400_messages_to_sqlite_and_none_
 
 async def append_from_all(place: str, each: int) -> None:
     storage = await prepare(place)
-    starting = multiprocessing.get_context("spawn")
+    starting = fresh_processes()
     processes = [
         starting.Process(target=append_from_threads, args=(place, process, each)) for process in range(PROCESSES)
     ]
