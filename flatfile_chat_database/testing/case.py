@@ -222,7 +222,7 @@ def fresh_processes() -> ForkServerContext:
     return context
 
 
-def _kinds(kind: type[BackendCase]) -> Iterator[type[BackendCase]]:
+def _kinds(kind: type[Any]) -> Iterator[type[Any]]:
     yield kind
     for narrower in kind.__subclasses__():
         yield from _kinds(narrower)
