@@ -86,7 +86,7 @@ def test_a_scenario_runs_and_prints_its_rows(name: str) -> None:
     assert bool(elsewhere & {row.get("against") for row in result["rows"]}) == (name in CONTESTED)
     for row in result["rows"]:
         peer = row.get("against")
-        # Peers are in an environment of their own, where `make test` runs the scenarios that have some with all of them.
+        # Those are in an environment of their own, where `make test` runs the scenarios that have some.
         if peer in PEERS | SERVED and not (PEERS | SERVED)[peer].is_installed:
             assert (row["theirs"], row["ratio"]) == (NOT_INSTALLED, None)
             assert peer in result["missing"]
