@@ -7,6 +7,10 @@ SHELL := /bin/sh
 .DEFAULT_GOAL := help
 .DELETE_ON_ERROR:
 
+# Compiled code is kept, whatever the machine says: the tests start programs hundreds of times, and each of them would
+# compile all of the package, and of the packages that it uses, anew.
+unexport PYTHONDONTWRITEBYTECODE
+
 # The other Pythons, each tested where it is present.
 OTHERS := 3.12 3.13
 
@@ -42,7 +46,8 @@ BENCH := .venv-bench
 # Debian keeps venv in a package of its own, so a first failure is mended when we may. The folder is removed first:
 # leftovers of another Python or another lock would be a different environment from everybody else's.
 # Where the first environment is there its uv installs in a few seconds what takes pip a minute. It does not read pip's
-# configuration, though: where packages come from elsewhere, pip gets them.
+# configuration, though: where packages come from elsewhere, pip gets them. pip compiles what it installs, and so does uv
+# where that is asked for: for the tests, but not for the thousands of files of the peers, of which a run uses few.
 define environment
 @echo "== environment $(2): $$($(1) --version 2>&1)"
 @$(1) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || { \
@@ -58,8 +63,8 @@ define environment
         echo "$(1) cannot make virtual environments. On Debian or Ubuntu, as root: apt-get install python3-venv python3-pip"; \
         exit 1; \
     fi && $(1) -m venv $(2); }
-@{ [ $(2) != $(VENV) ] && $(BIN)/uv pip install --quiet --python $(2) --require-hashes -r $(3); } || \
-    $(2)/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 --require-hashes -r $(3)
+@{ [ $(2) != $(VENV) ] && $(BIN)/uv pip install --quiet $(if $(filter $(BENCH),$(2)),,--compile-bytecode) --python $(2) \
+    --require-hashes -r $(3); } || $(2)/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 --require-hashes -r $(3)
 @$(2)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 @$(2)/bin/python -m pip check
 @touch $(2)/.stamp
@@ -91,9 +96,10 @@ suite-%:
 	    folder=$$(mktemp -d $(QUICK)/chatdb-suite-XXXXXX) && chmod 755 "$$folder" && trap 'rm -rf "$$folder"' EXIT INT TERM; \
 	    TMPDIR="$$folder" $(VENV)-$*/bin/python -m pytest $(SPREAD) -m "not slow" $(ARGS))
 
-# Only a step of `test`: every scenario of the benchmarks with every peer, in a few seconds; the figures mean nothing.
+# Only a step of `test`: the scenarios that have peers, with every peer, in a few seconds; the figures mean nothing. The
+# suite has run every scenario without them by then.
 suite-bench: $(BENCH)/.stamp
-	@echo "== benchmarks: every scenario, with the peers"
+	@echo "== benchmarks: the scenarios that have peers, with all of them"
 	@$(BENCH)/bin/python -m benchmarks --quick --peers --json >/dev/null
 
 check: $(VENV)/.stamp ## lint, format, types, layers, and whether the generated documentation is fresh

@@ -35,6 +35,9 @@ SCENARIOS = (
 LONG = ("scaling", "objects", "caching")
 """Run only by name."""
 
+CONTESTED = ("appending", "single", "databases")
+"""Those that have peers in an environment of their own."""
+
 DOCS = Path(__file__).resolve().parent.parent / "docs"
 
 
@@ -56,7 +59,11 @@ def main(arguments: Sequence[str] | None = None) -> int:
         f"takes {latency.LIMIT_MS:.0f} ms or more at the 99th percentile, or the package adds more than "
         f"{startup.LIMIT_MS:.0f} ms to `startup`",
     )
-    parser.add_argument("--peers", action="store_true", help="fail (exit code 1) if a peer is not installed")
+    parser.add_argument(
+        "--peers",
+        action="store_true",
+        help="fail (exit code 1) if a peer is not installed; without names, run only the scenarios that have peers",
+    )
     parser.add_argument(
         "--report", action="store_true", help="write docs/benchmarks.md and its plot, with what this run measured"
     )
@@ -72,7 +79,7 @@ def main(arguments: Sequence[str] | None = None) -> int:
     if not options.json:
         print("; ".join(f"{name}: {value}" for name, value in facts.items()))
     results: list[Result] = []
-    for name in options.names or SCENARIOS:
+    for name in options.names or (CONTESTED if options.peers else SCENARIOS):
         result: Result = importlib.import_module(f".{name}", __package__).run(quick=options.quick)
         if options.quick:
             result = dataclasses.replace(result, beyond=[])

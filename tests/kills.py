@@ -5,7 +5,6 @@
 
 import asyncio
 import hashlib
-import multiprocessing
 import os
 import random
 import shutil
@@ -13,7 +12,6 @@ import signal
 import time
 from collections import Counter
 from dataclasses import dataclass
-from multiprocessing.context import ForkServerContext
 from pathlib import Path
 
 from flatfile_chat_database import Message, StorageConfig, StorageManager
@@ -21,6 +19,7 @@ from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.backends.flatfile.files import Files
 from flatfile_chat_database.backends.flatfile.lock import Mark
 from flatfile_chat_database.check import check
+from flatfile_chat_database.testing.case import fresh_processes
 
 from . import s3
 
@@ -111,13 +110,6 @@ def write_until_killed(folder: str, cycle: int, seed: int, pipe: int, kind: str,
     asyncio.run(main())
 
 
-def context() -> ForkServerContext:
-    """Start processes from one that has the package loaded and no threads."""
-    chosen = multiprocessing.get_context("forkserver")
-    chosen.set_forkserver_preload(["flatfile_chat_database", "tests.kills"])
-    return chosen
-
-
 def run(
     folder: Path, *, kills: int, seed: int, each: int = 650, kind: str = "files", durability: str = "full"
 ) -> Report:
@@ -130,7 +122,7 @@ def run(
     """
     report = Report(problems=[])
     dice = random.Random(seed)
-    starting = context()
+    starting = fresh_processes()
     for first in range(0, kills, CYCLES_PER_STORE):
         store = folder / f"store{first}"
         asyncio.run(_prepare(store, kind))

@@ -98,6 +98,7 @@ async def _give_way() -> None:
     await asyncio.sleep(0)
 
 
+@pytest.mark.slow  # the defaults themselves are what files and memory use, and the machine uses six methods too
 class TestSixMethods(BackendContract):
     """What the contract's defaults make of six methods is a whole backend."""
 

@@ -15,7 +15,7 @@ import pytest
 
 from benchmarks import __main__ as command
 from benchmarks import corpus, latency, machine, plot, report, rounds, startup
-from benchmarks.__main__ import LONG, SCENARIOS, main
+from benchmarks.__main__ import CONTESTED, LONG, SCENARIOS, main
 from benchmarks.ours import OURS, Ours, configuration, create_logs, create_many_sessions, lines
 from benchmarks.peers import PEERS, SERVED, Peer, open_peer
 from benchmarks.result import NOT_INSTALLED, Bar, Result, Table, number
@@ -82,9 +82,11 @@ def test_a_scenario_runs_and_prints_its_rows(name: str) -> None:
     assert result["beyond"] == [], "a quick run is not judged"
     if name in BARS:
         assert [(row["against"], row["bar"], row["aim"]) for row in result["rows"] if row["bar"]] == BARS[name]
+    elsewhere = {peer for peer, where in (PEERS | SERVED).items() if where.distribution}
+    assert bool(elsewhere & {row.get("against") for row in result["rows"]}) == (name in CONTESTED)
     for row in result["rows"]:
         peer = row.get("against")
-        # Peers are in an environment of their own, where `make test` runs every scenario with all of them.
+        # Those are in an environment of their own, where `make test` runs the scenarios that have some.
         if peer in PEERS | SERVED and not (PEERS | SERVED)[peer].is_installed:
             assert (row["theirs"], row["ratio"]) == (NOT_INSTALLED, None)
             assert peer in result["missing"]

@@ -169,6 +169,7 @@ class Behind:
         return not self.peek_keys()
 
 
+@pytest.mark.slow  # what depends on Python is the client of the server, which the machine below and a sample use
 class TestCachedMemory(Behind, Dictionary, BackendContract):
     """A dictionary behind Redis."""
 

@@ -56,6 +56,8 @@ from .test_cached_nodes import (
     until_open,
 )
 
+pytestmark = pytest.mark.slow  # nothing in it depends on the version of Python, and a sample uses the cache
+
 
 @pytest.fixture(autouse=True)
 def short_times(monkeypatch: pytest.MonkeyPatch) -> None:

@@ -724,8 +724,9 @@ def test_tail_says_what_does_not_go_together(filled: str, arguments: list[str], 
 
 def steering(text: str) -> set[str]:
     """Return the characters of `text` that a terminal could be steered by."""
-    found = {c for c in text if c not in "\r\n" and unicodedata.category(c) in ("Cc", "Cs", "Zl", "Zp")}
-    return found | {c for c in text if unicodedata.category(c) == "Cf" and c not in "\u200c\u200d"}
+    kinds = {c: unicodedata.category(c) for c in {*text}}
+    found = {c for c, kind in kinds.items() if kind in ("Cc", "Cs", "Zl", "Zp") and c not in "\r\n"}
+    return found | {c for c, kind in kinds.items() if kind == "Cf" and c not in "\u200c\u200d"}
 
 
 def on_terminal(*command: str) -> tuple[int, str]:
@@ -755,6 +756,21 @@ async def hostile_chat(storage: StorageManager) -> None:
     await storage.add_message(HOSTILE_ID, HOSTILE_ID, message)
 
 
+DONE = "== done =="
+ONE_AFTER_THE_OTHER = f"""
+import json, sys
+from flatfile_chat_database.cli import main
+
+for arguments in json.loads(sys.argv[1]):
+    sys.argv[1:] = arguments
+    try:
+        main()
+    except SystemExit:
+        pass
+    print({DONE!r}, flush=True)
+"""
+
+
 @pytest.mark.slow
 @pytest.mark.filterwarnings("ignore:.*forkpty:DeprecationWarning")
 @pytest.mark.parametrize("as_json", [False, True])
@@ -762,7 +778,7 @@ def test_stored_control_characters_never_reach_a_terminal(store: str, tmp_path: 
     fill(store, hostile_chat)
     bad = tmp_path / "evil\x1b[31m\u202e.jsonl"
     bad.write_bytes(b'\xff\x1b[31m\n{"\x1b": 1}\n{"\\u001b[31m\\u202e": 1}\n')
-    first = [*CHATDB, "--store", store, *(["--json"] if as_json else [])]
+    first = ["--store", store, *(["--json"] if as_json else [])]
     commands = [
         ["ls"],
         ["ls", HOSTILE_ID],
@@ -776,9 +792,11 @@ def test_stored_control_characters_never_reach_a_terminal(store: str, tmp_path: 
         ["import", str(bad), *OPENAI],
         ["import", str(bad) + "absent", *OPENAI],
     ]
-    for command in commands:
-        _, sent = on_terminal(*first, *command)
-        assert sent
+    code, sent = on_terminal(sys.executable, "-c", ONE_AFTER_THE_OTHER, json.dumps([first + each for each in commands]))
+    *all_sent, rest = sent.split(DONE)
+    assert (code, rest, len(all_sent)) == (0, "\r\n", len(commands))
+    for command, sent in zip(commands, all_sent, strict=True):
+        assert sent.strip()
         # What the program itself may send: styles (never red, which is what was stored), and the progress bar's moves.
         sent = re.sub(r"\x1b\[(?!31m)[\d;]*m|\x1b\[(?:\?25[lh]|\d*[AGK])", "", sent)
         assert steering(sent) == set(), command

@@ -28,7 +28,7 @@ if TYPE_CHECKING:
 
 ROOT = Path(__file__).parent.parent
 
-pytestmark = pytest.mark.damage
+pytestmark = [pytest.mark.damage, pytest.mark.slow]  # nothing in it depends on the version of Python
 
 
 # --- real media, in processes of their own ---------------------------------------------------------------

@@ -36,6 +36,8 @@ from flatfile_chat_database.transfer.migrate import migrate
 from . import postgres
 from .backdoors import Files
 
+pytestmark = pytest.mark.slow  # nothing in it depends on the version of Python, and a sample uses a mirror
+
 LAYOUT = Layout(StorageConfig())
 OWN = f"{LAYOUT.mirror}/"
 DOCUMENT = "users/ada/a.json"

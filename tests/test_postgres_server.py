@@ -1,7 +1,6 @@
 """PostgreSQL servers that are killed, restarted, cut off, full, or that follow another one."""
 
 import asyncio
-import multiprocessing
 import os
 import shutil
 import socket
@@ -21,7 +20,7 @@ from flatfile_chat_database.backends.postgres import PostgresBackend, listening
 from flatfile_chat_database.backends.postgres.session import PostgresSession
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.errors import DurabilityError, UnavailableError
-from flatfile_chat_database.testing.case import LOG, all_of, line
+from flatfile_chat_database.testing.case import LOG, all_of, fresh_processes, line
 
 from . import postgres
 from .load import SESSIONS, Load
@@ -232,7 +231,7 @@ async def test_four_processes_that_append_to_the_same_sessions_lose_and_mix_noth
         await storage.create_user("ada")
         for session in range(SESSIONS):
             await storage.create_session("ada", session_id=f"s{session}")
-        context = multiprocessing.get_context("spawn")
+        context = fresh_processes()
         processes = [context.Process(target=append, args=(url, number, 60)) for number in range(4)]
         for process in processes:
             process.start()

@@ -1,13 +1,13 @@
 """Several processes and threads on one store, and processes that are killed."""
 
 import asyncio
-import multiprocessing
 import threading
 from pathlib import Path
 
 import pytest
 
 from flatfile_chat_database import Message, StorageConfig, StorageManager
+from flatfile_chat_database.testing.case import fresh_processes
 
 from . import kills
 
@@ -77,6 +77,7 @@ async def test_8_processes_of_4_threads_append_1600_messages_and_none_is_lost_or
     await append_from_all(f"{tmp_path}/files", 50)
 
 
+@pytest.mark.slow
 async def test_8_processes_of_4_threads_append_6400_messages_to_sqlite_and_none_is_lost_or_out_of_order(
     tmp_path: Path,
 ) -> None:
@@ -85,7 +86,7 @@ async def test_8_processes_of_4_threads_append_6400_messages_to_sqlite_and_none_
 
 async def append_from_all(place: str, each: int) -> None:
     storage = await prepare(place)
-    starting = multiprocessing.get_context("spawn")
+    starting = fresh_processes()
     processes = [
         starting.Process(target=append_from_threads, args=(place, process, each)) for process in range(PROCESSES)
     ]
@@ -122,7 +123,7 @@ def test_kills_of_a_process_that_writes_sqlite_lose_no_acknowledged_message(
 def test_many_kills_of_a_writing_process_lose_no_acknowledged_message(
     tmp_path: Path, durability: str, count: int, seed: int
 ) -> None:
-    report = kills.run(tmp_path, kills=count, seed=seed, durability=durability)
+    report = kills.run(tmp_path, kills=count, seed=seed, durability=durability, each=400)
     print(report)
     assert report.problems == [], report
-    assert report.kills == count and report.acknowledged >= 330 * count and report.torn_tails >= count // 10, report
+    assert report.kills == count and report.acknowledged >= 200 * count and report.torn_tails >= count // 10, report

@@ -1,7 +1,6 @@
 """S3 servers and clients that are killed, cut off and restarted, and several nodes on one store."""
 
 import asyncio
-import multiprocessing
 import os
 import subprocess
 import sys
@@ -15,6 +14,7 @@ from flatfile_chat_database import Message, StorageManager
 from flatfile_chat_database.check import check
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.errors import NotFoundError, StorageError
+from flatfile_chat_database.testing.case import fresh_processes
 
 from . import kills, s3
 from .load import Load
@@ -85,7 +85,7 @@ def test_a_forked_child_is_told(tmp_path: Path) -> None:
 def test_nodes_that_write_to_the_same_logs_lose_nothing_of_each_other(tmp_path: Path) -> None:
     url, nodes, each = s3.empty_store(), 3, 24
     asyncio.run(_prepare(url, tmp_path))
-    context = multiprocessing.get_context("spawn")
+    context = fresh_processes()
     pipes, processes = [], []
     for node in range(nodes):
         here, there = context.Pipe()

@@ -50,6 +50,8 @@ from flatfile_chat_database.testing.case import LOG, all_of, bare, ids, line, li
 
 from .s3_nodes import Chaos, Meeting, check_whole, memory, nodes, paths
 
+pytestmark = pytest.mark.slow  # nothing in it depends on the version of Python, and a sample uses S3
+
 OWNER = Require("users/ann/chat/session.json", "It")
 OWN = "system/objects/"
 

@@ -5,7 +5,6 @@ import contextlib
 import errno
 import fcntl
 import logging
-import multiprocessing
 import os
 import random
 import signal
@@ -30,6 +29,7 @@ from flatfile_chat_database.records import indexing
 from flatfile_chat_database.search import database
 from flatfile_chat_database.search.intake import Intake
 from flatfile_chat_database.storage import StorageManager
+from flatfile_chat_database.testing.case import fresh_processes
 
 from .conftest import MakeStorage
 from .recording import RecordingBackend
@@ -611,7 +611,7 @@ async def test_two_processes_may_use_one_index(flat_storage: MakeStorage) -> Non
     storage = flat_storage()
     await fill(storage)
     await storage.reindex("ada")
-    context = multiprocessing.get_context("spawn")
+    context = fresh_processes()
     root = str(storage.base_path)
     processes = [context.Process(target=_search_in_a_loop, args=(root, n, time.time() + 6)) for n in range(2)]
     for process in processes:
@@ -640,13 +640,13 @@ def _index_until_killed(root: str) -> None:
     asyncio.run(run())
 
 
-@pytest.mark.parametrize("seed", range(6))
+@pytest.mark.parametrize("seed", [0, *(pytest.param(seed, marks=pytest.mark.slow) for seed in range(1, 6))])
 async def test_a_process_killed_while_it_indexes_leaves_right_answers(flat_storage: MakeStorage, seed: int) -> None:
     storage = flat_storage()
     await fill(storage)
-    process = multiprocessing.get_context("spawn").Process(target=_index_until_killed, args=(str(storage.base_path),))
+    process = fresh_processes().Process(target=_index_until_killed, args=(str(storage.base_path),))
     process.start()
-    await asyncio.sleep(1.2 + random.Random(seed).random())
+    await asyncio.sleep(0.3 + random.Random(seed).random())
     assert process.pid is not None
     os.kill(process.pid, signal.SIGKILL)
     await asyncio.to_thread(process.join)

@@ -1,7 +1,6 @@
 """The SQLite backend: the contract, looked at with SQL, and what only it does."""
 
 import asyncio
-import multiprocessing
 import sqlite3
 from collections.abc import AsyncIterator
 from contextlib import asynccontextmanager
@@ -23,7 +22,7 @@ from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.errors import ConfigurationError, IntegrityError, NotFoundError, UnavailableError
 from flatfile_chat_database.layout import Layout
 from flatfile_chat_database.models import new_id
-from flatfile_chat_database.testing.case import LOG, line
+from flatfile_chat_database.testing.case import LOG, fresh_processes, line
 from flatfile_chat_database.testing.contract import BackendContract
 
 from .backdoors import records_of
@@ -239,7 +238,7 @@ def make(path: str, number: int, ready: Barrier) -> None:
 @pytest.mark.slow
 async def test_many_processes_make_one_file(path: Path) -> None:
     path.parent.mkdir(parents=True, exist_ok=True)
-    starting = multiprocessing.get_context("spawn")
+    starting = fresh_processes()
     ready = starting.Barrier(4)
     processes = [starting.Process(target=make, args=(str(path), number, ready)) for number in range(4)]
     for process in processes:

@@ -1,7 +1,6 @@
 """Backups, exports, restores and imports of whole stores."""
 
 import asyncio
-import multiprocessing
 import os
 import signal
 import subprocess
@@ -29,6 +28,7 @@ from flatfile_chat_database.errors import (
 from flatfile_chat_database.layout import Layout
 from flatfile_chat_database.models import Message, SituationalContext
 from flatfile_chat_database.storage import StorageManager
+from flatfile_chat_database.testing.case import fresh_processes
 from flatfile_chat_database.transfer import Limits, backup, export_store, import_archive, packing, restore
 from flatfile_chat_database.transfer.reading import Reader
 from flatfile_chat_database.transfer.staging import NewFolder
@@ -663,11 +663,11 @@ async def test_a_backup_holds_whole_commits_and_all_that_was_acknowledged(
     store = config(f"{kind}:store")
     async with StorageManager(store) as storage:
         await storage.create_user("ann")
-    spawn = multiprocessing.get_context("spawn")
+    starting = fresh_processes()
     writers = []
     for user in ("ann", "ben"):
-        here, there = spawn.Pipe()
-        process = spawn.Process(target=_write, args=(store, user, there))
+        here, there = starting.Pipe()
+        process = starting.Process(target=_write, args=(store, user, there))
         process.start()
         writers.append((user, process, here))
     try:
