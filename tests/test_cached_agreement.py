@@ -598,9 +598,14 @@ def test_threads_that_fail_at_once_make_one_pause(monkeypatch: pytest.MonkeyPatc
 async def test_an_answer_that_is_too_short_is_none(cache: RedisServer, monkeypatch: pytest.MonkeyPatch) -> None:
     async with nodes(cache.url, 1) as (_made, one):
         await one.write(KEY, b"1")
-        monkeypatch.setattr(one._server, "ask", lambda _run, commands: [[b"g"], *[b"x"] * (len(commands) - 1)])
+        shown: list[Any] = [b"g"]
+
+        async def short(_run: str, commands: Sequence[Any]) -> list[Any]:
+            return [shown, *[b"x"] * (len(commands) - 1)]
+
+        monkeypatch.setattr(one._server, "ask_at_once", short)
         assert await one.read(KEY) == b"1"
-        monkeypatch.setattr(one._server, "ask", lambda _run, commands: [None] * len(commands))
+        shown *= 3  # bound to something else
         monkeypatch.setattr(one._server, "call", lambda *_: [[b"g"]])
         assert await one.read(KEY) == b"1"
 

@@ -320,8 +320,12 @@ def cut_off(node: CachedBackend, monkeypatch: pytest.MonkeyPatch) -> None:
     def fail(*_: object, **__: object) -> Any:
         raise module.Unusable("cut off")
 
+    async def fail_at_once(*_: object) -> Any:
+        fail()
+
     for name in ("call", "call_many", "ask"):
         monkeypatch.setattr(node._server, name, fail)
+    monkeypatch.setattr(node._server, "ask_at_once", fail_at_once)
     monkeypatch.setattr(node._server, "look", lambda: "")
 
 

@@ -119,13 +119,17 @@ class NodesMachine(RuleBasedStateMachine):
         def fail(*_: object, **__: object) -> Any:
             raise Unusable("cut off")
 
+        async def fail_at_once(*_: object) -> Any:
+            fail()
+
         server.call = server.call_many = server.ask = fail
+        server.ask_at_once = fail_at_once
         server.look = lambda: ""
 
     @rule(node=_NODE)
     def reach_again(self, node: int) -> None:
         server: Any = self._nodes[node]._server
-        for name in ("call", "call_many", "ask", "look"):
+        for name in ("call", "call_many", "ask", "ask_at_once", "look"):
             vars(server).pop(name, None)
 
     @rule()
