@@ -69,6 +69,8 @@ def _guard() -> BlockBuster:
     for function in guard.functions.values():  # coverage looks at a file when its first line runs, wherever that is
         function.can_block_in("coverage/files.py", "abs_file")
         function.can_block_in("coverage/collector.py", "lock_data")
+    # The kernel knows it without a look at any medium.
+    guard.functions["os.getcwd"].can_block_in("flatfile_chat_database/config.py", "absolute")
     return guard
 
 

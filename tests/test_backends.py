@@ -231,6 +231,13 @@ def test_a_url_that_names_no_backend_is_refused_without_showing_it(url: str) -> 
     assert "secret" not in str(error.value)
 
 
+@pytest.mark.parametrize("url", ["sqlite:chats.db?mode=ro", "file:chats?secret=1", "sqlite:?", "file:/a/b%20c?"])
+def test_a_path_takes_no_parameters(url: str) -> None:
+    with pytest.raises(ConfigurationError, match=f"parameters, of which {url.partition(':')[0]}: takes none") as error:
+        open_backend(StorageConfig(storage_url=url))
+    assert "%3F" in str(error.value) and "secret" not in str(error.value)
+
+
 @pytest.mark.parametrize(
     ("url", "advice"),
     [

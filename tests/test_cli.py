@@ -7,6 +7,7 @@ import os
 import pty
 import re
 import select
+import shlex
 import signal
 import subprocess
 import sys
@@ -23,6 +24,7 @@ from click.testing import CliRunner, Result
 
 from flatfile_chat_database import Message, SituationalContext, StorageConfig, StorageManager
 from flatfile_chat_database.cli import cli
+from flatfile_chat_database.cli.mirroring import mirror
 from flatfile_chat_database.layout import Layout
 from flatfile_chat_database.terminal import block, cut, duration, json_line, one_line, table, utc, visible, width
 
@@ -37,6 +39,9 @@ HOSTILE_ID = "x\u202ey\u2066z\u200b"
 @pytest.fixture
 def store(store_path: Path) -> str:
     return str(store_path)
+
+
+EVERY_COMMAND = [*cli.commands, *(f"mirror {name}" for name in mirror.commands)]
 
 
 def chatdb(store: str | None, *arguments: str, **more: Any) -> Result:
@@ -181,6 +186,18 @@ def test_a_store_option_wins_over_the_environment(filled: str, tmp_path: Path, m
     assert "ada" in good(filled, "ls")
     assert "ada" in good(f"file:{filled}", "ls")
     assert chatdb(None, "ls").exit_code == 1
+
+
+@pytest.mark.parametrize("name", EVERY_COMMAND)
+def test_the_help_of_each_command_ends_with_an_example_of_it(name: str) -> None:
+    _, _, text = good(None, *name.split(), "--help").rpartition("Example")
+    lines = [line.strip() for line in text.splitlines()[1:]]
+    assert lines
+    for line in lines:
+        program, *arguments = shlex.split(line)
+        assert program == "chatdb" and f" {name} " in f"{line} "
+        # An option that does not exist would be an error before the help is shown.
+        assert good(None, *arguments, "--help").startswith(f"Usage: chatdb {name} ")
 
 
 @pytest.mark.parametrize(

@@ -9,6 +9,7 @@ import textwrap
 from pathlib import Path
 
 import pytest
+from click.testing import CliRunner
 
 from flatfile_chat_database import StorageConfig, StorageManager
 from flatfile_chat_database.check import check
@@ -147,6 +148,35 @@ def test_every_command_that_the_readme_shows_is_one() -> None:
         arguments = [str(ROOT / "README.md") if argument.endswith(".jsonl.gz") else argument for argument in arguments]
         with command.make_context(name, arguments):
             pass
+
+
+@pytest.mark.slow
+def test_the_commands_of_the_page_on_moving_run_one_after_the_other(
+    tmp_path: Path, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    """Those without a server; `mirror` as the page has it, with the URL of both stores in a variable."""
+    monkeypatch.chdir(tmp_path)
+    chats = '{"id": "first", "messages": [{"role": "user", "content": "Hello"}]}\n'
+    (tmp_path / "chats.jsonl").write_text(chats, encoding="utf-8")
+
+    def run(*arguments: str) -> str:
+        result = CliRunner().invoke(cli, arguments, prog_name="chatdb")
+        assert result.exit_code == 0, (arguments, result.output)
+        return result.stdout
+
+    run("--store", "chats", "import", "chats.jsonl", "--format", "openai-jsonl", "--user", "ada")
+    text = (ROOT / "docs/moving.md").read_text(encoding="utf-8")
+    [mirror] = re.findall(r"^    MIRROR=(.*)$", text, re.MULTILINE)
+    lines = [
+        line.replace('"$MIRROR"', mirror)
+        for line in re.findall(r"^    chatdb (.*)$", text, re.MULTILINE)
+        if "postgresql:" not in line
+    ]
+    assert len(lines) == 15
+    for line in lines:
+        run(*shlex.split(line))
+    for place in ("restored", "sqlite:restored.db", "ada/store", "sqlite:chats.db", "back", "sqlite:new.db"):
+        assert run("--store", place, "ls", "ada") == run("--store", "chats", "ls", "ada"), place
 
 
 @pytest.mark.parametrize("page", PAGES, ids=lambda path: path.relative_to(ROOT).as_posix())

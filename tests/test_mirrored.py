@@ -966,11 +966,16 @@ async def test_files_are_mirrored_to_postgresql_and_back(tmp_path: Path) -> None
 
 @pytest.mark.parametrize(
     "rest",
-    ["", "?", "?from=file:a", "?from=file:a&to=file:a", "?from=file:a&to=b", "?from=file:a&to=sqlite:b&x=1", "x"],
+    ["", "?", "?from=file:a", "?from=file:a&to=b", "?from=b&to=file:a", "?from=file:a&to=sqlite:b&x=1", "x"],
 )
 def test_a_mirrored_url_names_two_stores(rest: str) -> None:
     with pytest.raises(ConfigurationError, match="names two stores"):
         open_backend(StorageConfig(storage_url=f"mirrored:{rest}"))
+
+
+def test_a_mirrored_url_names_no_store_twice() -> None:
+    with pytest.raises(ConfigurationError, match=r"the same place twice\. Give from and to one each"):
+        open_backend(StorageConfig(storage_url="mirrored:?from=file:a&to=file:a"))
 
 
 def test_the_commands(tmp_path: Path) -> None:

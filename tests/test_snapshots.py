@@ -94,6 +94,23 @@ async def test_whoever_may_not_write_is_told_so(store_path: Path) -> None:
     await backend.close()
 
 
+async def test_a_folder_that_cannot_be_listed_is_named(store_path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    files = Files()
+    backend = await opened(store_path, files)
+    whole = files.list_folder
+
+    def refuse(path: str) -> object:
+        if path.endswith("/users"):
+            raise PermissionError(errno.EACCES, os.strerror(errno.EACCES), path)
+        return whole(path)
+
+    monkeypatch.setattr(files, "list_folder", refuse)
+    with pytest.raises(UnavailableError, match=r"/users: Permission denied\. Give this user access"):
+        async with backend.snapshot():
+            pass
+    await backend.close()
+
+
 async def test_a_history_that_is_lost_makes_it_look_at_everything(
     store_path: Path, monkeypatch: pytest.MonkeyPatch
 ) -> None:

@@ -41,7 +41,6 @@ pytestmark = pytest.mark.slow  # nothing in it depends on the version of Python
 
 LAYOUT = Layout(StorageConfig())
 OWN = LAYOUT.key("store")
-ENDINGS = ["backup.tar.zst", "backup.tar.gz"]
 
 Config = Callable[[str], StorageConfig]
 

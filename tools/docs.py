@@ -34,7 +34,8 @@ is made. Ids in `{braces}` are percent-encoded where a file name could not hold 
 
 COMMANDS_BEFORE = """\
 Exit codes: 0, done; 1, something was found or failed; 2, the command line or the configuration is wrong; 130,
-interrupted. Results go to stdout; with `--json` they are JSON, one object a line, and nothing else is there.
+interrupted (0 for `tail -f`, which ends in no other way). Results go to stdout; with `--json` they are JSON, one object
+a line, and nothing else is there.
 
 Errors, warnings and progress go to stderr, **also with `--json`**: an error is one line of text that begins with
 `chatdb: ` and says what is wrong and the way out (with exit code 2 a second line names the help), a warning one that

@@ -24,10 +24,10 @@ def open_backend(config: StorageConfig) -> StorageBackend:
     """Make the backend that the configuration names; do no I/O.
 
     `storage_url` is empty (files under `storage_base_path`), `file:relative`, `file:/absolute`, `file:~/in-home`, the
-    same with `sqlite:` for a file of SQLite, or `memory:`; the path is percent-decoded. Or it is a URL of PostgreSQL as
-    its own tools take it, `postgresql://user@host/database`, or a bucket of an object store, `s3://bucket/prefix`.
-    `mirrored:?from=URL&to=URL` is two stores at once, and `cached:?store=URL&cache=URL` one with a Redis or Valkey in
-    front of it; the URLs in them are percent-encoded.
+    same with `sqlite:` for a file of SQLite, or `memory:`; the path is percent-decoded, and a `?` in it must be `%3F`.
+    Or it is a URL of PostgreSQL as its own tools take it, `postgresql://user@host/database`, or a bucket of an object
+    store, `s3://bucket/prefix`. `mirrored:?from=URL&to=URL` is two stores at once, and `cached:?store=URL&cache=URL`
+    one with a Redis or Valkey in front of it; the URLs in them are percent-encoded.
 
     Raises:
         ConfigurationError: The URL's scheme is unknown or its form is wrong, or an extra is missing.
@@ -37,6 +37,12 @@ def open_backend(config: StorageConfig) -> StorageBackend:
     scheme, colon, rest = config.storage_url.partition(":")
     if not config.storage_url:
         return _make("flatfile", "FlatfileBackend", config, config.storage_base_path)
+    if scheme in ("file", "sqlite") and "?" in rest:
+        # Never a part of the name: whoever writes `sqlite:chats.db?mode=ro` means something else by it.
+        raise ConfigurationError(
+            f"storage_url has parameters, of which {scheme}: takes none.",
+            hint="Leave out what begins with the question mark; one that belongs to the path is %3F.",
+        )
     path = unquote(rest)
     if path.startswith("///"):  # file:///absolute, as browsers write it
         path = path[2:]
@@ -90,11 +96,16 @@ def _named(rest: str, one: str, other: str, scheme: str) -> tuple[str, str]:
         found, first, second = {"": []}, "", ""
     # A cache is in front of everything else, and a mirror in front of all but that.
     inner = ("cached:",) if scheme == "cached" else ("cached:", "mirrored:")
-    if found or first == second or any(url.startswith(inner) or ":" not in url for url in (first, second)):
+    if not found and first == second:
+        raise ConfigurationError(
+            f"storage_url with the scheme {scheme!r} names the same place twice.",
+            hint=f"Give {one} and {other} one each.",
+        )
+    if found or any(url.startswith(inner) or ":" not in url for url in (first, second)):
         what = "a store and its cache" if scheme == "cached" else "two stores"
         raise ConfigurationError(
             f"storage_url with the scheme {scheme!r} names {what}.",
-            hint=f"Use {scheme}:?{one}=URL&{other}=URL, both percent-encoded.",
+            hint=f"Use {scheme}:?{one}=URL&{other}=URL, both percent-encoded; a folder is file:path.",
         )
     return first, second
 

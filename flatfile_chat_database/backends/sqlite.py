@@ -289,10 +289,12 @@ class SqliteSession:
         """Return the error of the contract for one of SQLite's."""
         name, text = getattr(error, "sqlite_errorname", ""), str(error)
         if name.startswith(("SQLITE_CORRUPT", "SQLITE_NOTADB")) or "not a database" in text:
-            # What is written now might make it worse, and so might putting the WAL in its place.
+            # What is written now might make it worse, and so might putting the WAL in its place. Whether it ever was a
+            # file of SQLite cannot be told from a beginning that is damaged.
             self._file.fault = IntegrityError(
                 f"{self._path} is damaged: {error}. Nothing more is written to it.",
-                hint="Close the store, keep a copy of the file and of its -wal, and restore a backup.",
+                hint="If it was a store, close it, keep a copy of the file and of its -wal, and restore a backup; if "
+                "it never was one, name another file.",
             )
             return copy.copy(self._file.fault)
         if text.startswith(_CHANGED_TABLES) or name.startswith(("SQLITE_CONSTRAINT", "SQLITE_MISMATCH")):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import asyncio
+import errno
 import functools
 import logging
 import os
@@ -34,6 +35,19 @@ _URL = re.compile(r"[A-Za-z][A-Za-z0-9+.-]+:")
 
 _OF_SQLITE = (".db", ".db3", ".sqlite", ".sqlite3")
 """How files of SQLite are named: a folder of such a name is hardly what is meant."""
+
+_WAYS_OUT = {
+    errno.EACCES: "Give this user access to it, or name another place.",
+    errno.EPERM: "Give this user access to it, or name another place.",
+    errno.EROFS: "That file system is read-only; name another place.",
+    errno.ENOSPC: "Free some space there, or name another place.",
+    errno.EDQUOT: "Free some space there or raise the quota, or name another place.",
+    errno.ENOTDIR: "A file stands where a folder should be; name another place.",
+    errno.EISDIR: "A folder stands where a file should be; name another place.",
+    errno.ENAMETOOLONG: "Choose a shorter name.",
+    errno.ELOOP: "Its symbolic links lead in a circle; name another place.",
+}
+"""What to do about errors of the system with files that are no store's; those of a store say it themselves."""
 
 
 class _Chatdb(click.Group):
@@ -74,7 +88,7 @@ class _Chatdb(click.Group):
             code = fail(str(error))
         except OSError as error:
             place = f"{error.filename}: " if isinstance(error.filename, str) else ""
-            code = fail(f"{place}{error.strerror or error}")
+            code = fail(f"{place}{error.strerror or error}. {_WAYS_OUT.get(error.errno or 0, '')}".rstrip())
         sys.exit(code if isinstance(code, int) else 0)
 
 
@@ -153,6 +167,17 @@ class Options:
             warn(str(warning.message))
         return config
 
+    def lasting(self, store: str | None = None) -> StorageConfig:
+        """Gather the configuration of a store that a command fills.
+
+        Raises:
+            click.UsageError: An option or a variable does not fit, or the store would end with the command.
+        """
+        config = self.config(store)
+        if config.storage_url.startswith("memory:"):
+            raise click.UsageError("memory: ends with the command, and what is put there with it. Name another store.")
+        return config
+
     def names_a_store(self) -> bool:
         """Tell whether a store was named in any way, be it the default one, rather than left to the default."""
         given = {name for name, _, _ in (text.partition("=") for text in self.settings)}
@@ -186,6 +211,11 @@ def no_store(config: StorageConfig) -> NotFoundError:
 
 def dim(text: str) -> str:
     return click.style(text, dim=True)  # `click.echo` takes it out again where there is no terminal
+
+
+def example(*lines: str) -> str:
+    """Return what stands at the end of a command's help: how it is called; no line is broken."""
+    return "\n  ".join(["\b\nExample:" if len(lines) == 1 else "\b\nExamples:", *lines])
 
 
 def runs(function: Callable[P, Coroutine[Any, Any, int | None]]) -> Callable[P, int | None]:

@@ -24,7 +24,7 @@ from ..errors import ConfigurationError
 from ..importers import FORMATS, Report, import_file
 from ..storage import StorageManager
 from ..terminal import duration, one_line, visible
-from .frame import Options, cli, closing, dim, leaves, no_store, place
+from .frame import Options, cli, closing, dim, example, leaves, no_store, place, require_user
 from .moving import import_own, max_ratio
 from .progress import Show, progress
 
@@ -33,7 +33,7 @@ OWN_FORMAT = "chatdb"
 # --- demo ----------------------------------------------------------------------------------------------
 
 
-@cli.command()
+@cli.command(epilog=example("chatdb demo", "chatdb demo --store demo-chats"))
 @click.option("--store", metavar="PATH_OR_URL", help="Where to make the store. Default: a new temporary folder.")
 @click.pass_obj
 def demo(options: Options, store: str | None) -> None:
@@ -70,7 +70,13 @@ def _program() -> str:
 # --- import --------------------------------------------------------------------------------------------
 
 
-@cli.command("import")
+@cli.command(
+    "import",
+    epilog=example(
+        "chatdb --store chats import monday.tar.zst",
+        "chatdb --store chats import chats.jsonl.gz --format openai-jsonl --user ada",
+    ),
+)
 @click.argument("file", type=click.Path(exists=True, readable=True))
 @click.option(
     "--format",
@@ -122,7 +128,7 @@ async def import_(
     if is_folder:
         raise click.UsageError(f"Invalid value for 'FILE': File '{file}' is a directory.")
     user_id = user_id or "local"
-    config = options.config()
+    config = options.config() if dry_run else options.lasting()
     began = time.monotonic()
     async with StorageManager(config, read_only=dry_run) as storage:
         with progress(os.path.basename(file), "messages", options) as show:
@@ -185,7 +191,7 @@ def _skipped(report: Report) -> str:
 # --- reindex -------------------------------------------------------------------------------------------
 
 
-@cli.command()
+@cli.command(epilog=example("chatdb --store chats reindex ada"))
 @click.argument("user", required=False)
 @click.pass_obj
 @leaves("Indexes that were built stay; run it again for the others.")
@@ -197,8 +203,9 @@ async def reindex(options: Options, user: str | None) -> None:
     """
     config = options.config()
     began = time.monotonic()
-    async with options.reading():
-        pass
+    async with options.reading() as storage:
+        if user is not None:
+            await require_user(storage, user)
     async with StorageManager(config) as storage:
         count = await storage.reindex(user, progress=_sessions_done(options))
     seconds = time.monotonic() - began
@@ -223,7 +230,7 @@ def _sessions_done(options: Options) -> Callable[[str, int, int], None] | None:
 # --- check ---------------------------------------------------------------------------------------------
 
 
-@cli.command()
+@cli.command(epilog=example("chatdb --store chats check", "chatdb --store chats check --fix"))
 @click.option("--fix", is_flag=True, help="Repair what can be repaired without guessing; nothing is thrown away.")
 @click.pass_obj
 @leaves("What was repaired stays so; run it again.")

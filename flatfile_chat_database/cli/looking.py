@@ -15,7 +15,7 @@ from ..errors import PlaceLostError
 from ..models import Message, Session
 from ..storage import StorageManager
 from ..terminal import block, one_line, table, utc, visible
-from .frame import Options, cli, dim, require_session, require_user, runs, warn
+from .frame import Options, cli, dim, example, require_session, require_user, runs, warn
 
 _ALL = sys.maxsize
 _COUNTED_AT_ONCE = 100
@@ -24,7 +24,7 @@ _COUNTED_AT_ONCE = 100
 # --- ls ------------------------------------------------------------------------------------------------
 
 
-@cli.command()
+@cli.command(epilog=example("chatdb --store chats ls", "chatdb --store chats ls ada --limit 10"))
 @click.argument("user", required=False)
 @click.option("--limit", type=click.IntRange(0), default=_ALL, help="At most this many; all when left out.")
 @click.option("--offset", type=click.IntRange(0), default=0, help="Skip this many.")
@@ -84,7 +84,7 @@ def _session_fields(session: Session) -> dict[str, Any]:
 # --- show and tail -------------------------------------------------------------------------------------
 
 
-@cli.command()
+@cli.command(epilog=example("chatdb --store chats show ada SESSION --offset -5"))
 @click.argument("user")
 @click.argument("session")
 @click.option("--limit", type=click.IntRange(0), help="At most this many messages; all when left out.")
@@ -138,7 +138,11 @@ def _print_message(options: Options, message: Message, session: str = "", **more
         click.echo(dim(f"  [{visible(name)}]"))
 
 
-@cli.command()
+@cli.command(
+    epilog=example(
+        "chatdb --store chats tail ada SESSION -n 20", "chatdb --store chats --json tail -f ada --cursor beginning"
+    )
+)
 @click.argument("user")
 @click.argument("session", required=False)
 @click.option(
@@ -209,7 +213,7 @@ async def _follow(
 # --- search --------------------------------------------------------------------------------------------
 
 
-@cli.command()
+@cli.command(epilog=example("chatdb --store chats search 'read file*' --user ada --order relevance"))
 @click.argument("query")
 @click.option("--user", required=True, help="Whose chats.")
 @click.option("--session", help="Only in this session.")

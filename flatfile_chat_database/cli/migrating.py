@@ -11,14 +11,19 @@ import click
 from ..backends.opening import open_backend
 from ..terminal import duration, visible
 from ..transfer.migrate import MigrationReport, migrate
-from .frame import Options, cli, closing, dim, leaves, place
+from .frame import Options, cli, closing, dim, example, leaves, place
 from .progress import progress
 
 _SHOWN = 10
 """So many keys of a kind are printed."""
 
 
-@cli.command("migrate")
+@cli.command(
+    "migrate",
+    epilog=example(
+        "chatdb migrate ./chats sqlite:chats.db --dry-run", "chatdb migrate ./chats postgresql://chats@localhost/chats"
+    ),
+)
 @click.argument("source", metavar="FROM")
 @click.argument("target", metavar="TO")
 @click.option("--dry-run", is_flag=True, help="Write nothing; report what would be copied.")
@@ -28,14 +33,15 @@ async def migrate_(options: Options, source: str, target: str, dry_run: bool) ->
     """Copy a whole store to another place.
 
     FROM and TO are folders or URLs, of whatever kinds. Everything is copied as it is, byte by byte: users, sessions,
-    messages, documents, panels, personas, what is in the trash and what is damaged; then both stores are read once more
-    and compared. Search indexes are not copied: they are made anew.
+    messages, documents, panels, personas, what is in the trash and what is damaged; then TO is read and
+    compared, and FROM once more unless it can tell that nothing has changed. Search indexes are not copied: they are
+    made anew.
 
     TO must be empty, or what an earlier run has begun: a migration that was interrupted is completed by running it
     again. TO cannot be used before it is complete. FROM may be used meanwhile; what changed there is then counted, the
     exit code is 1, and running it again copies the rest. Stop the application for the last run.
     """
-    configs = [options.config(source), options.config(target)]
+    configs = [options.config(source), options.config(target) if dry_run else options.lasting(target)]
     began = time.monotonic()
     async with closing(open_backend(configs[0])) as one, closing(open_backend(configs[1])) as other:
         with progress("to be compared" if dry_run else "copying, then comparing", "keys", options) as show:

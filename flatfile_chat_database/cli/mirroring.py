@@ -13,11 +13,15 @@ from ..backends.mirrored import MirroredBackend
 from ..backends.opening import open_backend
 from ..config import without_password
 from ..terminal import visible
-from .frame import Options, cli, closing, leaves, runs
+from .frame import Options, cli, closing, example, leaves, runs
 from .progress import progress
 
 
-@cli.group()
+def _called(name: str) -> str:
+    return example(f"chatdb --store 'mirrored:?from=file%3Achats&to=sqlite%3Anew.db' mirror {name}")
+
+
+@cli.group(epilog=_called("start"))
 def mirror() -> None:
     """Change the backend while the application goes on.
 
@@ -39,7 +43,7 @@ async def _opened(options: Options) -> AsyncIterator[tuple[MirroredBackend, list
         yield backend, [visible(without_password(urls[name][0])) for name in ("from", "to")]
 
 
-@mirror.command()
+@mirror.command(epilog=_called("start"))
 @click.pass_obj
 @leaves("What was copied stays, and those who write go on with the rest; run it again to wait for it.")
 async def start(options: Options) -> int:
@@ -49,7 +53,7 @@ async def start(options: Options) -> int:
     return await _status(options)
 
 
-@mirror.command()
+@mirror.command(epilog=_called("status"))
 @click.pass_obj
 @runs
 async def status(options: Options) -> int:
@@ -72,7 +76,7 @@ async def _status(options: Options) -> int:
     return 1 if found.problem else 0
 
 
-@mirror.command()
+@mirror.command(epilog=_called("compare"))
 @click.option("--fix", is_flag=True, help="Copy what differs from the first store to the second.")
 @click.pass_obj
 @runs
@@ -91,7 +95,7 @@ async def compare(options: Options, fix: bool) -> int:
     return 1 if found.count and not fix else 0
 
 
-@mirror.command()
+@mirror.command(epilog=_called("switch"))
 @click.pass_obj
 @leaves("Look at `chatdb mirror status` whether it was done.")
 async def switch(options: Options) -> None:
@@ -107,7 +111,7 @@ async def switch(options: Options) -> None:
         click.echo(f"The first store is {urls[first]} now.")
 
 
-@mirror.command()
+@mirror.command(epilog=_called("stop"))
 @click.pass_obj
 @leaves("Run it again: the mirroring may have ended in one of the two stores only.")
 async def stop(options: Options) -> None:

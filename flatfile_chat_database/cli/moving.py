@@ -12,7 +12,7 @@ import click
 from ..storage import StorageManager
 from ..terminal import duration, visible
 from ..transfer.formats import FORMATS, GZIP, MOST_RATIO, ZSTD
-from .frame import Options, cli, dim, leaves, place, warn
+from .frame import Options, cli, dim, example, leaves, place, warn
 from .progress import counted, progress
 
 if TYPE_CHECKING:
@@ -41,7 +41,9 @@ _LABELS = {
 # --- export and backup ---------------------------------------------------------------------------------
 
 
-@cli.command()
+@cli.command(
+    epilog=example("chatdb --store chats export ada --user ada", "chatdb --store chats export everybody.tar.zst")
+)
 @click.argument("target", type=click.Path())
 @click.option("--user", "user_id", help="Only the records of this user.")
 @click.option(
@@ -75,7 +77,7 @@ async def export(options: Options, target: str, user_id: str | None, format_name
     return 0
 
 
-@cli.command("backup")
+@cli.command("backup", epilog=example("chatdb --store chats backup monday.tar.zst"))
 @click.argument("file", type=click.Path())
 @click.option(
     "--format",
@@ -132,7 +134,12 @@ def _some(keys: Keys) -> str:
 # --- restore -------------------------------------------------------------------------------------------
 
 
-@cli.command("restore")
+@cli.command(
+    "restore",
+    epilog=example(
+        "chatdb --store restored restore monday.tar.zst", "chatdb --store sqlite:chats.db restore monday.tar.zst"
+    ),
+)
 @click.argument("file", type=click.Path(exists=True))
 @max_ratio
 @click.pass_obj
@@ -146,7 +153,7 @@ async def restore_(options: Options, file: str, max_ratio: int) -> int:
     """
     from ..transfer import Limits, restore
 
-    config = options.config()
+    config = options.lasting()
     began = time.monotonic()
     with progress(f"restore {os.path.basename(file)}", "bytes", options) as show:
         report = await restore(
@@ -176,7 +183,7 @@ async def import_own(options: Options, file: str, dry_run: bool, max_ratio: int)
     """Add an archive of chatdb to a store, and print what came of it; return the exit code."""
     from ..transfer import Limits, import_archive
 
-    config = options.config()
+    config = options.config() if dry_run else options.lasting()
     began = time.monotonic()
     async with StorageManager(config, read_only=dry_run) as storage:
         with progress(f"import {os.path.basename(file)}", "bytes", options) as show:

@@ -9,7 +9,7 @@ import click
 from ..backends import sql
 from ..backends.tables import Tables
 from ..layout import Layout
-from .frame import Options, cli
+from .frame import Options, cli, example
 
 
 def _scripts() -> dict[str, list[str]]:
@@ -21,7 +21,7 @@ def _scripts() -> dict[str, list[str]]:
     return found
 
 
-@cli.command()
+@cli.command(epilog=example("chatdb schema", "chatdb schema --sql sqlite"))
 @click.option("--sql", "database", type=click.Choice(sorted(_scripts())), help="Print the statements that make them.")
 @click.pass_obj
 def schema(options: Options, database: str | None) -> None:

@@ -121,12 +121,6 @@ def states(
             yield State(point, nodes)
 
 
-def count_states(trace: Trace) -> int:
-    """Return how many combinations there are at all crash points, the same states counted again at each."""
-    lost = lost_by_failed_syncs(trace.log)
-    return sum(_independent(trace, point, lost).size for point in range(len(trace.log) + 1))
-
-
 # --- any subset of what was not synced -----------------------------------------------------------------
 
 

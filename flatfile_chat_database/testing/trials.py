@@ -89,10 +89,6 @@ class Process:
             store, self._store = self._store, None
             store.close()
 
-    def kill_at(self, call: int) -> None:
-        """Die instead of the n-th changing call from now on."""
-        self.at(call, self.files.kill)
-
     def at(self, call: int, work: Callable[[], object]) -> None:
         """Let something happen before the n-th changing call from now on, counted from 1."""
         counter = itertools.count(1)
@@ -103,19 +99,6 @@ class Process:
                 work()
 
         self.files.before = before
-
-    def count_calls(self, work: Callable[[], object]) -> int:
-        """Return how many changing calls some work makes."""
-        count = 0
-
-        def before(files: SimulatedFiles, name: str) -> None:
-            nonlocal count
-            count += name in files.CHANGING
-
-        self.files.before = before
-        work()
-        self.files.before = None
-        return count
 
 
 class Trial:

@@ -127,7 +127,11 @@ class _Migration:
         await store.reading()
         own = await self._source.read(key)
         if own is None or not store.store_id:
-            raise NotFoundError("There is no chat store to be copied.", key=key)
+            raise NotFoundError(
+                "The source is no chat store: nothing was copied.",
+                key=key,
+                hint="Look whether it is the place you mean.",
+            )
         report.store_id = store.store_id
         state = await self._examine_target()
         if not report.dry_run and state != "finished":

@@ -119,8 +119,10 @@ class Packer:
 class Unpacker:
     """What was compressed into a file, as a stream; ends only where the compressed data ends and nothing follows."""
 
-    def __init__(self, file: File, *, most_ratio: int | None) -> None:
+    def __init__(self, file: File, *, name: str, most_ratio: int | None) -> None:
         """Read `file`, which stays open, and refuse more than `most_ratio` bytes for each compressed one.
+
+        Errors call it by `name`.
 
         Raises:
             IntegrityError: It is packed in no way that we know.
@@ -135,7 +137,7 @@ class Unpacker:
         """Bytes that came out."""
         packing = packing_of(self._input)
         if packing is None:
-            raise IntegrityError(f"It is no archive of chatdb: {_other(self._input)}.", hint=_OTHER_HINT)
+            raise IntegrityError(f"{name} is no archive of chatdb: {_other(self._input)}.", hint=_OTHER_HINT)
         self._is_zstd = packing == ZSTD
         if packing == ZSTD:
             module = zstd()

@@ -115,7 +115,8 @@ def is_archive(path: str) -> bool:
             if packing_of(beginning) != GZIP:
                 return packing_of(beginning) is not None or is_packed_otherwise(beginning)
             try:
-                return tar.is_header(Unpacker(file, most_ratio=None).read(tar.BLOCK))  # or it is text, with gzip
+                unpacker = Unpacker(file, name=path, most_ratio=None)
+                return tar.is_header(unpacker.read(tar.BLOCK))  # or it is text, with gzip
             except IntegrityError:
                 return said_by(path) == GZIP
     except OSError:
@@ -135,7 +136,7 @@ class Archive:
             if not stat.S_ISREG(status.st_mode):
                 raise ValidationError(f"{path} is no file.", hint="Name an archive of chatdb, or the folder of one.")
             self._size = status.st_size
-            self._stream = Unpacker(self._file, most_ratio=limits.ratio)
+            self._stream = Unpacker(self._file, name=path, most_ratio=limits.ratio)
         except BaseException:
             self._file.close()
             raise
@@ -329,7 +330,7 @@ class Reader:
         self._limits = limits
         self._source = open_source(os.fspath(path), limits)
         try:
-            self.header, self._tally = self._begin(config)
+            self.header, self._tally = self._begin(os.fspath(path), config)
         except BaseException:
             self._source.close()
             raise
@@ -364,15 +365,15 @@ class Reader:
         """How many files have come."""
         return self._tally.files
 
-    def _begin(self, config: StorageConfig) -> tuple[Header, Tally]:
+    def _begin(self, path: str, config: StorageConfig) -> tuple[Header, Tally]:
         try:
             member = self._source.following()
         except IntegrityError as error:
-            text = f"It is no archive of chatdb, or damaged at its beginning. {error.message}"
+            text = f"{path} is no archive of chatdb, or damaged at its beginning. {error.message}"
             raise IntegrityError(text, hint=error.hint) from error
         if member is None or member[0] != HEADER:
             found = "nothing" if member is None else ascii(member[0])
-            raise IntegrityError(f"It is no archive of chatdb: it begins with {found}, not with {HEADER}.")
+            raise IntegrityError(f"{path} is no archive of chatdb: it begins with {found}, not with {HEADER}.")
         data = self._text(*member)
         header = decode(HEADER, data, Header)
         if encode(header) != data:

@@ -44,5 +44,6 @@ def told(error: Exception, key: str | None) -> Exception:
 
 def unavailable(error: OSError, key: str | None) -> UnavailableError:
     """Return what a system's error means to a caller."""
-    place = f"{key}: " if key else ""
-    return UnavailableError(f"{place}{error.strerror or error}.", key=key, hint=_HINTS.get(error.errno or 0))
+    place = key or (error.filename if isinstance(error.filename, str) else "")
+    text = f"{error.strerror or error}."
+    return UnavailableError(f"{place}: {text}" if place else text, key=key, hint=_HINTS.get(error.errno or 0))
