@@ -15,11 +15,11 @@ from obstore.store import MemoryStore
 from flatfile_chat_database.backends.base import StorageBackend
 from flatfile_chat_database.backends.changes import Append, Change, Delete, Edit, Move, Put, RemoveTree, Require
 from flatfile_chat_database.backends.memory import MemoryBackend
-from flatfile_chat_database.backends.s3 import S3Backend, committing
+from flatfile_chat_database.backends.s3 import S3Backend, appending, committing
 from flatfile_chat_database.backends.s3.objects import Objects
 from flatfile_chat_database.config import StorageConfig
 from flatfile_chat_database.errors import DurabilityError, NotFoundError, UnavailableError
-from flatfile_chat_database.testing.case import LOG, ids, line, lines
+from flatfile_chat_database.testing.case import LOG, bare, ids, line, lines
 
 from .s3_nodes import Meeting, check_whole, memory, nodes, paths
 
@@ -215,3 +215,34 @@ async def test_what_is_appended_to_a_log_that_went_long_ago_leaves_nothing(bucke
         with pytest.raises(NotFoundError):
             await a.commit([OWNER, Append(LOG, lines(1, 2))])
     assert [path for path in paths(bucket) if "/probes/" not in path] == []
+
+
+async def test_who_folds_a_log_reads_nothing_that_he_has_written_or_read_before(
+    monkeypatch: pytest.MonkeyPatch,
+) -> None:
+    large = [tuple(line(f"{number}-{each}", "x" * 100) for each in range(150)) for number in range(8)]
+    async with nodes(2) as (a, b):
+        await a.commit([Append(LOG, lines(1))])
+        for number, some in enumerate(large):
+            await (b if number == 3 else a).commit([Append(LOG, some)])
+        with monkeypatch.context() as patches:
+            order = Order(patches, a)
+            assert await asyncio.to_thread(a._appender.fold, LOG)
+        assert [each for each in order.requests if each.startswith("get")] == ["get messages.jsonl"]
+        assert await b.read_log(LOG, strict=True) == bare([*lines(1), *(each for some in large for each in some)])
+        assert await b.commit([Append(LOG, lines(1, 1))]) == [1]
+        await check_whole(b)
+
+
+async def test_of_a_log_no_more_than_some_of_what_was_appended_is_held(monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(appending, "_HELD_BYTES", 5000)
+    async with nodes(2) as (a, b):
+        written = [line(f"m{number}", "x" * 700) for number in range(30)]
+        for each in written:
+            await a.commit([Append(LOG, (each,))])
+            held = [len(lines) for _, lines in a._appender._tails[LOG].window] if LOG in a._appender._tails else []
+            assert sum(held) <= 5000
+        await a.commit([Append(LOG, (line("large", "x" * 9000),))])
+        assert await asyncio.to_thread(a._appender.fold, LOG)
+        assert await b.read_log(LOG, strict=True) == bare([*written, line("large", "x" * 9000)])
+        await check_whole(b)

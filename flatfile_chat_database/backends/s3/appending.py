@@ -17,7 +17,7 @@ import random
 import secrets
 import time
 from collections import OrderedDict, deque
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
 from functools import partial
 from typing import Any
@@ -48,6 +48,8 @@ _FOLDED_AFTER = 64
 _FOLDED_AT_ONCE = 512
 """So many are, whether or not there is time."""
 _FOLDED_BYTES = 4 << 20
+_HELD_BYTES = 2 * _FOLDED_BYTES
+"""Of the newest segments of a log, at most, but for one that is larger."""
 _KNOWN_RECORDS = 1 << 20
 """Ids that are remembered, of all logs together."""
 _SEEN = 1 << 14
@@ -104,10 +106,9 @@ class Tail:
         for index in contents.objects.together(lambda part: contents.index(log.key, part), log.head.parts):
             self._know(index.hashes())
         self._know(look_at(log.recent).hashes)
-        self.window: deque[tuple[list[str], bytes, int]] = deque()
-        """The newest segments: the ids of their puts, their lines, and how many of these are records."""
-        if newest is not None:
-            self.window.append((newest[0].puts, newest[1], newest[0].records))
+        self.window: deque[tuple[Segment, bytes]] = deque([newest] if newest is not None else [])
+        """The newest segments, which are not read again when they are repeated or folded."""
+        self._held = len(newest[1]) if newest is not None else 0
 
     def _know(self, hashes: Sequence[int]) -> None:
         self.records += len(hashes)
@@ -115,21 +116,21 @@ class Tail:
 
     def segment(self, put: str, lines: bytes, records: int) -> bytes:
         """Return the object for the next segment."""
-        repeated: list[tuple[list[str], bytes, int]] = []
+        repeated: list[tuple[Segment, bytes]] = []
         size, count, more = len(lines), records, b""
-        for each in reversed(self.window):
+        for segment, held in reversed(self.window):
             if count >= KEPT_RECORDS:
                 break
-            if size + len(each[1]) > KEPT_BYTES or count + each[2] > KEPT_RECORDS:
+            if size + len(held) > KEPT_BYTES or count + segment.records > KEPT_RECORDS:
                 # Some of its lines are as good, but count for no segment.
-                more = newest_lines(each[1], KEPT_RECORDS - count, KEPT_BYTES - size)
+                more = newest_lines(held, KEPT_RECORDS - count, KEPT_BYTES - size)
                 break
-            repeated.insert(0, each)
-            size, count = size + len(each[1]), count + each[2]
-        before = b"".join([more, *(each[1] for each in repeated)])
-        older = look_at(more).records + sum(each[2] for each in repeated)
+            repeated.insert(0, (segment, held))
+            size, count = size + len(held), count + segment.records
+        before = b"".join([more, *(held for _, held in repeated)])
+        older = look_at(more).records + sum(segment.records for segment, _ in repeated)
         segment = Segment(
-            puts=[*(each for some in repeated for each in some[0]), put],
+            puts=[*(each for segment, _ in repeated for each in segment.puts), put],
             at=self.end - len(before),
             first=self.records - older,
             records=records + older,
@@ -142,13 +143,20 @@ class Tail:
 
     def grow(self, put: str, lines: bytes, hashes: Sequence[int]) -> None:
         """Take note of a segment that was made, and of the records in its lines, by the hashes of their ids."""
+        count = len(hashes)
+        own = Segment([put], self.end, self.records, count, 0, count, digest="", previous=self.last_put)
+        self.window.append((own, lines))
         self._know(hashes)
         self.number += 1
         self.last_put = put
         self.end += len(lines)
-        self.window.append(([put], lines, len(hashes)))
-        while len(self.window) > KEPT_RECORDS:
-            self.window.popleft()
+        self._held += len(lines)
+        while len(self.window) > KEPT_RECORDS or (self._held > _HELD_BYTES and len(self.window) > 1):
+            self._held -= len(self.window.popleft()[1])
+
+    def numbered(self) -> dict[int, tuple[Segment, bytes]]:
+        """Return the newest segments by number, with the lines that are known of each; its own at least."""
+        return {self.number - before: each for before, each in enumerate(reversed(self.window))}
 
 
 class Appender:
@@ -351,7 +359,7 @@ class Appender:
             return is_current
         if not self._put(tail, lines, hashes):
             return False
-        put = tail.window[-1][0][-1]
+        put = tail.last_put
         with after_writing():
             is_current, there = self._look_again(key, tail, tail.number, asks)
             if not is_current:
@@ -491,7 +499,7 @@ class Appender:
         tail = self.tail(key)
         if tail is None:
             return False
-        done = self._refold(key, tail.generation)
+        done = self._refold(key, tail.generation, {} if tail.is_sealed else tail.numbered())
         if done is None or done.manifest is None:
             self.forget(key)
         elif tail.number >= done.manifest.through:
@@ -500,7 +508,9 @@ class Appender:
             self.forget(key)  # others have gone on
         return done is not None
 
-    def _refold(self, key: str, generation: str | None) -> Head | None:
+    def _refold(
+        self, key: str, generation: str | None, known: Mapping[int, tuple[Segment, bytes]] | None = None
+    ) -> Head | None:
         """Replace a log's head by one with all segments in it; None if that is not to be done, or somebody else did.
 
         With its generation the log goes on meanwhile; without, it is closed, and goes on in another one.
@@ -513,6 +523,8 @@ class Appender:
             composer.made = []
             if log is None or not log.head.is_log or log.head.is_locked:
                 return None
+            if known is not None and log.generation == generation:
+                log.know(known)
             if not log.is_sealed if generation is None else (log.generation != generation or log.last == log.through):
                 return None
             found[:] = [log]

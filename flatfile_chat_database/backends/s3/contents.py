@@ -10,7 +10,7 @@ import hashlib
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Sequence
+from collections.abc import Callable, Iterator, Mapping, Sequence
 from itertools import accumulate, chain, islice
 from typing import TypeVar
 
@@ -351,6 +351,10 @@ class Log:
             if now is None or now.etag != self.head.etag:
                 raise Stale(damaged(self.key, folder, "is missing"))
         return [number for number in found if number > through]
+
+    def know(self, segments: Mapping[int, tuple[Segment, bytes]]) -> None:
+        """Take segments of this generation by number, which then need not be read."""
+        self._read.update(segments)
 
     def segment(self, number: int) -> tuple[Segment, bytes]:
         """Return a segment and its lines."""
