@@ -524,7 +524,7 @@ class Appender:
             if log is None or not log.head.is_log or log.head.is_locked:
                 return None
             if known is not None and log.generation == generation:
-                log.know(known)
+                log.known.update(known)
             if not log.is_sealed if generation is None else (log.generation != generation or log.last == log.through):
                 return None
             found[:] = [log]

@@ -10,7 +10,7 @@ import hashlib
 import threading
 from bisect import bisect_right
 from collections import OrderedDict
-from collections.abc import Callable, Iterator, Mapping, Sequence
+from collections.abc import Callable, Iterator, Sequence
 from itertools import accumulate, chain, islice
 from typing import TypeVar
 
@@ -307,7 +307,8 @@ class Log:
         self._starts = [0, *accumulate(part.size for part in head.parts)]
         self._firsts = [0, *accumulate(part.records for part in head.parts)]
         self._numbers: list[int] | None = None
-        self._read: dict[int, tuple[Segment, bytes]] = {}
+        self.known: dict[int, tuple[Segment, bytes]] = {}
+        """Segments by number that need not be read."""
         self._recent: bytes | None = None
 
     @property
@@ -352,15 +353,11 @@ class Log:
                 raise Stale(damaged(self.key, folder, "is missing"))
         return [number for number in found if number > through]
 
-    def know(self, segments: Mapping[int, tuple[Segment, bytes]]) -> None:
-        """Take segments of this generation by number, which then need not be read."""
-        self._read.update(segments)
-
     def segment(self, number: int) -> tuple[Segment, bytes]:
         """Return a segment and its lines."""
-        if number not in self._read:
-            self._read[number] = self._contents.segment(self.key, self.generation, number)
-        return self._read[number]
+        if number not in self.known:
+            self.known[number] = self._contents.segment(self.key, self.generation, number)
+        return self.known[number]
 
     @property
     def last(self) -> int:
