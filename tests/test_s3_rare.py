@@ -203,8 +203,9 @@ async def test_a_log_that_two_begin_in_a_session_that_is_gone_goes_as_well(monke
 
         async def go_on() -> None:
             """What B does that has seen the owner before."""
-            monkeypatch.setattr(S3Backend, "_is_there", lambda backend, key: True)
-            await b.commit([OWNER, Append(LOG, lines(1, 1))])
+            monkeypatch.setattr(appending.Appender, "_able", lambda appender, asks: asks)
+            with pytest.raises(NotFoundError):
+                await b.commit([OWNER, Append(LOG, lines(1, 1))])
 
         first = Meeting(monkeypatch, a, "create", LOG).then(remove_and_append)
         second = Meeting(monkeypatch, a, "replace", LOG).then(go_on)  # when it takes its log back

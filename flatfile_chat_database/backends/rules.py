@@ -5,7 +5,7 @@ from __future__ import annotations
 import hashlib
 import logging
 import re
-from collections.abc import Callable, Collection, Sequence
+from collections.abc import Callable, Collection
 from functools import lru_cache
 from typing import cast
 
@@ -146,7 +146,12 @@ def check_quota(quota: Quota, folders: Collection[str], coming: Collection[str] 
 
 
 def new_lines(append: Append, find: Callable[[str], bytes | None]) -> list[bytes]:
-    """Return the lines of an Append that its log does not hold yet.
+    """Return the lines of an Append that its log does not hold yet; see `new_records`."""
+    return list(new_records(append, find).values())
+
+
+def new_records(append: Append, find: Callable[[str], bytes | None]) -> dict[str, bytes]:
+    """Return the lines of an Append that its log does not hold yet, in their order, by id.
 
     Args:
         append: The change.
@@ -166,10 +171,10 @@ def new_lines(append: Append, find: Callable[[str], bytes | None]) -> list[bytes
                 key=append.key,
                 hint="Use a new id, or update_message to change it.",
             )
-    return list(added.values())
+    return added
 
 
-def check_maximum(append: Append, count: int, added: Sequence[bytes]) -> None:
+def check_maximum(append: Append, count: int, added: Collection[object]) -> None:
     """Raise StorageLimitExceeded if a log of `count` records would grow over its maximum."""
     if append.maximum is not None and added and count + len(added) > append.maximum:
         raise StorageLimitExceeded(

@@ -10,17 +10,18 @@ from __future__ import annotations
 import asyncio
 import os
 import threading
-from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterator, Sequence
+from collections.abc import AsyncGenerator, AsyncIterator, Callable, Generator, Iterable, Iterator, Sequence
 from contextlib import aclosing, suppress
 from itertools import islice
 from typing import Generic, TypeVar, cast
 
+from ... import codec
 from ...config import StorageConfig, absolute
-from ...errors import ConfigurationError, ConflictError, NotFoundError, StorageError
+from ...errors import ConfigurationError, ConflictError, DurabilityError, NotFoundError, StorageError
 from ...models import Problem
 from ..base import Capability, Changes, LogPart
 from ..changes import ABSENT, Append, Put, Require
-from ..rules import check_key, check_lines, not_found
+from ..rules import check_key, check_lines
 from ..threaded import ThreadedBackend
 from ..writer import Job
 
@@ -29,9 +30,10 @@ try:
     from .committing import Committer
     from .composing import PLAIN_BYTES, Composer, Garbage
     from .contents import Contents, Log
+    from .faults import after_writing
     from .forms import PART_BYTES
     from .objects import Objects
-    from .planning import Adopt
+    from .planning import Adopt, Withdraw
     from .target import target_of
     from .verifying import Verifier
 except ImportError as error:
@@ -282,19 +284,16 @@ class S3Backend(ThreadedBackend):
     def _run(self, jobs: Sequence[Job]) -> None:
         """Do jobs in their order; in the writer's thread. Appends that follow each other share puts."""
         gathered: dict[str, list[Ask]] = {}
-        needed: dict[str, list[Job]] = {}
         self._committer.begin()
         for job in jobs:
             ask = _append_of(job)
-            if ask is None or any(require.key in gathered for require in _requires(job)):
-                self._flush(gathered, needed)
+            if ask is None or any(require.key in gathered for require in ask.requires):
+                self._flush(gathered)
             if ask is None:
                 self._run_one(job)
-                continue
-            gathered.setdefault(ask.change.key, []).append(ask)
-            for require in _requires(job):
-                needed.setdefault(require.key, []).append(job)
-        self._flush(gathered, needed)
+            else:
+                gathered.setdefault(ask.change.key, []).append(ask)
+        self._flush(gathered)
         self._appender.tidy()
         self._garbage.remove(late=True)
 
@@ -304,27 +303,16 @@ class S3Backend(ThreadedBackend):
         except StorageError as error:
             job.error = error
 
-    def _flush(self, gathered: dict[str, list[Ask]], needed: dict[str, list[Job]]) -> None:
+    def _flush(self, gathered: dict[str, list[Ask]]) -> None:
         """Do the appends that were gathered, those of several logs at once."""
         if not gathered:
             return
         self._committer.begin()
-        owners, logs = list(needed), list(gathered.items())
-        there = dict(zip(owners, self._objects.together(self._is_there, owners), strict=True))
-        work = []
-        for key, asks in logs:
-            able = [ask for ask in asks if ask.job is not None and _is_able(ask.job, there)]
-            if able:
-                work.append((key, able))
-        self._objects.together(self._append, work)
+        self._objects.together(self._append, list(gathered.items()))
+        for key, asks in gathered.items():
+            if any(ask.refusal for ask in asks):
+                self._withdraw(key, asks)
         gathered.clear()
-        needed.clear()
-
-    def _is_there(self, key: str) -> bool | StorageError:
-        try:
-            return self._contents.head(key) is not None
-        except StorageError as error:
-            return error
 
     def _append(self, work: tuple[str, list[Ask]]) -> None:
         key, asks = work
@@ -335,10 +323,28 @@ class S3Backend(ThreadedBackend):
             self._appender.forget(key)
             failure = error
         for ask in asks:
-            assert ask.job is not None
             ask.job.error = ask.error or failure
-            outcome = ask.added if isinstance(ask.change, Append) else None
-            ask.job.outcomes = [*[None] * (len(ask.job.changes) - 1), outcome]
+            ask.job.outcomes = [*[None] * len(ask.requires), ask.added if isinstance(ask.change, Append) else None]
+
+    def _withdraw(self, key: str, asks: Sequence[Ask]) -> None:
+        """Take out of a log what was put although what it requires had gone.
+
+        What is not there has gone along with what it requires, and was there before that.
+        """
+        needed = {each for ask in asks if not ask.refusal for each in _ids(ask)}
+        refused = [ask for ask in asks if ask.refusal]
+        lines = frozenset(line for ask in refused for line in ask.lines if codec.written_id(line) not in needed)
+        try:
+            with after_writing():
+                outcomes = self._committer.commit([Withdraw(key, lines)])
+        except DurabilityError as error:
+            for ask in refused:
+                ask.job.error = error
+            return
+        taken = set(cast("list[bytes]", outcomes[0]))
+        for ask in refused:
+            if not taken.isdisjoint(ask.lines):
+                ask.job.error = ask.refusal
 
     def _idle(self) -> float | None:
         """Fold logs that have grown, and remove what nobody needs; return when there is more to do."""
@@ -386,25 +392,22 @@ class _Stream(Generic[T]):
                 self._items.close()
 
 
-def _requires(job: Job) -> Sequence[Require]:
-    return cast("Sequence[Require]", job.changes[:-1])
+_APPENDS = (Append, Extend)
 
 
 def _append_of(job: Job) -> Ask | None:
     """Return the append of a commit of one append and maybe what it requires; None if it is another kind of commit."""
-    if not job.changes:
+    changes = job.changes
+    if not changes or type(changes[-1]) not in _APPENDS:
         return None
-    *requires, last = job.changes
-    if not isinstance(last, Append | Extend) or not all(type(each) is Require for each in requires):
-        return None
-    return Ask(last, job, requires)
+    requires = changes[:-1]
+    for each in requires:
+        if type(each) is not Require:
+            return None
+    return Ask(changes[-1], job, requires)
 
 
-def _is_able(job: Job, there: dict[str, bool | StorageError]) -> bool:
-    """Tell whether all that a commit requires is there; if not, fill in its error."""
-    for require in _requires(job):
-        found = there[require.key]
-        if found is not True:
-            job.error = found if isinstance(found, StorageError) else not_found(require.what, require.key)
-            return False
-    return True
+def _ids(ask: Ask) -> Iterable[str]:
+    """Return the ids of what an append holds, as far as it could be there already."""
+    change = ask.change
+    return (change.ids or map(codec.written_id, change.lines)) if isinstance(change, Append) else ()

@@ -4,6 +4,10 @@ What is appended becomes a segment, an object that is created under the number b
 made one there, so what is known of the log was all of it. Only then is the head looked at again: if it is still of
 this generation, the segment is part of the log, whatever happens next. If it is not, somebody has made the log anew
 meanwhile, and it is done again there, unless what replaced the log has taken the segment in.
+
+At the same time it is looked whether that is there which the callers require, so it was there when the segment was
+made. It is looked at before as well, unless it was there the last time: then a put that comes to nothing is rare. If it
+has gone meanwhile, and the log has not, what was put is taken out again (`Ask.refusal`).
 """
 
 from __future__ import annotations
@@ -13,21 +17,23 @@ import random
 import secrets
 import time
 from collections import OrderedDict, deque
-from collections.abc import Sequence
+from collections.abc import Callable, Mapping, Sequence
 from contextlib import suppress
+from functools import partial
+from typing import Any
 
 import msgspec
 
 from ... import codec
 from ...config import StorageConfig
-from ...errors import ConflictError, DurabilityError, StorageError, UnavailableError
+from ...errors import ConflictError, DurabilityError, IntegrityError, NotFoundError, StorageError, UnavailableError
 from .. import rules
 from ..changes import Append, Require
 from ..writer import Job
 from .composing import KEPT_BYTES, KEPT_RECORDS, Composer, Garbage, folded, newest_lines, parts_of
 from .contents import Contents, Log, Stale
-from .faults import after_writing
-from .forms import Head, Lines, Segment, hash_of, look_at, read_head, read_segment, seal, write_segment
+from .faults import after_writing, unknown
+from .forms import Head, Segment, hash_of, look_at, read_head, read_segment, seal, write_segment
 
 logger = logging.getLogger("flatfile_chat_database")
 
@@ -42,8 +48,12 @@ _FOLDED_AFTER = 64
 _FOLDED_AT_ONCE = 512
 """So many are, whether or not there is time."""
 _FOLDED_BYTES = 4 << 20
+_HELD_BYTES = 2 * _FOLDED_BYTES
+"""Of the newest segments of a log, at most, but for one that is larger."""
 _KNOWN_RECORDS = 1 << 20
 """Ids that are remembered, of all logs together."""
+_SEEN = 1 << 14
+"""Keys that are remembered as being there."""
 _SEALED_SECONDS = 1.0
 """So long whoever closed a log has to replace it; then another one opens it again."""
 _LOOK = "Read whether the message is there, then send it again under its id."
@@ -62,12 +72,15 @@ class Ask(msgspec.Struct, eq=False):
     """One append of a caller, and what came of it."""
 
     change: Append | Extend
-    job: Job | None = None
+    job: Job
     requires: Sequence[Require] = ()
     """What has to be there as well."""
     error: StorageError | None = None
+    refusal: StorageError | None = None
+    """Why its lines, which were put, are to be taken out again."""
     added: int = 0
-    lines: list[bytes] = []
+    lines: Sequence[bytes] = ()
+    """Those that are new."""
 
 
 class Tail:
@@ -87,38 +100,37 @@ class Tail:
         self.is_lost = False
         """Whether it turned out that the log goes on elsewhere."""
         self.end = log.end
-        self.ids: dict[int, int] = {}
-        hashes = [
-            each
-            for part in contents.objects.together(lambda part: contents.index(log.key, part), log.head.parts)
-            for each in part.hashes()
-        ]
-        recent = look_at(log.recent)
-        self.records = len(hashes) + recent.records
-        for position, each in enumerate([*hashes, *recent.hashes]):
-            self.ids.setdefault(each, position)
-        self.window: deque[tuple[list[str], bytes, int]] = deque()
-        """The newest segments: the ids of their puts, their lines, and how many of these are records."""
-        if newest is not None:
-            self.window.append((newest[0].puts, newest[1], newest[0].records))
+        self.records = 0
+        self.ids: set[int] = set()
+        """Hashes of the ids of all records."""
+        for index in contents.objects.together(lambda part: contents.index(log.key, part), log.head.parts):
+            self._know(index.hashes())
+        self._know(look_at(log.recent).hashes)
+        self.window: deque[tuple[Segment, bytes]] = deque([newest] if newest is not None else [])
+        """The newest segments, which are not read again when they are repeated or folded."""
+        self._held = len(newest[1]) if newest is not None else 0
+
+    def _know(self, hashes: Sequence[int]) -> None:
+        self.records += len(hashes)
+        self.ids.update(hashes)
 
     def segment(self, put: str, lines: bytes, records: int) -> bytes:
         """Return the object for the next segment."""
-        repeated: list[tuple[list[str], bytes, int]] = []
+        repeated: list[tuple[Segment, bytes]] = []
         size, count, more = len(lines), records, b""
-        for each in reversed(self.window):
+        for segment, held in reversed(self.window):
             if count >= KEPT_RECORDS:
                 break
-            if size + len(each[1]) > KEPT_BYTES or count + each[2] > KEPT_RECORDS:
+            if size + len(held) > KEPT_BYTES or count + segment.records > KEPT_RECORDS:
                 # Some of its lines are as good, but count for no segment.
-                more = newest_lines(each[1], KEPT_RECORDS - count, KEPT_BYTES - size)
+                more = newest_lines(held, KEPT_RECORDS - count, KEPT_BYTES - size)
                 break
-            repeated.insert(0, each)
-            size, count = size + len(each[1]), count + each[2]
-        before = b"".join([more, *(each[1] for each in repeated)])
-        older = look_at(more).records + sum(each[2] for each in repeated)
+            repeated.insert(0, (segment, held))
+            size, count = size + len(held), count + segment.records
+        before = b"".join([more, *(held for _, held in repeated)])
+        older = look_at(more).records + sum(segment.records for segment, _ in repeated)
         segment = Segment(
-            puts=[*(each for some in repeated for each in some[0]), put],
+            puts=[*(each for segment, _ in repeated for each in segment.puts), put],
             at=self.end - len(before),
             first=self.records - older,
             records=records + older,
@@ -129,17 +141,22 @@ class Tail:
         )
         return write_segment(segment, before + lines)
 
-    def grow(self, put: str, lines: bytes, found: Lines) -> None:
-        """Take note of a segment that was made, and of what its lines hold."""
-        for position, each in enumerate(found.hashes, start=self.records):
-            self.ids.setdefault(each, position)
+    def grow(self, put: str, lines: bytes, hashes: Sequence[int]) -> None:
+        """Take note of a segment that was made, and of the records in its lines, by the hashes of their ids."""
+        count = len(hashes)
+        own = Segment([put], self.end, self.records, count, 0, count, digest="", previous=self.last_put)
+        self.window.append((own, lines))
+        self._know(hashes)
         self.number += 1
         self.last_put = put
-        self.records += found.records
         self.end += len(lines)
-        self.window.append(([put], lines, found.records))
-        while len(self.window) > KEPT_RECORDS:
-            self.window.popleft()
+        self._held += len(lines)
+        while len(self.window) > KEPT_RECORDS or (self._held > _HELD_BYTES and len(self.window) > 1):
+            self._held -= len(self.window.popleft()[1])
+
+    def numbered(self) -> dict[int, tuple[Segment, bytes]]:
+        """Return the newest segments by number, with the lines that are known of each; its own at least."""
+        return {self.number - before: each for before, each in enumerate(reversed(self.window))}
 
 
 class Appender:
@@ -152,6 +169,8 @@ class Appender:
         self._config = config
         self._garbage = garbage
         self._tails: OrderedDict[str, Tail] = OrderedDict()
+        self._seen: set[str] = set()
+        """Keys that appends require, and that were there the last time."""
 
     # --- what is known -------------------------------------------------------------------------------
 
@@ -168,25 +187,62 @@ class Appender:
             self._tails.move_to_end(key)
         return known
 
-    def forget(self, key: str | None = None) -> None:
-        """Forget what is known of a log, or of all."""
-        if key is None:
-            self._tails.clear()
-        else:
-            self._tails.pop(key, None)
+    def forget(self, key: str) -> None:
+        """Forget what is known of a key."""
+        self._tails.pop(key, None)
+        self._seen.discard(key)
 
     def tidy(self) -> None:
         """Forget what was not used for long, when too much is known."""
         total = sum(len(tail.ids) + 64 for tail in self._tails.values())
         while total > _KNOWN_RECORDS and len(self._tails) > 1:
             total -= len(self._tails.popitem(last=False)[1].ids) + 64
+        if len(self._seen) > _SEEN:
+            self._seen.clear()
 
-    def find(self, key: str, tail: Tail, record_id: str) -> bytes | None:
-        """Return the line of a record in a log; None if it is not there."""
-        if hash_of(record_id) not in tail.ids:
-            return None
+    def _line(self, key: str, record_id: str) -> bytes | None:
         found = self._contents.look(key, lambda log: None if log is None else log.find(record_id))
         return None if found is None else found[1]
+
+    # --- what callers require ------------------------------------------------------------------------
+
+    def _there(self, asks: Sequence[Ask]) -> dict[str, bool | StorageError]:
+        """Look whether what appends require is there; what cannot be told is told as its error."""
+        keys = _required(asks)
+        found = self._objects.at_once([partial(self._is_there, key) for key in keys])
+        return dict(zip(keys, found, strict=True))
+
+    def _is_there(self, key: str) -> bool | StorageError:
+        """Tell whether something is at a key, and nobody is about to remove it."""
+        try:
+            head = self._contents.locks.settled(key)
+        except StorageError as error:
+            return error
+        found = head is not None and head.is_there
+        (self._seen.add if found else self._seen.discard)(key)
+        return found
+
+    def _able(self, asks: Sequence[Ask]) -> list[Ask]:
+        """Return the appends for which all is there that they require; fill in the error of the others."""
+        there = self._there(asks)
+        for ask in asks:
+            ask.error, ask.added = _refusal(ask, there), 0
+        return [ask for ask in asks if ask.error is None]
+
+    def _refuse(self, asks: Sequence[Ask], there: dict[str, bool | StorageError]) -> None:
+        """Fill in what becomes of appends that were put, if what they require is not there."""
+        if all(found is True for found in there.values()):
+            return
+        for ask in asks:
+            refusal = _refusal(ask, there)
+            if refusal is None:
+                continue
+            if not ask.lines:
+                ask.error = refusal
+            elif isinstance(refusal, NotFoundError | IntegrityError):
+                ask.refusal = refusal
+            else:
+                ask.error = unknown(refusal)
 
     # --- appending -----------------------------------------------------------------------------------
 
@@ -196,11 +252,13 @@ class Appender:
         Raises:
             StorageError: None of it was done, or it is not known whether it was.
         """
-        is_replaced = False
+        is_sure = key in self._tails and self._seen.issuperset(_required(asks))
         for turn in range(_TURNS):
-            if is_replaced:  # and what the callers require may have gone with it
-                asks = [ask for ask in asks if self._is_able(ask)]
-            is_replaced = True
+            if not is_sure:  # what the callers require may not be there, or have gone with the log
+                asks = self._able(asks)
+                if not asks:
+                    return
+            is_sure = False
             if turn > _IN_A_ROW:
                 time.sleep(random.uniform(0, _PAUSE_SECONDS * turn))
             tail = self.tail(key)
@@ -215,53 +273,51 @@ class Appender:
             elif self._go_on(key, tail, asks):
                 return
             elif self._catch_up(key, tail):
-                is_replaced = False
+                is_sure = True
                 continue
             self.forget(key)
         raise UnavailableError(f"{key} is changed faster than it can be appended to.", key=key, hint="Retry.")
 
-    def _is_able(self, ask: Ask) -> bool:
-        """Tell whether what an append requires is still there; if not, fill in its error."""
-        for require in ask.requires:
-            if self._contents.head(require.key) is None:
-                ask.error, ask.added = rules.not_found(require.what, require.key), 0
-                return False
-        return True
-
-    def _decide(self, key: str, asks: Sequence[Ask], before: dict[str, bytes] | None, tail: Tail | None) -> bytes:
-        """Look which lines of each are new; return all of them."""
+    def _decide(
+        self, key: str, asks: Sequence[Ask], before: dict[str, bytes] | None, tail: Tail | None
+    ) -> tuple[bytes, Sequence[int]]:
+        """Look which lines of each are new; return all of them, and the hashes of the ids of their records."""
         staged: dict[str, bytes] = {}
+        hashes: dict[str, int] = {}
 
         def find(record_id: str) -> bytes | None:
-            if record_id in staged:
-                return staged[record_id]
-            if tail is not None:
-                return self.find(key, tail, record_id)
-            return (before or {}).get(record_id)
+            line = staged.get(record_id)
+            if line is not None or tail is None:
+                return line or (before or {}).get(record_id)
+            found = hashes[record_id] = hash_of(record_id)
+            return self._line(key, record_id) if found in tail.ids else None
 
         count = tail.records if tail is not None else len(before or {})
         pieces: list[bytes] = []
+        are_known = tail is not None
         for ask in asks:
-            ask.error, ask.added, ask.lines = None, 0, []
+            ask.error, ask.added, ask.lines = None, 0, ()
             change = ask.change
             if isinstance(change, Extend):
+                are_known = False
                 pieces.append(change.data)
                 for line in rules.good_lines(key, change.data) if len(asks) > 1 else ():
                     staged.setdefault(codec.written_id(line), line)
                     count += 1
                 continue
             try:
-                ask.lines = rules.new_lines(change, find)
-                rules.check_maximum(change, count, ask.lines)
+                new = rules.new_records(change, find)
+                rules.check_maximum(change, count, new)
             except StorageError as error:
                 ask.error = error
                 continue
-            ask.added = len(ask.lines)
+            are_known = are_known and bool(change.ids)
+            ask.lines, ask.added = list(new.values()), len(new)
             count += ask.added
-            if len(asks) > 1:
-                staged |= {codec.written_id(line): line for line in ask.lines}
+            staged.update(new)
             pieces += ask.lines
-        return b"".join(pieces)
+        data = b"".join(pieces)
+        return data, [hashes[each] for each in staged] if are_known else look_at(data).hashes
 
     def _begin(self, key: str, asks: Sequence[Ask]) -> bool:
         """Append to what is absent, or does not go on in segments yet; return False if somebody else changed it."""
@@ -276,7 +332,7 @@ class Appender:
             return False
         whole, half = rules.mended(content)
         before = {codec.written_id(line): line for line in reversed(rules.good_lines(key, whole))}
-        lines = self._decide(key, asks, before, None)
+        lines, _ = self._decide(key, asks, before, None)
         if not lines:
             return True
         if half:
@@ -292,62 +348,49 @@ class Appender:
         self._garbage.later(composer.made if etag is None else parts_of(head).values())
         if etag is None:
             return False
-        if head is not None and head.is_there:
-            return True
-        with after_writing():
-            return not self._take_back(key, read_head(raw, etag), asks)
-
-    def _take_back(self, key: str, made: Head, asks: Sequence[Ask]) -> bool:
-        """Remove a new log if its owner was removed by somebody who did not know of it; return False if it stays.
-
-        What others have appended meanwhile goes with it: they looked for the owner before. It stays if somebody has
-        made it anew, or taken it along.
-        """
-        for _ in range(_TURNS):
-            if self._are_there(asks):
-                return False
-            head = self._contents.locks.settled(key)
-            if head is None or not head.is_log or head.generation != made.generation:
-                return False
-            if self._contents.locks.remove(key, head.etag):
-                self._garbage.later(head.parts)
-                self._garbage.drop(head.generation)
-                return True
-        raise UnavailableError(f"{key} is changed faster than it can be taken back.", key=key, hint="Retry.")
-
-    def _are_there(self, asks: Sequence[Ask]) -> bool:
-        """Tell whether all that the callers require is there still, and nobody is about to remove it."""
-        keys = sorted({require.key for ask in asks for require in ask.requires})
-        heads = self._objects.together(self._contents.locks.settled, keys)
-        return all(head is not None and head.is_there for head in heads)
+        self._refuse(asks, self._there(asks))
+        return True
 
     def _go_on(self, key: str, tail: Tail, asks: Sequence[Ask]) -> bool:
-        lines = self._decide(key, asks, None, tail)
+        lines, hashes = self._decide(key, asks, None, tail)
         if not lines:
-            return self._is_current(key, tail, tail.number + 1)
-        if not self._put(tail, lines):
+            is_current, there = self._look_again(key, tail, tail.number + 1, asks)
+            self._refuse(asks, there)
+            return is_current
+        if not self._put(tail, lines, hashes):
             return False
-        put = tail.window[-1][0][-1]
+        put = tail.last_put
         with after_writing():
-            if not self._is_current(key, tail, tail.number):
+            is_current, there = self._look_again(key, tail, tail.number, asks)
+            if not is_current:
                 tail.is_lost = True
                 if not self._was_taken_in(key, tail, put):
                     return False
-                self.forget(key)
-                return True
-        if tail.number - tail.through >= _FOLDED_AT_ONCE:
+        self._refuse(asks, there)
+        if not is_current:
+            self.forget(key)
+        elif tail.number - tail.through >= _FOLDED_AT_ONCE:
             self._fold_or_not(key)
         return True
 
-    def _put(self, tail: Tail, lines: bytes) -> bool:
+    def _look_again(
+        self, key: str, tail: Tail, number: int, asks: Sequence[Ask]
+    ) -> tuple[bool, dict[str, bool | StorageError]]:
+        """Tell whether a log is still what is known of it, and whether what appends require is there."""
+        required = _required(asks)
+        looks: list[Callable[[], Any]] = [partial(self._is_current, key, tail, number)]
+        looks += [partial(self._is_there, each) for each in required]
+        is_current, *there = self._objects.at_once(looks)
+        return is_current, dict(zip(required, there, strict=True))
+
+    def _put(self, tail: Tail, lines: bytes, hashes: Sequence[int]) -> bool:
         """Create the next segment of a log; return False if somebody else has."""
         put = secrets.token_hex(8)
-        found = look_at(lines)
-        data = tail.segment(put, lines, found.records)
+        data = tail.segment(put, lines, len(hashes))
         path = self._places.segment(tail.generation, tail.number + 1)
         if self._objects.create(path, data, is_final=True) is None:
             return False
-        tail.grow(put, lines, found)
+        tail.grow(put, lines, hashes)
         return True
 
     def _catch_up(self, key: str, tail: Tail) -> bool:
@@ -363,7 +406,7 @@ class Appender:
             if segment.is_seal or segment.at + segment.own_at != tail.end:
                 return False
             own = lines[segment.own_at :]
-            tail.grow(segment.puts[-1], own, look_at(own))
+            tail.grow(segment.puts[-1], own, look_at(own).hashes)
         return False
 
     def seal(self, log: Log) -> bool:
@@ -421,12 +464,13 @@ class Appender:
         while (found := self._objects.get(path := self._places.segment(tail.generation, number))) is not None:
             segment, _ = read_segment(key, path, found.data)
             if segment.previous != last:
-                return False  # this one, or that, was made under a number that was folded long ago
+                break  # this one, or that, was made under a number that was folded long ago
             if segment.is_seal:
                 return True
             number, last = number + 1, segment.puts[-1]
         if number == tail.number + 1 and self._objects.head(self._places.segment(tail.generation, tail.number)) is None:
             raise DurabilityError(f"{key} was made anew, and what it was is removed already.", key=key, hint=_LOOK)
+        self._garbage.drop(tail.generation)  # whoever replaced the log may have removed its segments long ago
         return False
 
     # --- folding -------------------------------------------------------------------------------------
@@ -455,7 +499,7 @@ class Appender:
         tail = self.tail(key)
         if tail is None:
             return False
-        done = self._refold(key, tail.generation)
+        done = self._refold(key, tail.generation, {} if tail.is_sealed else tail.numbered())
         if done is None or done.manifest is None:
             self.forget(key)
         elif tail.number >= done.manifest.through:
@@ -464,7 +508,9 @@ class Appender:
             self.forget(key)  # others have gone on
         return done is not None
 
-    def _refold(self, key: str, generation: str | None) -> Head | None:
+    def _refold(
+        self, key: str, generation: str | None, known: Mapping[int, tuple[Segment, bytes]] | None = None
+    ) -> Head | None:
         """Replace a log's head by one with all segments in it; None if that is not to be done, or somebody else did.
 
         With its generation the log goes on meanwhile; without, it is closed, and goes on in another one.
@@ -477,6 +523,8 @@ class Appender:
             composer.made = []
             if log is None or not log.head.is_log or log.head.is_locked:
                 return None
+            if known is not None and log.generation == generation:
+                log.known.update(known)
             if not log.is_sealed if generation is None else (log.generation != generation or log.last == log.through):
                 return None
             found[:] = [log]
@@ -522,3 +570,17 @@ class Appender:
         head = self._contents.locks.settled(key)
         if head is not None and head.is_log:
             self._refold(key, None)
+
+
+def _required(asks: Sequence[Ask]) -> list[str]:
+    """Return the keys that appends require."""
+    return sorted({require.key for ask in asks for require in ask.requires})
+
+
+def _refusal(ask: Ask, there: dict[str, bool | StorageError]) -> StorageError | None:
+    """Return the error of an append that requires what is not there."""
+    for require in ask.requires:
+        found = there[require.key]
+        if found is not True:
+            return found if isinstance(found, StorageError) else rules.not_found(require.what, require.key)
+    return None

@@ -20,7 +20,7 @@ from .composing import Composer, Garbage, parts_of
 from .contents import LARGE_BYTES, Contents, Log, Stale
 from .faults import after_writing
 from .forms import Head, Part, read_head
-from .planning import Adopt, Mend, Plan, Step
+from .planning import Adopt, Mend, Plan, Step, Withdraw
 
 logger = logging.getLogger("flatfile_chat_database")
 
@@ -56,7 +56,7 @@ class Committer:
         """
         self._known.clear()
 
-    def commit(self, changes: Sequence[Change | Adopt | Mend]) -> list[Outcome]:
+    def commit(self, changes: Sequence[Change | Adopt | Mend | Withdraw]) -> list[Outcome]:
         """Make a commit; return the outcome of each change.
 
         Raises:

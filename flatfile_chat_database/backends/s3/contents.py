@@ -307,7 +307,8 @@ class Log:
         self._starts = [0, *accumulate(part.size for part in head.parts)]
         self._firsts = [0, *accumulate(part.records for part in head.parts)]
         self._numbers: list[int] | None = None
-        self._read: dict[int, tuple[Segment, bytes]] = {}
+        self.known: dict[int, tuple[Segment, bytes]] = {}
+        """Segments by number that need not be read."""
         self._recent: bytes | None = None
 
     @property
@@ -354,9 +355,9 @@ class Log:
 
     def segment(self, number: int) -> tuple[Segment, bytes]:
         """Return a segment and its lines."""
-        if number not in self._read:
-            self._read[number] = self._contents.segment(self.key, self.generation, number)
-        return self._read[number]
+        if number not in self.known:
+            self.known[number] = self._contents.segment(self.key, self.generation, number)
+        return self.known[number]
 
     @property
     def last(self) -> int:

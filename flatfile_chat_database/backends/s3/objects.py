@@ -76,7 +76,7 @@ class Objects:
         self.probes = probes
         self._client: S3Store | None = None
         self._patient: S3Store | None = None
-        self._pool: ThreadPoolExecutor | None = None
+        self._pools: dict[str, ThreadPoolExecutor] = {}
         self._inside = threading.local()
         self._state = threading.Lock()
         self._probing = threading.Lock()
@@ -87,8 +87,8 @@ class Objects:
     def close(self) -> None:
         """End the threads."""
         with self._state:
-            pool, self._pool = self._pool, None
-        if pool is not None:
+            pools, self._pools = self._pools, {}
+        for pool in pools.values():
             pool.shutdown()
 
     # --- reading -------------------------------------------------------------------------------------
@@ -400,12 +400,30 @@ class Objects:
 
         What is done for an item may come here again; then its items are taken one after the other.
         """
-        if len(items) < 2 or getattr(self._inside, "pool", False):
+        if getattr(self._inside, "pool", False):
+            return [work(item) for item in items]
+        return self._spread("chatdb-s3", work, items)
+
+    def at_once(self, looks: Sequence[Callable[[], Any]]) -> list[Any]:
+        """Do a few things at once that need a request or two each, also where things are done together.
+
+        What is done here must not come here again.
+        """
+        return self._spread("chatdb-s3-looks", lambda look: look(), looks)
+
+    def _spread(self, name: str, work: Callable[[Any], T], items: Sequence[Any]) -> list[T]:
+        if len(items) < 2:
             return [work(item) for item in items]
         with self._state:
-            if self._pool is None:
-                self._pool = ThreadPoolExecutor(_AT_ONCE, "chatdb-s3", self._enter_pool)
-        return list(self._pool.map(work, items))
+            if name not in self._pools:
+                self._pools[name] = ThreadPoolExecutor(_AT_ONCE, name, self._enter_pool)
+            pool = self._pools[name]
+        others = [pool.submit(work, item) for item in items[1:]]
+        try:
+            return [work(items[0]), *(each.result() for each in others)]
+        finally:
+            for each in others:
+                each.cancel()
 
     def _enter_pool(self) -> None:
         self._inside.pool = True

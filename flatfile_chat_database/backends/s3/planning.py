@@ -54,6 +54,16 @@ class Mend(msgspec.Struct, frozen=True):
     key: str
 
 
+class Withdraw(msgspec.Struct, frozen=True):
+    """Take lines out of a log again, if they are still there as they were put. Outcome: those that were.
+
+    If none is left the log goes as well: it may have begun with them.
+    """
+
+    key: str
+    lines: frozenset[bytes]
+
+
 class Step(msgspec.Struct, frozen=True):
     """What is to be done at one key."""
 
@@ -116,11 +126,11 @@ class Plan:
 
     # --- looking -------------------------------------------------------------------------------------
 
-    def prepare(self, changes: Sequence[Change | Adopt | Mend]) -> None:
+    def prepare(self, changes: Sequence[Change | Adopt | Mend | Withdraw]) -> None:
         """Get the heads that these changes ask for, many at once."""
         keys: set[str] = set()
         for change in changes:
-            if isinstance(change, Put | Edit | Truncate | Append | Require | Adopt | Mend | Delete):
+            if isinstance(change, Put | Edit | Truncate | Append | Require | Adopt | Mend | Withdraw | Delete):
                 keys.add(change.key)
         self._get(sorted(keys))
 
@@ -176,7 +186,7 @@ class Plan:
 
     # --- conditions ----------------------------------------------------------------------------------
 
-    def check(self, change: Change | Adopt | Mend) -> None:
+    def check(self, change: Change | Adopt | Mend | Withdraw) -> None:
         """Raise the error of a condition that does not hold; before any change is made."""
         match change:
             case Require(key, what):
@@ -278,7 +288,7 @@ class Plan:
 
     # --- changes -------------------------------------------------------------------------------------
 
-    def apply(self, change: Change | Adopt | Mend) -> Outcome:
+    def apply(self, change: Change | Adopt | Mend | Withdraw) -> Outcome:
         """Make a change whose condition was looked at; return its outcome."""
         match change:
             case Put(key, data, expected):
@@ -305,6 +315,16 @@ class Plan:
                 standing = self.at(key)
                 self._set_half_aside(standing, self.content(standing))
                 return None
+            case Withdraw(key, lines):
+                standing = self.at(key)
+                all_lines = self.content(standing).split(b"\n")
+                found = [line for line in all_lines if line + b"\n" in lines]
+                if found:
+                    left = b"\n".join(line for line in all_lines if line + b"\n" not in lines)
+                    self._rewrite(standing, left)
+                    if not left:
+                        standing.kind = "gone"
+                return [line + b"\n" for line in found]
             case Edit(key):
                 standing, place = self.at(key), self._place_of(change)
                 if place is not None:
