@@ -860,7 +860,7 @@ def test_a_full_disk_behind_stdout_is_an_error(filled: str) -> None:
             [*CHATDB, "--store", filled, "ls"], stdout=full, stderr=subprocess.PIPE, text=True, check=False
         )
     assert run.returncode == 1
-    assert run.stderr == "chatdb: No space left on device\n"
+    assert run.stderr == "chatdb: No space left on device. Free some space, or name another place.\n"
 
 
 def test_output_in_a_narrow_encoding_is_no_failure(filled: str) -> None:
