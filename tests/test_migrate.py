@@ -540,7 +540,7 @@ def test_the_command_says_what_it_did(tmp_path: Path) -> None:
     assert "same store" in result.output
     result = chatdb("migrate", str(tmp_path / "nothing"), str(tmp_path / "third"))
     assert result.exit_code == 1
-    assert "There is no chat store" in result.output
+    assert "The source is no chat store" in result.output
     assert not (tmp_path / "third").exists()
 
 

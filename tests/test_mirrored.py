@@ -961,6 +961,110 @@ async def test_files_are_mirrored_to_postgresql_and_back(tmp_path: Path) -> None
         assert await contents_of(both.first) == await contents_of(both.second)
 
 
+# --- a second store that is none to be copied to ------------------------------------------------------------
+
+
+async def a_store(url: str, user: str) -> None:
+    async with StorageManager(StorageConfig(storage_url=url)) as storage:
+        await storage.create_user(user)
+
+
+def of_two(one: str, other: str) -> StorageConfig:
+    return StorageConfig(storage_url=f"mirrored:?from={quote(one, safe='')}&to={quote(other, safe='')}")
+
+
+@pytest.mark.parametrize("first", ["a store", "nothing"])
+@pytest.mark.parametrize("kind", ["file", "sqlite"])
+async def test_a_second_store_that_is_another_store_is_left_as_it_is(first: str, kind: str, tmp_path: Path) -> None:
+    one, other = f"file:{tmp_path}/one", f"{kind}:{tmp_path}/other"
+    if first == "a store":
+        await a_store(one, "ada")
+    await a_store(other, "eve")
+    config = of_two(one, other)
+    for _ in range(2):
+        async with StorageManager(config) as storage:
+            with pytest.raises(ConfigurationError, match="is not empty, and is no copy of the first one"):
+                await storage.create_user("new")
+        backend = open_backend(config)
+        assert isinstance(backend, MirroredBackend)
+        await backend.open()
+        assert "no copy of the first one" in (await backend.status()).problem
+        with pytest.raises(ConfigurationError, match="the right way round"):
+            await backend.start()
+        await backend.close()
+    for url, users in ((one, ["ada"] if first == "a store" else []), (other, ["eve"])):
+        async with StorageManager(StorageConfig(storage_url=url)) as storage:
+            assert [user.user_id for user in await storage.list_users()] == users
+            assert LAYOUT.mirror not in await storage.backend.list_children("system")
+
+
+async def test_a_second_store_that_takes_the_place_of_the_one_before_is_looked_at_as_well(tmp_path: Path) -> None:
+    one, other = f"file:{tmp_path}/one", f"file:{tmp_path}/other"
+    await a_store(one, "ada")
+    await a_store(other, "eve")
+    async with StorageManager(of_two(one, f"file:{tmp_path}/before")) as storage:
+        await storage.create_user("bob")
+    backend = open_backend(of_two(one, other))
+    assert isinstance(backend, MirroredBackend)
+    await backend.open()
+    with pytest.raises(ConfigurationError, match="no copy of the first one"):
+        await backend.start()
+    await backend.close()
+    async with StorageManager(StorageConfig(storage_url=other)) as storage:
+        assert [user.user_id for user in await storage.list_users()] == ["eve"]
+    empty = open_backend(of_two(one, f"file:{tmp_path}/empty"))
+    assert isinstance(empty, MirroredBackend)
+    await empty.open()
+    await empty.start()
+    assert (await empty.compare()).count == 0
+    await empty.close()
+    async with StorageManager(StorageConfig(storage_url=f"file:{tmp_path}/empty")) as storage:
+        assert [user.user_id for user in await storage.list_users()] == ["ada", "bob"]
+
+
+async def test_a_second_store_that_holds_something_but_no_store_is_left_as_it_is(tmp_path: Path) -> None:
+    await a_store(f"file:{tmp_path}/one", "ada")
+    lost = tmp_path / "other/users/eve/profile.json"
+    lost.parent.mkdir(parents=True)
+    lost.write_bytes(b"{}")
+    async with StorageManager(of_two(f"file:{tmp_path}/one", f"file:{tmp_path}/other")) as storage:
+        with pytest.raises(ConfigurationError, match="no copy of the first one"):
+            await storage.create_user("new")
+    assert lost.read_bytes() == b"{}"
+
+
+@pytest.mark.parametrize(
+    ("one", "other", "problem"),
+    [
+        ("file:{}/a", "file:{}/./a", "are the same store"),
+        ("sqlite:{}/a/x.db", "sqlite:{}/a/./x.db", "are the same store"),
+        ("file:{}/a", "file:{}/a/b", "second store lies in the first store's folder"),
+        ("file:{}/a/b", "file:{}/a", "first store lies in the second store's folder"),
+    ],
+)
+async def test_stores_in_one_place_are_no_two(one: str, other: str, problem: str, tmp_path: Path) -> None:
+    config = of_two(one.format(tmp_path), other.format(tmp_path))
+    await a_store(one.format(tmp_path), "ada")
+    before = sorted(tmp_path.rglob("*.json"))
+    async with StorageManager(config) as storage:
+        with pytest.raises(ConfigurationError, match=problem):
+            await storage.create_user("new")
+    assert sorted(tmp_path.rglob("*.json")) == before
+
+
+async def test_two_names_of_one_server_are_no_two_stores() -> None:
+    """Of those only what is written there can tell."""
+    one = MemoryBackend(StorageConfig())
+    other = MemoryBackend(StorageConfig())
+    other._data = one._data
+    await one.write("users/ann/profile.json", b"1")
+    async with mirrored(one, other) as both:
+        with pytest.raises(ConfigurationError, match="are the same store"):
+            await both.write("users/ann/profile.json", b"2")
+    assert contents(one) == {"users/ann/profile.json": b"1"}
+    assert not [key for key in one._data if LAYOUT.is_of_mirror(key)]
+
+
 # --- the URL and the commands ------------------------------------------------------------------------------
 
 
@@ -989,6 +1093,9 @@ def test_the_commands(tmp_path: Path) -> None:
         result = CliRunner().invoke(cli, ["--store", url, "mirror", *arguments], prog_name="chatdb")
         return result.exit_code, result.output
 
+    code, text = run("start")
+    assert (code, text) == (1, f"chatdb: There is no chat store at file:{tmp_path}/old. Look at `from` in the URL.\n")
+    assert list(tmp_path.iterdir()) == []
     asyncio.run(prepare())
     code, text = run("start")
     assert (code, f"first   file:{tmp_path / 'old'}\n" in text, "epoch 1" in text) == (0, True, True), text

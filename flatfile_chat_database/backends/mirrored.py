@@ -24,6 +24,7 @@ from typing import Any, TypeVar
 from ..config import StorageConfig
 from ..errors import (
     ClosedError,
+    ConfigurationError,
     ConflictError,
     DurabilityError,
     IntegrityError,
@@ -167,6 +168,8 @@ class MirroredBackend(StorageBackend):
             if state is None:
                 try:
                     await self._sides.begin()
+                except ConfigurationError:
+                    raise
                 except StorageError as error:
                     attempts -= 1  # it may only be that another process makes it at this moment
                     if not attempts:
@@ -421,7 +424,7 @@ class MirroredBackend(StorageBackend):
         keys, names = await self.carrier().recorded()
         try:
             await self.second.open()
-            await self.second.read(self.layout.mirror_state)
+            await self._sides.require_copy(1 - self._first)
             problem = ""
         except StorageError as error:
             problem = error.message
@@ -434,6 +437,7 @@ class MirroredBackend(StorageBackend):
         What others change all the time it has as it was when this was called, or later; the rest is on its way.
 
         Raises:
+            ConfigurationError: The second store is another store, or the same one; nothing has changed.
             UnavailableError: The second store cannot be used now.
         """
         await self._writing()
@@ -528,7 +532,9 @@ class MirroredBackend(StorageBackend):
     async def _catch_up(self) -> list[str]:
         """Copy what all records name, while others may write; return keys that change all the time."""
         try:
+            await self.look()  # another process may have switched them
             await self.second.open()
+            await self._sides.mark(1 - self._first)  # one that was never copied to lacks everything, or is refused
             carrier = self.carrier()
             async with self.behind.paused():  # not the same by two at once
                 await carrier.take_over(at_once=True)
@@ -537,6 +543,8 @@ class MirroredBackend(StorageBackend):
             if self.is_switching(error):
                 self._state = None
                 raise ConflictError("Somebody else is switching the stores.", hint="Try again.") from error
+            raise
+        except ConfigurationError:
             raise
         except StorageError as error:
             raise unreachable(error) from error

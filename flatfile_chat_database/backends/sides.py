@@ -13,6 +13,7 @@ at before is refused there, however late it comes. `carrier.py` says when that h
 
 from __future__ import annotations
 
+import asyncio
 import time
 from collections.abc import Sequence
 from contextlib import suppress
@@ -20,11 +21,12 @@ from dataclasses import dataclass
 
 from .. import codec
 from ..config import MOST_LEASE_SECONDS
-from ..errors import ConflictError, IntegrityError, NotFoundError, StorageError, UnavailableError
+from ..errors import ConfigurationError, ConflictError, IntegrityError, NotFoundError, StorageError, UnavailableError
 from ..layout import Layout
 from ..models import new_id
 from .base import StorageBackend
 from .changes import ABSENT, Change, Delete, Put, RemoveTree, Require
+from .places import refuse_nested, same_store
 from .rules import not_found, version_of
 from .writers import everything
 
@@ -35,6 +37,7 @@ LAG_SECONDS = 2.0
 """After a switch nobody reads for so long from the store that was the first one."""
 _MARK = b"{}\n"
 _MAY_COPY = "The permission to copy to this store"
+_NAMES = ("first store", "second store")
 
 
 @dataclass(frozen=True, slots=True)
@@ -56,6 +59,7 @@ class Sides:
 
     def __init__(self, layout: Layout, stores: Sequence[StorageBackend]) -> None:
         self.stores = stores
+        self._layout = layout
         self._key = layout.mirror_state
         self.open_key = layout.mirror_open
         self._marks = layout.mirror_second
@@ -117,11 +121,54 @@ class Sides:
         """Make the second store one that may be copied to, and open the first.
 
         Raises:
+            ConfigurationError: They are one store, or the second one is another store; nothing has changed.
             StorageError: One of the two is out of reach.
         """
+        await self.require_copy(1)
         with suppress(ConflictError):  # somebody else is at it
-            await self._put_second(1, 0, None)
+            mark = await self._put_second(1, 0, None)
+            state = await self.state(0)
+            if state is not None and state.mark == mark:  # two names of one server, for instance
+                await self.stores[1].commit([RemoveTree(self._layout.mirror)])
+                raise same_store(_NAMES)
         await self.make_open(0, 1)
+
+    async def require_copy(self, side: int) -> None:
+        """Refuse a second store that is no copy of the first one, for what is in it would be replaced.
+
+        Raises:
+            ConfigurationError: It is another store, or holds something else, or has the place of the first one.
+            StorageError: One of the two is out of reach.
+        """
+        first, second = self.stores[1 - side], self.stores[side]
+        await asyncio.to_thread(refuse_nested, first, second, _NAMES)
+        await second.open()
+        await first.open()
+        # The second one before the first, which has whatever others copy meanwhile.
+        theirs, key = await self._own_file(second), self._layout.key("store")
+        ours = await self._own_file(first)
+        if theirs is not None:
+            if ours is not None and (ours == theirs or _store_id(ours, key) == _store_id(theirs, key)):
+                return
+        elif not await self._holds_something(second) or await self.state(side) is not None:
+            return  # empty, or it is being filled
+        elif ours is None and await self._holds_something(first):
+            return  # no stores of a StorageManager: nothing tells what they are
+        raise ConfigurationError(
+            "The second store is not empty, and is no copy of the first one. Nothing was changed.",
+            hint="Look whether `from` and `to` are the right way round, or name an empty place.",
+        )
+
+    async def _own_file(self, store: StorageBackend) -> bytes | None:
+        return await store.read(self._layout.key("store"))
+
+    async def _holds_something(self, store: StorageBackend) -> bool:
+        """Tell whether there is more in a store than what a mirror or a cache keeps there."""
+        system = self._layout.system
+        if [child for child in await store.list_children("") if child != system]:
+            return True
+        children = await store.list_children(system)
+        return any(not self._layout.is_of_front(f"{system}/{child}") for child in children)
 
     async def make_open(self, side: int, epoch: int) -> None:
         """Open a store with an epoch, unless it has that already.
@@ -146,10 +193,12 @@ class Sides:
 
         Raises:
             NotFoundError: It is not the second one; `is_refusal` tells.
+            ConfigurationError: It is another store.
         """
         state = await self.state(side)
         if state is None:
             # It said what it is once, or never did. The first store may have been written alone since.
+            await self.require_copy(side)
             opened = await self.state(1 - side)
             await self.stores[1 - side].commit([self.is_open, everything(self._writers)])
             with suppress(ConflictError):  # somebody else is at it
@@ -224,6 +273,14 @@ class Sides:
     async def _put(self, side: int, content: dict[str, object], before: State | None, more: Sequence[Change]) -> str:
         put = Put(self._key, codec.encode_document(content), ABSENT if before is None else before.version)
         return str((await self.stores[side].commit([put, *more]))[0])
+
+
+def _store_id(data: bytes, key: str) -> object:
+    """Return what a store's own file says it is; an object that equals nothing else if it cannot be understood."""
+    try:
+        return codec.decode_object(data, key).get("store_id", object())
+    except IntegrityError:
+        return object()
 
 
 def _closed(epoch: int, until: float) -> dict[str, object]:

@@ -12,6 +12,7 @@ import click
 from ..backends.mirrored import MirroredBackend
 from ..backends.opening import open_backend
 from ..config import without_password
+from ..errors import NotFoundError
 from ..terminal import visible
 from .frame import Options, cli, closing, example, leaves, runs
 from .progress import progress
@@ -48,7 +49,10 @@ async def _opened(options: Options) -> AsyncIterator[tuple[MirroredBackend, list
 @leaves("What was copied stays, and those who write go on with the rest; run it again to wait for it.")
 async def start(options: Options) -> int:
     """Copy everything to the second store, and wait until it has it. Others may write meanwhile."""
-    async with _opened(options) as (backend, _):
+    async with _opened(options) as (backend, urls):
+        if not await backend.exists(backend.layout.key("store")):
+            first = urls[backend.first is backend.stores[1]]
+            raise NotFoundError(f"There is no chat store at {first}.", hint="Look at `from` in the URL.")
         await backend.start()
     return await _status(options)
 

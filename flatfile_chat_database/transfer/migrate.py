@@ -14,7 +14,6 @@ came. At the end all of both stores is read once more and compared.
 from __future__ import annotations
 
 import asyncio
-import os
 from collections.abc import AsyncGenerator, Callable, Iterator, Mapping, Sequence
 from contextlib import AsyncExitStack, aclosing
 from dataclasses import dataclass, field
@@ -23,6 +22,7 @@ from typing import Final, Literal, cast
 from .. import codec
 from ..backends.base import Snapshot, StorageBackend
 from ..backends.changes import ABSENT, Absent, Put, RemoveTree
+from ..backends.places import refuse_nested, same_store
 from ..backends.rules import version_of
 from ..config import NAMING_FIELDS, StorageConfig
 from ..errors import ConfigurationError, ConflictError, IntegrityError, NotFoundError
@@ -38,6 +38,8 @@ _Sized = tuple[str, int]
 
 Progress = Callable[[int, int], None]
 """Told how many steps are done, of how many: for each key two or three, to copy and to compare it."""
+
+_NAMES = ("source", "target")
 
 _RUN_BYTES = 2 << 20
 """So much is read at a time; what is larger by itself is streamed."""
@@ -119,8 +121,8 @@ class _Migration:
         report, key = self._report, self._layout.key("store")
         _refuse_other_names(self._source.config, self._target.config)
         if self._source is self._target:
-            raise _same_store()
-        await asyncio.to_thread(_refuse_nested, self._source, self._target)
+            raise same_store(_NAMES)
+        await asyncio.to_thread(refuse_nested, self._source, self._target, _NAMES)
         await self._target.open()
         # It says so if the source is no store, of a newer format, half copied, or has other names.
         store = Store(self._source.config, self._source, read_only=True, clock=utc_now, new_id=new_id)
@@ -190,7 +192,7 @@ class _Migration:
         await self._target.commit([Absent(self._layout.key("store")), Put(note, content, ABSENT)])
         if await self._source.exists(note):
             await self._target.delete(note)
-            raise _same_store()
+            raise same_store(_NAMES)
 
     # --- copying -------------------------------------------------------------------------------------
 
@@ -501,20 +503,3 @@ def _refuse_other_names(one: StorageConfig, other: StorageConfig) -> None:
                 f"{name} is {getattr(one, name)!r} for the source, and {getattr(other, name)!r} for the target.",
                 hint="A store keeps the names it was made with.",
             )
-
-
-def _refuse_nested(source: StorageBackend, target: StorageBackend) -> None:
-    """Refuse two backends of which one has the place of the other, or a place in its folder; blocks."""
-    places = [getattr(each, "root", None) or getattr(each, "path", None) for each in (source, target)]
-    paths = [os.path.realpath(place) for place in places if isinstance(place, str)]
-    if len(paths) < 2:
-        return
-    if paths[0] == paths[1]:
-        raise _same_store()
-    for inner, outer, what in ((1, 0, "The target lies in the source's"), (0, 1, "The source lies in the target's")):
-        if paths[inner].startswith(f"{paths[outer]}{os.sep}"):
-            raise ConfigurationError(f"{what} folder, {paths[outer]}.", hint="Name a place beside it.")
-
-
-def _same_store() -> ConfigurationError:
-    return ConfigurationError("The source and the target are the same store.", hint="Name another place.")
