@@ -338,7 +338,8 @@ async def test_switching_and_falling_back_lose_nothing_that_writers_wrote() -> N
         assert (await other.switch()) == 1
         assert await one.read("users/a") == await new.read("users/a")
         await one.stop()
-        assert [key for key in [*old._data, *new._data] if key.startswith(OWN)] == []
+        assert [key for key in new._data if key.startswith(OWN)] == []
+        assert [key for key in old._data if key.startswith(OWN)] == [LAYOUT.mirror_state]
         assert contents(new) == contents(old)
 
 
@@ -700,7 +701,7 @@ async def test_a_stop_that_does_not_reach_the_second_store_loses_nothing_either(
         commit = new.commit
 
         async def fail(changes: Sequence[Change]) -> list[Outcome]:
-            if RemoveTree(LAYOUT.mirror) in changes:
+            if RemoveTree(LAYOUT.mirror_writers) in changes:
                 raise UnavailableError("It is down.")
             return await commit(changes)
 
@@ -713,7 +714,30 @@ async def test_a_stop_that_does_not_reach_the_second_store_loses_nothing_either(
         await both.start()
         assert contents(new) == contents(old) == {"users/a": b"1", "users/alone": b"2"}
         await both.stop()
-        assert [key for key in [*old._data, *new._data] if key.startswith(OWN)] == []
+        assert [key for key in [*old._data, *new._data] if key.startswith(OWN)] == [LAYOUT.mirror_state]
+    async with mirrored(again(old), again(new)) as both:
+        await both.start()
+        await both.write("users/again", b"3")
+        await until(lambda: contents(new) == contents(old))
+
+
+@pytest.mark.parametrize("switched", [False, True])
+async def test_a_process_that_was_forgotten_goes_on_with_the_store_that_was_kept(*, switched: bool) -> None:
+    old, new = MemoryBackend(StorageConfig()), Second(StorageConfig())
+    async with mirrored(old, new) as both:
+        await both.write("users/a", b"1")
+        await both.start()
+        if switched:
+            await both.switch()
+        await both.stop()
+    kept = again(new if switched else old)
+    await kept.write("users/a", b"2")
+    await kept.write("users/b", b"2")
+    async with mirrored(again(old), again(new)) as forgotten:
+        assert await forgotten.read("users/a") == b"2"
+        await forgotten.write("users/c", b"3")
+        await until(lambda: contents(new) == contents(old))
+        assert contents(old) == {"users/a": b"2", "users/b": b"2", "users/c": b"3"}
 
 
 async def test_a_switch_that_is_decided_is_not_said_to_have_changed_nothing() -> None:

@@ -508,6 +508,8 @@ class MirroredBackend(StorageBackend):
     async def stop(self) -> None:
         """Take out of both stores what the mirroring keeps in them; from now on use the first one alone.
 
+        The second one still says that it is not the first.
+
         Raises:
             UnavailableError: The second store cannot be used now.
             ConflictError: Others go on writing to both.
@@ -522,8 +524,7 @@ class MirroredBackend(StorageBackend):
         # knows that the first one may have been written alone since (`Sides.make_open`).
         try:
             await self.first.commit([RemoveTree(self.layout.mirror)])
-            # The second store by itself is no longer the one that the cache in front of both was for.
-            await self.second.commit([RemoveTree(self.layout.mirror), Delete(self.layout.cache_state)])
+            await self._sides.leave(1 - self._first)
         except StorageError as error:
             raise unreachable(error) from error
         self._state = None

@@ -270,6 +270,21 @@ class Sides:
         """
         await self._put_second(side, closed.epoch, closed, more)
 
+    # --- ending --------------------------------------------------------------------------------------
+
+    async def leave(self, side: int) -> None:
+        """Leave nothing in a store, now the second for good, but that the other one is the first.
+
+        A process that was forgotten and still has the URL of both then goes on with the right one. Without it, it would
+        begin anew, and replace by what was then what has been written since.
+        """
+        state = await self.state(side)
+        parts: list[Change] = [RemoveTree(self._marks), RemoveTree(self._writers), Delete(self.open_key)]
+        if state is not None:
+            put = Put(self._key, codec.encode_document({"epoch": state.epoch, "phase": "moved"}), state.version)
+            parts.insert(0, put)
+        await self.stores[side].commit([*parts, Delete(self._cache)])
+
     async def _put(self, side: int, content: dict[str, object], before: State | None, more: Sequence[Change]) -> str:
         put = Put(self._key, codec.encode_document(content), ABSENT if before is None else before.version)
         return str((await self.stores[side].commit([put, *more]))[0])
