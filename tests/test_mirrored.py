@@ -740,6 +740,41 @@ async def test_a_process_that_was_forgotten_goes_on_with_the_store_that_was_kept
         assert contents(old) == {"users/a": b"2", "users/b": b"2", "users/c": b"3"}
 
 
+@pytest.mark.parametrize("swapped", [False, True])
+async def test_a_store_that_was_left_is_not_made_as_one_that_is_empty_or_another(
+    tmp_path: Path, *, swapped: bool
+) -> None:
+    urls = {name: f"file:{tmp_path / name}" for name in ("left", "kept", "another", "none")}
+
+    def both_of(one: str, other: str) -> str:
+        names = (other, one) if swapped else (one, other)
+        return f"mirrored:?from={quote(urls[names[0]], safe='')}&to={quote(urls[names[1]], safe='')}"
+
+    for name in ("left", "another"):
+        async with StorageManager(StorageConfig(storage_url=urls[name])) as storage:
+            await storage.create_user(name)
+    url = f"mirrored:?from={quote(urls['left'], safe='')}&to={quote(urls['kept'], safe='')}"
+    async with StorageManager(StorageConfig(storage_url=url)) as storage:
+        both = storage.backend
+        assert isinstance(both, MirroredBackend)
+        await both.start()
+        assert await both.switch() == 1
+        await both.stop()
+    for name in ("none", "another"):
+        with pytest.raises(ConfigurationError, match=r"was left for another one .* Nothing was changed"):
+            async with StorageManager(StorageConfig(storage_url=both_of("left", name))) as storage:
+                await storage.create_user("eve")
+    for name in ("left", "kept"):
+        async with StorageManager(StorageConfig(storage_url=urls[name])) as storage:
+            assert [user.user_id for user in await storage.list_users()] == ["left"]
+    async with StorageManager(StorageConfig(storage_url=urls["another"])) as storage:
+        assert [user.user_id for user in await storage.list_users()] == ["another"]
+    async with StorageManager(StorageConfig(storage_url=both_of("left", "kept"))) as storage:
+        await storage.create_user("eve")
+    async with StorageManager(StorageConfig(storage_url=urls["kept"])) as storage:
+        assert [user.user_id for user in await storage.list_users()] == ["eve", "left"]
+
+
 async def test_a_switch_that_is_decided_is_not_said_to_have_changed_nothing() -> None:
     old, new = MemoryBackend(StorageConfig()), Second(StorageConfig())
     async with mirrored(old, new) as both:

@@ -10,6 +10,8 @@ from ..config import StorageConfig, at_home
 from ..errors import ConfigurationError
 from .base import StorageBackend
 
+_PAIRS = "mirrored:?from=URL&to=URL, cached:?store=URL&cache=URL"
+"""How those are written that name two."""
 _FORMS = {
     "file": "file:relative/path or file:/absolute/path",
     "sqlite": "sqlite:path/to/file or sqlite:/absolute/path",
@@ -70,7 +72,8 @@ def open_backend(config: StorageConfig) -> StorageBackend:
             hint=f"Write {_FORMS.get(scheme, _FORMS['postgresql'])}.",
         )
     raise ConfigurationError(
-        f"storage_url with the scheme {scheme[:20]!r} names no backend.", hint=f"Use {', '.join(_FORMS.values())}."
+        f"storage_url with the scheme {scheme[:20]!r} names no backend.",
+        hint=f"Use {', '.join(_FORMS.values())}, or two of them: {_PAIRS}.",
     )
 
 

@@ -94,6 +94,7 @@ class Sides:
         If the store `guess` says that it is, the other one is not asked.
 
         Raises:
+            ConfigurationError: One was left for a store that is not the other one.
             StorageError: It cannot be told, for a store is out of reach.
         """
         states: dict[int, State | None] = {}
@@ -114,6 +115,8 @@ class Sides:
             return 0, None
         epoch = max(decided)
         side = 1 - decided[epoch]
+        if states.get(side) is None:
+            await self._require_kept(side)
         await self.make_open(side, epoch + 1)
         return side, await self.state(side)
 
@@ -157,6 +160,22 @@ class Sides:
         raise ConfigurationError(
             "The second store is not empty, and is no copy of the first one. Nothing was changed.",
             hint="Look whether `from` and `to` are the right way round, or name an empty place.",
+        )
+
+    async def _require_kept(self, side: int) -> None:
+        """Refuse a store that says nothing where the other one says that it was left for it, unless that may be so.
+
+        Raises:
+            ConfigurationError: It is another store, or empty; what the other one has would be replaced.
+        """
+        key = self._layout.key("store")
+        kept, left = [await self._own_file(self.stores[each]) for each in (side, 1 - side)]
+        if kept == left or (kept is not None and left is not None and _store_id(kept, key) == _store_id(left, key)):
+            return
+        raise ConfigurationError(
+            f"The {_NAMES[1 - side]} was left for another one when a mirror was switched or stopped, and the "
+            f"{_NAMES[side]} is not that one. Nothing was changed.",
+            hint="Name the store that was kept, or copy the one that was left to an empty place by `chatdb migrate`.",
         )
 
     async def _own_file(self, store: StorageBackend) -> bytes | None:

@@ -98,7 +98,7 @@ def decode(cursor: str, scope: bytes, unmade: bytes, *, named: bool) -> dict[byt
     if data is None:
         raise ValidationError(
             "cursor is none that a watch gave, or only a part of one.",
-            hint='Give the whole text of an earlier cursor, "beginning" for all messages, or None for those to come.',
+            hint='Give the whole text of an earlier cursor, "beginning" for all messages, or none for those to come.',
         )
     try:
         spots = dict(_spots(data, named=named))
@@ -108,7 +108,7 @@ def decode(cursor: str, scope: bytes, unmade: bytes, *, named: bool) -> dict[byt
     if spots is None or (found != scope and (found != unmade or any(spot != START for spot in spots.values()))):
         raise ValidationError(
             "cursor is of another store, or of another user, session or panel.",
-            hint='Give a cursor of what is watched, "beginning" for all messages, or None for those to come.',
+            hint='Give a cursor of what is watched, "beginning" for all messages, or none for those to come.',
         )
     return spots
 

@@ -244,7 +244,7 @@ class Roll:
         async with self._turn:
             now = await self.read()
             while now.is_written and is_same(now, word):
-                logger.warning("the cache is given up until it can be used again: %s", reason)
+                logger.warning("the cache is given up until it can be used again, after a write: %s", reason)
                 now = await self.change(now, Phase.CLOSING)
 
     async def wait_until_settled(self) -> None:

@@ -96,7 +96,7 @@ class Line:
         except TimeoutError:
             late = self._wire.answers_by_now(count + 1)  # it may have been the loop that was slow
             if late is None:
-                raise
+                raise TimeoutError(f"it did not answer within {seconds:g} s") from None
             return self._answers(late)
 
     def _answers(self, said: list[Any]) -> list[Any]:

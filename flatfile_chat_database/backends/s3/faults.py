@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 import re
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -100,7 +101,10 @@ def told(error: Exception, place: str) -> StorageError:
     if isinstance(error, PermissionDeniedError | UnauthenticatedError) or status in (401, 403):
         return UnavailableError(
             f"{place}: the server denies access ({code or status or 'no reason given'}).",
-            hint="Give these keys the rights to list, get, put and delete objects there.",
+            hint="Give these keys the rights to list, get, put and delete objects there."
+            if "AWS_ACCESS_KEY_ID" in os.environ
+            else "AWS_ACCESS_KEY_ID is not set, so the role of this machine was asked for: set it and "
+            "AWS_SECRET_ACCESS_KEY, or give the role the rights to list, get, put and delete objects there.",
         )
     if status == 501:
         return ConfigurationError(
