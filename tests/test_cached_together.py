@@ -295,4 +295,6 @@ def test_the_check_finds_what_is_wrong() -> None:
     with pytest.raises(AssertionError, match="twice"):
         check([*log, log[0]], good)
     with pytest.raises(AssertionError, match="went back"):
-        check(log, [*good, ["r", log[20:25], 24.6, 24.7, 25], ["r", log[19:24], 24.8, 24.9, 25]])
+        check(log, [*good[:24], ["r", log[20:25], 24.6, 24.7, 25], ["r", log[19:24], 24.8, 24.9, 25]])
+    with pytest.raises(AssertionError, match="is not seen"):
+        check(log, [*good, ["r", log[19:24], 24.8, 24.9, 25]])
