@@ -18,8 +18,8 @@ OTHERS := 3.12 3.13
 COVERED := layout.py codec.py records/* backends/flatfile/*
 FLOOR := 95
 
-# One more than there are cores, for some tests wait for the disk.
-JOBS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 1)))
+# Two more than there are cores, for many tests wait for the disk or for a server.
+JOBS ?= $(shell echo $$(($$(getconf _NPROCESSORS_ONLN) + 2)))
 # Whoever has finished takes over half of what another one has left, so that none is idle while there is work.
 SPREAD = -n $(JOBS) --dist worksteal
 ARGS ?=

@@ -13,6 +13,7 @@ import time
 from collections.abc import Awaitable, Callable
 from contextlib import ExitStack
 from pathlib import Path
+from typing import TYPE_CHECKING
 from urllib.parse import quote
 
 from flatfile_chat_database import Message, StorageManager
@@ -23,11 +24,21 @@ from .ours import USER, configuration
 from .result import Bar, Result, Table, median
 from .rounds import interleave
 
+if TYPE_CHECKING:
+    from tests.servers import RedisServer
+
 LONG, PAGE, TIMES = 10_000, 100, 100
 """Messages of the log, of a page, and calls of a round."""
 FILES, POSTGRES, S3 = "files", "PostgreSQL", "S3"
 _BUCKET = "caching"
 _PATIENCE_SECONDS = 60
+_CHAT = 20
+_COUNTED = {
+    "total_commands_processed": ("commands to the cache", "commands", 1.0),
+    "total_net_input_bytes": ("to it", "kB", 0.001),
+    "total_net_output_bytes": ("from it", "kB", 0.001),
+}
+"""What the server counts, and as what."""
 
 
 def run(*, quick: bool) -> Result:
@@ -48,19 +59,23 @@ def run(*, quick: bool) -> Result:
             POSTGRES: servers.enter_context(postgres_server(durable=True)).url(),
             S3: f"s3://{_BUCKET}/store",
         }
-        return asyncio.run(_measure(folder, stores, cache.url, quick=quick))
+        return asyncio.run(_measure(folder, stores, cache, quick=quick))
 
 
-async def _measure(folder: Path, stores: dict[str, str], cache: str, *, quick: bool) -> Result:
+async def _measure(folder: Path, stores: dict[str, str], cache: RedisServer, *, quick: bool) -> Result:
     table, hits = Table(), []
     for name, url in stores.items():
-        hits.append(await _compare(folder / name, table, name, url, cache, quick=quick))
+        hits.append(await _compare(folder / name, table, name, url, cache.url, quick=quick))
+    await _use(folder / "use", table, cache, quick=quick)
     return Result(
         "caching",
         f"Redis in front of a store: pages of {PAGE} messages, a session, one message",
         table.rows,
         table.beyond,
-        [f"answers of the cache, of {asked:,} questions: {share:.1%}" for asked, share in hits],
+        [
+            *(f"answers of the cache, of {asked:,} questions: {share:.1%}" for asked, share in hits),
+            "a chat: what the cache's server counts, with the keeper's questions",
+        ],
         missing=table.missing,
     )
 
@@ -102,6 +117,37 @@ async def _compare(folder: Path, table: Table, name: str, url: str, cache: str, 
     await cached.close()
     await alone.close()
     return asked, found["cache_hits"] / asked
+
+
+async def _use(folder: Path, table: Table, cache: RedisServer, *, quick: bool) -> None:
+    """Have chats as an application does, and count what the cache is asked and told for each."""
+    storage = await _open(
+        folder, f"cached:?store={quote(f'file:{folder}/store', safe='')}&cache={quote(cache.url, safe='')}"
+    )
+    await storage.create_user(USER)
+    await _until_used(storage, await storage.create_session(USER))
+    texts, chats = Texts(), 2 if quick else 50
+
+    def counted() -> dict[str, int]:
+        found = (line.partition(":") for line in cache.call("INFO", "stats").decode().splitlines())
+        return {name: int(value) for name, _, value in found if name in _COUNTED}
+
+    before = await asyncio.to_thread(counted)
+    for number in range(chats):
+        session = await storage.create_session(USER, f"chat {number}")
+        for at, text in enumerate(texts.take(_CHAT)):
+            await storage.add_message(USER, session, Message(ROLES[at % 2], text))
+            if at % 4 == 3:
+                await storage.get_messages(USER, session, PAGE, -PAGE)
+                await storage.get_session(USER, session)
+    after = await asyncio.to_thread(counted)
+    for name, (what, unit, factor) in _COUNTED.items():
+        table.measure(
+            f"a chat of {_CHAT} messages, read {_CHAT // 4} times: {what}",
+            unit,
+            [(after[name] - before[name]) / chats * factor],
+        )
+    await storage.close()
 
 
 async def _open(folder: Path, url: str) -> StorageManager:
