@@ -3,7 +3,7 @@
 import asyncio
 import sqlite3
 from collections.abc import AsyncIterator
-from contextlib import asynccontextmanager
+from contextlib import asynccontextmanager, closing
 from multiprocessing.synchronize import Barrier
 from pathlib import Path
 from typing import Any
@@ -373,3 +373,16 @@ async def test_a_store_of_a_newer_version_is_refused(path: Path) -> None:
     with pytest.raises(ConfigurationError, match="version 99 of the tables"):
         async with opened(path):
             pass
+
+
+@pytest.mark.parametrize(
+    "statement", [staged._ADD.format("(?, ?, ?, ?)"), staged._FIND, staged._LINES_OF.format("?, ?")]
+)
+async def test_an_id_that_many_logs_have_is_looked_for_in_one(path: Path, statement: str) -> None:
+    """Ids such as "1" and "2" are in every chat of some applications."""
+    async with opened(path) as backend:
+        await backend.append(LOG, line("m0"))
+    with closing(sqlite3.connect(path)) as connection:
+        plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}", [None] * statement.count("?")).fetchall()
+    by_id = [detail for *_, detail in plan if "_by_id" in detail]
+    assert by_id and all(detail.endswith("(id=? AND <expr>=?)") for detail in by_id), plan
