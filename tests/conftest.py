@@ -70,7 +70,7 @@ def _guard() -> BlockBuster:
         function.can_block_in("coverage/files.py", "abs_file")
         function.can_block_in("coverage/collector.py", "lock_data")
     # The kernel knows it without a look at any medium.
-    guard.functions["os.getcwd"].can_block_in("flatfile_chat_database/config.py", "absolute")
+    guard.functions["os.getcwd"].can_block_in("flatfile_chat_database/addresses.py", "absolute")
     return guard
 
 

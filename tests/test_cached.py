@@ -21,6 +21,7 @@ from hypothesis import settings
 from hypothesis.stateful import run_state_machine_as_test
 
 from flatfile_chat_database import StorageConfig, StorageManager, codec
+from flatfile_chat_database.addresses import without_password
 from flatfile_chat_database.backends.base import StorageBackend
 from flatfile_chat_database.backends.cached import CachedBackend
 from flatfile_chat_database.backends.cached import server as server_module
@@ -28,7 +29,6 @@ from flatfile_chat_database.backends.cached.server import Server
 from flatfile_chat_database.backends.flatfile import FlatfileBackend
 from flatfile_chat_database.backends.memory import MemoryBackend
 from flatfile_chat_database.backends.opening import open_backend
-from flatfile_chat_database.config import without_password
 from flatfile_chat_database.errors import ConfigurationError
 from flatfile_chat_database.layout import Layout
 from flatfile_chat_database.testing.contract import BackendContract

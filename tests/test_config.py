@@ -15,6 +15,7 @@ from typing import Any
 import pytest
 
 from flatfile_chat_database import Message, SituationalContext, StorageManager
+from flatfile_chat_database.addresses import without_password
 from flatfile_chat_database.backends.cached import CachedBackend
 from flatfile_chat_database.backends.flatfile.files import Files
 from flatfile_chat_database.backends.memory import MemoryBackend
@@ -27,7 +28,6 @@ from flatfile_chat_database.config import (
     StorageConfig,
     load_config,
     set_from_text,
-    without_password,
 )
 from flatfile_chat_database.errors import ClosedError, ConfigurationError, StorageError
 

@@ -121,7 +121,8 @@ class Copying:
                     self._looked = 0.0
                 else:
                     if not mirror.problem and time.monotonic() < (self._until or math.inf):  # later they are closed
-                        logger.warning("the second store cannot be used now, and gets what it lacks later (%s)", error)
+                        text = "the second store cannot be used now, and gets what it lacks later (%s)"
+                        logger.warning(text, error, exc_info=not isinstance(error, StorageError))
                     mirror.problem = str(error) or type(error).__name__
                 if not is_last:
                     await asyncio.sleep(pause)

@@ -6,7 +6,8 @@ import dataclasses
 import importlib
 from typing import cast
 
-from ..config import StorageConfig, at_home
+from ..addresses import at_home
+from ..config import StorageConfig
 from ..errors import ConfigurationError
 from .base import StorageBackend
 

@@ -1,10 +1,11 @@
-"""Whether two stores, of which one is to become as the other, have places of their own."""
+"""Whether two stores, of which one is to become as the other, have places of their own, and what each says it is."""
 
 from __future__ import annotations
 
 import os
 
-from ..errors import ConfigurationError
+from .. import codec
+from ..errors import ConfigurationError, IntegrityError
 from .base import StorageBackend
 
 
@@ -36,3 +37,16 @@ def refuse_nested(one: StorageBackend, other: StorageBackend, names: tuple[str, 
 def same_store(names: tuple[str, str]) -> ConfigurationError:
     """Return the error for two stores that are one."""
     return ConfigurationError(f"The {names[0]} and the {names[1]} are the same store.", hint="Name another place.")
+
+
+def store_id(document: bytes | None) -> str:
+    """Return the id of the store that a document speaks of; "" if it is absent or damaged."""
+    try:
+        return "" if document is None else str(codec.decode_object(document).get("store_id", ""))
+    except IntegrityError:
+        return ""
+
+
+def is_copy(one: bytes | None, other: bytes | None) -> bool:
+    """Tell whether the own files of two stores, None if absent, are of one store and its copy."""
+    return one is not None and (one == other or store_id(one) == store_id(other) != "")

@@ -26,7 +26,7 @@ from ..layout import Layout
 from ..models import new_id
 from .base import StorageBackend
 from .changes import ABSENT, Change, Delete, Put, RemoveTree, Require
-from .places import refuse_nested, same_store
+from .places import is_copy, refuse_nested, same_store
 from .rules import not_found, version_of
 from .writers import everything
 
@@ -148,10 +148,10 @@ class Sides:
         await second.open()
         await first.open()
         # The second one before the first, which has whatever others copy meanwhile.
-        theirs, key = await self._own_file(second), self._layout.key("store")
+        theirs = await self._own_file(second)
         ours = await self._own_file(first)
         if theirs is not None:
-            if ours is not None and (ours == theirs or _store_id(ours, key) == _store_id(theirs, key)):
+            if is_copy(ours, theirs):
                 return
         elif not await self._holds_something(second) or await self.state(side) is not None:
             return  # empty, or it is being filled
@@ -168,9 +168,8 @@ class Sides:
         Raises:
             ConfigurationError: It is another store, or empty; what the other one has would be replaced.
         """
-        key = self._layout.key("store")
         kept, left = [await self._own_file(self.stores[each]) for each in (side, 1 - side)]
-        if kept == left or (kept is not None and left is not None and _store_id(kept, key) == _store_id(left, key)):
+        if kept is left is None or is_copy(kept, left):
             return
         raise ConfigurationError(
             f"The {_NAMES[1 - side]} was left for another one when a mirror was switched or stopped, and the "
@@ -307,14 +306,6 @@ class Sides:
     async def _put(self, side: int, content: dict[str, object], before: State | None, more: Sequence[Change]) -> str:
         put = Put(self._key, codec.encode_document(content), ABSENT if before is None else before.version)
         return str((await self.stores[side].commit([put, *more]))[0])
-
-
-def _store_id(data: bytes, key: str) -> object:
-    """Return what a store's own file says it is; an object that equals nothing else if it cannot be understood."""
-    try:
-        return codec.decode_object(data, key).get("store_id", object())
-    except IntegrityError:
-        return object()
 
 
 def _closed(epoch: int, until: float) -> dict[str, object]:

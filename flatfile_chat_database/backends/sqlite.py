@@ -12,7 +12,8 @@ from contextlib import contextmanager, suppress
 from importlib import resources
 from typing import Any
 
-from ..config import StorageConfig, absolute
+from ..addresses import absolute
+from ..config import StorageConfig
 from ..errors import ConfigurationError, DurabilityError, IntegrityError, StorageError, UnavailableError
 from .contents import Contents
 from .database import DatabaseBackend

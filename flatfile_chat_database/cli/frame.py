@@ -17,9 +17,10 @@ from typing import Any, ParamSpec
 
 import click
 
+from ..addresses import without_password
 from ..backends.base import StorageBackend
 from ..backends.opening import open_backend
-from ..config import ENVIRONMENT_PREFIX, StorageConfig, load_config, set_from_text, without_password
+from ..config import ENVIRONMENT_PREFIX, StorageConfig, load_config, set_from_text
 from ..errors import ConfigurationError, NotFoundError, StorageError
 from ..layout import Layout
 from ..models import Session

@@ -16,9 +16,10 @@ from typing import Any
 
 import click
 
+from ..addresses import without_password
 from ..backends.opening import open_backend
 from ..check import check as check_store
-from ..config import StorageConfig, without_password
+from ..config import StorageConfig
 from ..demo import run_demo
 from ..errors import ConfigurationError
 from ..importers import FORMATS, Report, import_file

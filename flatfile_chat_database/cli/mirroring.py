@@ -9,9 +9,9 @@ from urllib.parse import parse_qs
 
 import click
 
+from ..addresses import without_password
 from ..backends.mirrored import MirroredBackend
 from ..backends.opening import open_backend
-from ..config import without_password
 from ..errors import NotFoundError
 from ..terminal import visible
 from .frame import Options, cli, closing, example, leaves, runs

@@ -22,10 +22,10 @@ from typing import Final, Literal, cast
 from .. import codec
 from ..backends.base import Snapshot, StorageBackend
 from ..backends.changes import ABSENT, Absent, Put, RemoveTree
-from ..backends.places import refuse_nested, same_store
+from ..backends.places import refuse_nested, same_store, store_id
 from ..backends.rules import version_of
 from ..config import NAMING_FIELDS, StorageConfig
-from ..errors import ConfigurationError, ConflictError, IntegrityError, NotFoundError
+from ..errors import ConfigurationError, ConflictError, NotFoundError
 from ..layout import Layout
 from ..models import new_id, utc_now
 from ..records.store import Store
@@ -165,11 +165,11 @@ class _Migration:
         own, note = await self._target.read_many([self._layout.key("store"), self._layout.migration_note])
         mine = self._report.store_id
         if own is not None:
-            if _store_id(own) == mine:
+            if store_id(own) == mine:
                 return "finished"
             raise ConflictError("The target is another store.", hint="Migrate to an empty place.")
         if note is not None:
-            if _store_id(note) == mine:
+            if store_id(note) == mine:
                 return "begun"
             raise ConflictError(
                 "Another store is being copied to the target.",
@@ -486,14 +486,6 @@ def _is_beginning(old: bytes, new: bytes) -> bool:
 
 def _cut(marks: bytes) -> Iterator[bytes]:
     return (marks[at : at + _MARK_BYTES] for at in range(0, len(marks), _MARK_BYTES))
-
-
-def _store_id(document: bytes) -> str:
-    """Return the id of the store that a document speaks of; "" if it is damaged."""
-    try:
-        return str(codec.decode_object(document).get("store_id", ""))
-    except IntegrityError:
-        return ""
 
 
 def _refuse_other_names(one: StorageConfig, other: StorageConfig) -> None:

@@ -18,7 +18,7 @@ from redis.backoff import NoBackoff
 from redis.connection import AbstractConnection, Connection, SSLConnection, parse_url
 from redis.retry import Retry
 
-from ...config import without_password
+from ...addresses import without_password
 from ...errors import ConfigurationError
 from ..base import logger
 from .entries import SCRIPTS

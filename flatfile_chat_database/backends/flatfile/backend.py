@@ -12,7 +12,8 @@ from functools import partial
 from typing import TypeVar
 
 from ... import codec
-from ...config import StorageConfig, absolute
+from ...addresses import absolute
+from ...config import StorageConfig
 from ...errors import ConfigurationError, DurabilityError, IntegrityError, StorageError, UnavailableError
 from ...layout import Layout
 from ...models import Problem

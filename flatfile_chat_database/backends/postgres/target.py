@@ -10,7 +10,8 @@ from typing import Any
 import psycopg
 from psycopg.conninfo import conninfo_to_dict
 
-from ...config import StorageConfig, without_password
+from ...addresses import without_password
+from ...config import StorageConfig
 from ...errors import ConfigurationError, IntegrityError
 from .. import sql as scripts
 

@@ -16,7 +16,8 @@ from itertools import islice
 from typing import Generic, TypeVar, cast
 
 from ... import codec
-from ...config import StorageConfig, absolute
+from ...addresses import absolute
+from ...config import StorageConfig
 from ...errors import ConfigurationError, ConflictError, DurabilityError, NotFoundError, StorageError
 from ...models import Problem
 from ..base import Capability, Changes, LogPart

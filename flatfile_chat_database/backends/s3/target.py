@@ -13,7 +13,8 @@ import msgspec
 from obstore.exceptions import BaseError
 from obstore.store import S3Store
 
-from ...config import StorageConfig, without_password
+from ...addresses import without_password
+from ...config import StorageConfig
 from ...errors import ConfigurationError, ValidationError
 from ..rules import check_key
 
