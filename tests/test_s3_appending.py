@@ -13,12 +13,22 @@ import pytest
 from obstore.store import MemoryStore
 
 from flatfile_chat_database.backends.base import StorageBackend
-from flatfile_chat_database.backends.changes import Append, Change, Delete, Edit, Move, Put, RemoveTree, Require
+from flatfile_chat_database.backends.changes import (
+    Append,
+    Change,
+    Delete,
+    Edit,
+    Move,
+    Put,
+    RemoveTree,
+    Require,
+    Truncate,
+)
 from flatfile_chat_database.backends.memory import MemoryBackend
 from flatfile_chat_database.backends.s3 import S3Backend, appending, committing
 from flatfile_chat_database.backends.s3.objects import Objects
 from flatfile_chat_database.config import StorageConfig
-from flatfile_chat_database.errors import DurabilityError, NotFoundError, UnavailableError
+from flatfile_chat_database.errors import ConflictError, DurabilityError, NotFoundError, UnavailableError
 from flatfile_chat_database.testing.case import LOG, bare, ids, line, lines
 
 from .s3_nodes import Meeting, check_whole, memory, nodes, paths
@@ -245,4 +255,43 @@ async def test_of_a_log_no_more_than_some_of_what_was_appended_is_held(monkeypat
         await a.commit([Append(LOG, (line("large", "x" * 9000),))])
         assert await asyncio.to_thread(a._appender.fold, LOG)
         assert await b.read_log(LOG, strict=True) == bare([*written, line("large", "x" * 9000)])
+        await check_whole(b)
+
+
+async def test_an_append_of_which_others_met_a_part_is_not_told_as_refused(monkeypatch: pytest.MonkeyPatch) -> None:
+    """What was taken out by somebody else meanwhile was there: "nothing was changed" would not be true."""
+    async with nodes(2) as (a, b):
+        await a.commit([Put(OWNER.key, b"{}"), Append(LOG, lines(1))])
+        await a.commit([OWNER, Append(LOG, (line("before"),))])
+        taken: list[object] = []
+
+        async def truncate() -> None:
+            taken.extend(await b.commit([Truncate(LOG, 1)]))
+
+        async def remove() -> None:
+            await b.delete(OWNER.key)
+            meeting.then(truncate)  # before the seal, behind which the rest is taken out
+
+        meeting = Meeting(monkeypatch, a, "create", "/segments/").then(remove)
+        with pytest.raises(DurabilityError):
+            await a.commit([OWNER, Append(LOG, (line("one"), line("two")))])
+        assert meeting.happened == 2
+        assert taken == [bare([line("two")])]
+        assert ids(await b.read_log(LOG)) == ["m0", "before"]
+        await check_whole(b)
+
+
+async def test_what_comes_where_a_tree_is_moved_is_not_replaced(monkeypatch: pytest.MonkeyPatch) -> None:
+    """The target is empty when it is looked at; then somebody appends there."""
+    async with nodes(2) as (a, b):
+        await a.commit([Put(OWNER.key, b"{}"), Append(LOG, lines(1))])
+        target = "users/ann/other"
+        log = target + LOG.removeprefix("users/ann/chat")
+        meeting = Meeting(monkeypatch, a, "listed", "users/ann/chat").then(lambda: b.commit([Append(log, lines(3))]))
+        with pytest.raises(ConflictError):
+            await a.commit([OWNER, Move("users/ann/chat", target)])
+        assert meeting.happened == 1
+        assert len(await b.read_log(log)) == 3
+        assert len(await b.read_log(LOG)) == 1
+        assert await b.exists(OWNER.key)
         await check_whole(b)

@@ -31,7 +31,7 @@ try:
     from .committing import Committer
     from .composing import PLAIN_BYTES, Composer, Garbage
     from .contents import Contents, Log
-    from .faults import after_writing
+    from .faults import after_writing, unknown
     from .forms import PART_BYTES
     from .objects import Objects
     from .planning import Adopt, Withdraw
@@ -330,7 +330,8 @@ class S3Backend(ThreadedBackend):
     def _withdraw(self, key: str, asks: Sequence[Ask]) -> None:
         """Take out of a log what was put although what it requires had gone.
 
-        What is not there has gone along with what it requires, and was there before that.
+        What is not there has gone along with what it requires, and was there before that. If only some of an append is,
+        others have met it: it cannot be said that nothing was changed.
         """
         needed = {each for ask in asks if not ask.refusal for each in _ids(ask)}
         refused = [ask for ask in asks if ask.refusal]
@@ -344,8 +345,9 @@ class S3Backend(ThreadedBackend):
             return
         taken = set(cast("list[bytes]", outcomes[0]))
         for ask in refused:
+            left = lines.intersection(ask.lines) - taken
             if not taken.isdisjoint(ask.lines):
-                ask.job.error = ask.refusal
+                ask.job.error = unknown(ask.refusal) if left and ask.refusal else ask.refusal
 
     def _idle(self) -> float | None:
         """Fold logs that have grown, and remove what nobody needs; return when there is more to do."""

@@ -412,6 +412,8 @@ class Plan:
         self._get([target + key[len(source) :] for key in keys])
         for key in keys:
             old, new = self.at(key), self.at(target + key[len(source) :])
+            if new.kind == "same" and new.is_there:  # it has come since the target was looked at
+                raise rules.exists_already(target)
             if old.kind == "same" and old.head is not None:
                 new.kind, new.origin = "taken", Standing(key, old.head)
                 old.must_be_still = True
