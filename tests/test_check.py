@@ -94,6 +94,7 @@ async def prepared(make_storage: "MakeStorage", sample: Sample, root: Path) -> S
 # --- the corpus ----------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("sample", EVERYWHERE, ids=str)
 async def test_damage_is_found_where_it_is(make_storage: "MakeStorage", store_path: Path, sample: Sample) -> None:
     await found_and_repaired(make_storage, store_path, sample)

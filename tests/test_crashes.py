@@ -156,6 +156,7 @@ def test_two_processes_fold_the_journal_one_after_the_other(record: Record) -> N
     examine(sharing(FOLDING, most=1), trials, record)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("operation", work.OPERATIONS, ids=lambda operation: operation.name)
 def test_nothing_goes_wrong_on_a_disk_that_keeps_the_order_of_names_either(operation: Operation) -> None:
     laboratory = sharing(FLATFILE, most=10, ordered=True)

@@ -131,6 +131,7 @@ async def test_appends_of_many_callers_in_one_turn_share_one_sync(opened: Open) 
 # --- half lines ------------------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 async def test_cut_at_every_byte_a_log_keeps_its_whole_records_and_the_next_append_stands_alone(
     opened: Open, store_path: Path
 ) -> None:

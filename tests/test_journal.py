@@ -448,6 +448,7 @@ async def test_a_journal_of_a_hostile_hand_names_no_file_outside(opened: Open, s
 # --- flushes that fail -----------------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("code", [errno.EIO, errno.ENOSPC])
 @pytest.mark.parametrize("durability", ["full", "normal"])
 async def test_whichever_flush_fails_nothing_that_was_acknowledged_is_lost(

@@ -143,6 +143,7 @@ pieces = st.lists(
 )
 
 
+@pytest.mark.slow
 @given(
     st.lists(st.tuples(pieces, st.sampled_from(["append", "append", "rewrite", "cut", "in place"])), max_size=4),
     st.lists(st.tuples(st.integers(-90, 200), st.none() | st.integers(-90, 200)), min_size=1, max_size=4),

@@ -99,6 +99,7 @@ async def append_from_all(place: str, each: int) -> None:
     await storage.close()
 
 
+@pytest.mark.slow
 def test_20_kills_of_a_writing_process_lose_no_acknowledged_message(tmp_path: Path) -> None:
     report = kills.run(tmp_path, kills=20, seed=1, each=100)
     assert report.problems == [], report

@@ -133,6 +133,7 @@ async def _history(store: StorageBackend, removals: list[list[Change]], place: i
     return type(result), seen, await _state(store)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("is_reversed", [False, True])
 @pytest.mark.parametrize("moment", MOMENTS)
 @pytest.mark.parametrize("what", REMOVALS)

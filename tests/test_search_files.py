@@ -135,6 +135,7 @@ async def test_a_store_opened_read_only_makes_no_index_and_uses_one_that_is_ther
 # --- what may happen to them ---------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("harm", ["deleted", "empty", "garbage", "cut", "a page", "folder", "log"])
 async def test_an_index_that_was_harmed_answers_rightly(
     flat_storage: MakeStorage, store_path: Path, harm: str, caplog: pytest.LogCaptureFixture

@@ -100,6 +100,7 @@ def flip(path: Path, seed: int) -> None:
     path.write_bytes(data)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(12))
 async def test_a_damaged_file_gives_errors_of_the_library_and_takes_no_more_writes(path: Path, seed: int) -> None:
     await fill(path)

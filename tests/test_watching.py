@@ -460,6 +460,7 @@ async def test_what_a_person_writes_into_a_file_comes_too(
 # --- every order of changes ----------------------------------------------------------------------------
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("seed", range(3))
 async def test_after_any_changes_what_was_not_delivered_comes_next(storage: StorageManager, seed: int) -> None:
     """A log, and a cursor that is stored and read again, against a list of names and a set of those delivered."""
