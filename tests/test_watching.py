@@ -867,7 +867,7 @@ async def test_those_who_wait_for_a_user_look_at_all_sessions_together(
     await asyncio.gather(*(watch.__aenter__() for watch in watches))
     assert looks == 1
     waiting = [asyncio.ensure_future(anext(watch)) for watch in watches]
-    await settled(lambda: looks == 2)
+    await settled(lambda: looks >= 2)  # an announcement that comes late makes it look once more
     await add(storage, session, "n1")
     for each in waiting:
         assert (await each).message.id == "n1"

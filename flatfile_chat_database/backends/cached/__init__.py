@@ -11,7 +11,7 @@ Who reads after a write was acknowledged sees it, on every node. Why:
    drop, on the condition that the key's generation was the same before the store was read: so the store was read after
    the drop, or the generation would be gone. Generations are random, so none comes again after a flush, eviction or
    expiry. The mark before the commit is for a writer that dies between commit and drop, and so that no reader sees the
-   new and then the old while the write is under way.
+   new and then the old while the write is under way: unless a flush or an eviction takes the mark away before.
 2. A write that cannot reach the cache has the store say that nobody may use it (`roll.py`), and is acknowledged when
    nobody does: who uses the cache has looked whether it may within the last `cache_lease_seconds`. If it knew before
    the commit, the store says so before the commit. That wait is the only one, and the next writes have none.
