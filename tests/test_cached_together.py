@@ -18,7 +18,7 @@ from hypothesis import settings
 from hypothesis import strategies as st
 from hypothesis.stateful import RuleBasedStateMachine, rule, run_state_machine_as_test
 
-from flatfile_chat_database import StorageConfig, StorageManager
+from flatfile_chat_database import Message, StorageConfig, StorageManager
 from flatfile_chat_database.backends.cached import CachedBackend
 from flatfile_chat_database.backends.cached.roll import Phase
 from flatfile_chat_database.backends.cached.server import Unusable
@@ -221,6 +221,30 @@ async def test_two_processes_agree_while_the_server_is_harmed(kind: str, tmp_pat
     assert hits > 0
     kinds = Counter(event[0] for event in events)
     print(f"{kind}: {dict(harm)}; {kinds['w']} messages added, {kinds['r']} pages and counts read, {hits} hits")
+
+
+async def test_a_flush_while_a_message_is_written_hides_nothing_that_is_acknowledged(tmp_path: Path) -> None:
+    with redis_server() as own:
+        url = f"cached:?store={quote(f'file:{tmp_path}/store', safe='')}&cache={quote(own.url, safe='')}"
+        config = StorageConfig(storage_url=url, cache_lease_seconds=LEASE, cache_timeout_seconds=0.1)
+        async with StorageManager(config) as one, StorageManager(config) as other:
+            await one.create_user("ada")
+            await one.create_session("ada", session_id="s")
+            while not other.backend.statistics()["cache_hits"]:
+                await other.count_messages("ada", "s")
+                await asyncio.sleep(0.01)
+            backend: Any = one.backend
+            commit = backend._store.commit
+
+            async def flushed(changes: Sequence[Change]) -> Any:
+                await asyncio.to_thread(own.call, "FLUSHALL")  # and with it the mark
+                assert await other.count_messages("ada", "s") == 0  # which the cache keeps
+                return await commit(changes)
+
+            backend._store.commit = flushed
+            await one.add_message("ada", "s", Message("user", "x", id="m"))
+            assert await other.count_messages("ada", "s") == 1
+            assert [message.id for message in await other.get_messages("ada", "s")] == ["m"]
 
 
 async def _harm(own: RedisServer) -> tuple[Counter[str], list[tuple[float, float]]]:
