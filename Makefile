@@ -42,18 +42,21 @@ VENV := .venv
 BIN := $(VENV)/bin
 BENCH := .venv-bench
 
+UV := $(BIN)/uv
+
 # $(call environment,PYTHON,FOLDER,LOCK): a new virtual environment with all that a lock file names, and this package.
 # Debian keeps venv in a package of its own, so a first failure is mended when we may. The folder is removed first:
 # leftovers of another Python or another lock would be a different environment from everybody else's.
-# Where the first environment is there its uv installs in a few seconds what takes pip a minute. It does not read pip's
-# configuration, though: where packages come from elsewhere, pip gets them. pip compiles what it installs, and so does uv
-# where that is asked for: for the tests, but not for the thousands of files of the peers, of which a run uses few.
+# uv, which the first environment gets first of all, installs in seconds what takes pip most of a minute. It does not read
+# pip's configuration, though: where packages come from elsewhere, pip gets them. pip compiles what it installs, and so does
+# uv where that is asked for: for the tests, but not for the thousands of files of the peers, of which a run uses few.
 define environment
 @echo "== environment $(2): $$($(1) --version 2>&1)"
 @$(1) -c 'import sys; sys.exit(not (3, 11) <= sys.version_info[:2] < (3, 14))' || { \
     echo "This package needs Python 3.11, 3.12 or 3.13. Say which with: make PYTHON=/path/to/python3.11 ..."; exit 1; }
 @rm -rf $(2)
-@$(1) -m venv $(2) >/dev/null 2>&1 || { \
+@if [ $(2) != $(VENV) ]; then $(UV) venv --quiet --seed --python $(1) $(2) 2>/dev/null && exit; rm -rf $(2); fi; \
+$(1) -m venv $(2) >/dev/null 2>&1 || { \
     rm -rf $(2); \
     if [ "$$(id -u)" = 0 ] && command -v apt-get >/dev/null; then \
         echo "== $(1) cannot make virtual environments yet: installing Debian's python3-venv and python3-pip"; \
@@ -63,8 +66,10 @@ define environment
         echo "$(1) cannot make virtual environments. On Debian or Ubuntu, as root: apt-get install python3-venv python3-pip"; \
         exit 1; \
     fi && $(1) -m venv $(2); }
-@{ [ $(2) != $(VENV) ] && $(BIN)/uv pip install --quiet $(if $(filter $(BENCH),$(2)),,--compile-bytecode) --python $(2) \
-    --require-hashes -r $(3); } || $(2)/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 --require-hashes -r $(3)
+@[ $(2) != $(VENV) ] || { awk '/^uv==/ {found = 1} found {print} found && !/\\$$/ {exit}' $(3) >$(2)/uv.lock && \
+    $(2)/bin/python -m pip install --quiet --disable-pip-version-check --require-hashes -r $(2)/uv.lock; }
+@$(UV) pip install --quiet $(if $(filter $(BENCH),$(2)),,--compile-bytecode) --python $(2) --require-hashes -r $(3) || \
+    $(2)/bin/python -m pip install --quiet --disable-pip-version-check --use-pep517 --require-hashes -r $(3)
 @$(2)/bin/python -m pip install --quiet --disable-pip-version-check --no-deps --no-build-isolation -e .
 @$(2)/bin/python -m pip check
 @touch $(2)/.stamp
@@ -85,7 +90,8 @@ test: servers check ## everything CI runs: check, the whole suite, and the suite
 	@$(foreach version,$(OTHERS),$(MAKE) --no-print-directory suite-$(version) &&) true
 	@$(if $(ARGS),true,$(MAKE) --no-print-directory suite-bench)
 
-# Only a step of `test`: one other Python, without the tests marked slow.
+# Only a step of `test`: one other Python, without the tests marked slow. What an assertion that fails compared is shown by
+# the main Python only: to prepare that, each process compiles all the tests anew.
 # A line that names $(MAKE) runs even under `make -n`, so nothing else stands on it.
 suite-%:
 	@$(if $(call find,$*), \
@@ -94,7 +100,7 @@ suite-%:
 	@$(if $(call find,$*),$(MAKE) --no-print-directory $(VENV)-$*/.stamp)
 	@$(if $(call find,$*), \
 	    folder=$$(mktemp -d $(QUICK)/chatdb-suite-XXXXXX) && chmod 755 "$$folder" && trap 'rm -rf "$$folder"' EXIT INT TERM; \
-	    TMPDIR="$$folder" $(VENV)-$*/bin/python -m pytest $(SPREAD) -m "not slow" $(ARGS))
+	    TMPDIR="$$folder" $(VENV)-$*/bin/python -m pytest $(SPREAD) --assert=plain -m "not slow" $(ARGS))
 
 # Only a step of `test`: the scenarios that have peers, with every peer, in a few seconds; the figures mean nothing. The
 # suite has run every scenario without them by then.

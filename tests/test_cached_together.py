@@ -148,7 +148,7 @@ def server() -> Iterator[RedisServer]:
         yield running
 
 
-@pytest.mark.parametrize("examples", [5, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [5, pytest.param(25, marks=pytest.mark.slow)])
 def test_nodes_read_what_the_store_has_whatever_happens_to_the_cache(server: RedisServer, examples: int) -> None:
     kind = type("Machine", (NodesMachine,), {"cache": server})
     run_state_machine_as_test(kind, settings=settings(SETTINGS, max_examples=examples))

@@ -44,8 +44,8 @@ FOLDING = open_flatfile(StorageConfig(lock_timeout_seconds=0, journal_max_bytes=
 NORMAL = open_flatfile(StorageConfig(lock_timeout_seconds=0, durability="normal"))
 MOST = 20
 """States of one crash point where they are drawn."""
-LONGER = 5
-"""Workloads of two operations, and of three, that are drawn for each start and first operation."""
+LONGER = 9
+"""Workloads of two and three operations by turns that are drawn for each start and first operation."""
 PAIRS = (
     (work.ADD, work.ADD),
     (work.ADD, work.ADD_THREE),
@@ -106,7 +106,7 @@ def examine(laboratory: Laboratory, trials: Iterable[Found], record: Record | No
 def test_nothing_is_lost_or_made_up_whenever_power_fails(start: str, operation: Operation, record: Record) -> None:
     dice = random.Random(f"{start} {operation.name}")
     others = work.OPERATIONS
-    longer = [(operation, *(dice.choice(others) for _ in range(1 + number % 2))) for number in range(2 * LONGER)]
+    longer = [(operation, *(dice.choice(others) for _ in range(1 + number % 2))) for number in range(LONGER)]
     laboratory = sharing(FLATFILE, most=MOST)
     for operations in [(operation,), *longer]:
         examine(laboratory, scenarios.alone(STARTS[start], operations), record)

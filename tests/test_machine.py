@@ -65,14 +65,14 @@ SETTINGS = settings(
 )
 
 
-@pytest.mark.parametrize("examples", [5, pytest.param(40, marks=pytest.mark.slow)])
+@pytest.mark.parametrize("examples", [5, pytest.param(30, marks=pytest.mark.slow)])
 def test_flat_files_answer_as_memory_does(examples: int) -> None:
     run_state_machine_as_test(FlatfileMachine, settings=settings(SETTINGS, max_examples=examples))
 
 
 @pytest.mark.slow
 def test_flat_files_at_the_level_normal_answer_as_memory_does() -> None:
-    run_state_machine_as_test(NormalMachine, settings=settings(SETTINGS, max_examples=40))
+    run_state_machine_as_test(NormalMachine, settings=settings(SETTINGS, max_examples=20))
 
 
 @pytest.mark.parametrize("examples", [3, pytest.param(12, marks=pytest.mark.slow)])

@@ -120,7 +120,7 @@ def test_kills_of_a_process_that_writes_sqlite_lose_no_acknowledged_message(
 
 @pytest.mark.slow
 @pytest.mark.timeout(900)
-@pytest.mark.parametrize(("durability", "count", "seed"), [("full", 150, 2), ("normal", 50, 3)])
+@pytest.mark.parametrize(("durability", "count", "seed"), [("full", 60, 2), ("normal", 30, 3)])
 def test_many_kills_of_a_writing_process_lose_no_acknowledged_message(
     tmp_path: Path, durability: str, count: int, seed: int
 ) -> None:

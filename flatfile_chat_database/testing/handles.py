@@ -15,7 +15,7 @@ from multiprocessing.connection import Connection
 import pytest
 
 from ..backends.base import Capability, Snapshot, StorageBackend
-from ..backends.changes import Append, Put, Truncate
+from ..backends.changes import Append, Change, Delete, Move, Put, RemoveTree, Truncate
 from ..config import StorageConfig
 from ..errors import ClosedError, IntegrityError
 from .case import (
@@ -56,6 +56,25 @@ AFTER_CLOSING: dict[str, Callable[[StorageBackend, str], Awaitable[object]]] = {
     "verify": lambda backend, key: backend.verify(),
 }
 """Every method that can raise ClosedError, by name."""
+
+_EMPTYING: list[Callable[[str], Change]] = [
+    lambda f: Delete(f"{f}/g/b"),
+    lambda f: Move(f"{f}/g/b", f"kept/{f}"),
+    lambda f: Move(f, f"moved/{f}"),
+    lambda f: RemoveTree(f),
+]
+"""Changes that leave nothing in the folder of a key."""
+_FILLING: dict[str, Callable[[StorageBackend, str], Awaitable[object]]] = {
+    "put": lambda store, f: store.commit([Put(f"{f}/g/b", b"new")]),
+    "move": lambda store, f: store.commit([Move(f"new/{f}/b", f"{f}/g/b")]),
+    "move the folder": lambda store, f: store.commit([Move(f"new/{f}", f"{f}/g")]),
+    "append": lambda store, f: store.append(f"{f}/g/b", b"new\n"),
+    "append a record": lambda store, f: store.commit([Append(f"{f}/g/b", (line("new"),))]),
+    "write_blob": lambda store, f: store.write_blob(f"{f}/g/b", chunks(b"new")),
+    "write": lambda store, f: store.write(f"{f}/g/b", b"new"),
+    "load": lambda store, f: store.load([(f"{f}/g/{name}", b"new") for name in ("b", *map(str, range(40)))]),
+}
+"""Ways to have something at a key in that folder, by name."""
 
 
 async def _shown(shown: AbstractAsyncContextManager[Snapshot]) -> list[list[str]]:
@@ -391,6 +410,22 @@ class HandleCases(BackendCase):
         assert await store.count_log(LOG) == 2
         assert await store.commit([Append(LOG, (line("there"), line("here")))]) == [1]
         assert await store.list_keys("") == sorted(["a/b", "new/key", LOG])
+
+    @needs(Capability.PROCESSES)
+    @says(
+        "Capability.PROCESSES",
+        "Several processes may have the store open; conditions of a commit hold between all of them.",
+    )
+    @pytest.mark.parametrize("filling", _FILLING)
+    async def test_a_place_that_another_handle_emptied_is_filled_again(self, filling: str) -> None:
+        store, other = await self.open(), await self.open()
+        for folder, emptying in zip("abcd", _EMPTYING, strict=True):
+            await store.commit([Put(f"{folder}/g/b", b"old"), Put(f"new/{folder}/b", b"new")])
+            await other.commit([emptying(folder)])
+            await _FILLING[filling](store, folder)
+            assert b"new" in (self.peek(f"{folder}/g/b") or b"")
+            await store.commit([Put("after", folder.encode())])
+            assert await other.exists(f"{folder}/g/b") and await other.read("after") == folder.encode()
 
     def test_a_case_can_go_to_another_process(self) -> None:
         if Capability.PERSISTENT in self.capabilities:

@@ -151,6 +151,7 @@ class Replay:
 
     def run(self, keys: Collection[str] | None = None) -> None:
         """Do it all, or only what concerns some keys."""
+        self._folders.forget()  # another process may have cleaned empty ones away
         for step in self._structural:
             if step.op == "move":
                 self.move(step)
