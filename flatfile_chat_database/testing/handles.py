@@ -61,7 +61,7 @@ _EMPTYING: list[Callable[[str], Change]] = [
     lambda f: Delete(f"{f}/g/b"),
     lambda f: Move(f"{f}/g/b", f"kept/{f}"),
     lambda f: Move(f, f"moved/{f}"),
-    lambda f: RemoveTree(f),
+    RemoveTree,
 ]
 """Changes that leave nothing in the folder of a key."""
 _FILLING: dict[str, Callable[[StorageBackend, str], Awaitable[object]]] = {
