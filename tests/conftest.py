@@ -11,6 +11,7 @@
 
 import dataclasses
 import fcntl
+import importlib
 import json
 import os
 import signal
@@ -77,33 +78,46 @@ def _guard() -> BlockBuster:
 _look_at = os.fstat  # not the watched one
 
 
-def _flush(descriptor: int) -> None:
-    _look_at(descriptor)  # which must be open, as for a real flush
+class _Disk:
+    """Whether flushes in this process wait for the disk."""
+
+    waits = False
+
+
+def _unless_nobody_waits(flush: Callable[[int], None]) -> Callable[[int], None]:
+    def flush_or_not(descriptor: int) -> None:
+        _look_at(descriptor)  # which must be open, as for a real flush
+        if _Disk.waits:
+            flush(descriptor)
+
+    return flush_or_not
 
 
 def _flush_all(descriptor: int) -> bool:
-    _flush(descriptor)
+    _look_at(descriptor)
     return True
 
 
-@pytest.fixture(autouse=True)
-def nobody_waits_for_the_disk(request: pytest.FixtureRequest, monkeypatch: pytest.MonkeyPatch) -> None:
-    """Let flushes in this process return at once."""
-    if request.node.get_closest_marker("disk") is None:
-        monkeypatch.setattr(os, "fsync", _flush)
-        monkeypatch.setattr(os, "fdatasync", _flush)
-        monkeypatch.setattr(files, "_syncfs", lambda: _flush_all)
-
-
-@pytest.fixture(autouse=True)
-def blocking_the_loop_fails(nobody_waits_for_the_disk: None) -> Iterator[BlockBuster]:
+@pytest.fixture(scope="session", autouse=True)
+def blocking_the_loop_fails() -> Iterator[None]:
     """Raise BlockingError from a blocking call of the package on an event loop's thread."""
-    guard = _guard()
-    guard.activate()
-    try:
-        yield guard
-    finally:
-        guard.deactivate()
+    find = files._syncfs
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(os, "fsync", _unless_nobody_waits(os.fsync))
+        patch.setattr(os, "fdatasync", _unless_nobody_waits(os.fdatasync))
+        patch.setattr(files, "_syncfs", lambda: find() if _Disk.waits else _flush_all)
+        guard = _guard()
+        guard.activate()
+        try:
+            yield
+        finally:
+            guard.deactivate()
+
+
+@pytest.fixture(autouse=True)
+def nobody_waits_for_the_disk(request: pytest.FixtureRequest, blocking_the_loop_fails: None) -> None:
+    """Let flushes in this process return at once, but not in a test of the disk."""
+    _Disk.waits = request.node.get_closest_marker("disk") is not None
 
 
 @pytest.hookimpl(wrapper=True)
@@ -125,6 +139,20 @@ ON_POSTGRESQL = {"test_messages", "test_search", "test_sessions", "test_watching
 """Modules whose tests run on a PostgreSQL server as well: those whose answers come from its own statements. What a
 backend may answer at all is shown by the contract and the state machine, and a server takes time. With the option
 `--whole-matrix` all of them do."""
+
+
+def pytest_configure(config: pytest.Config) -> None:
+    """Import the tests in another order in each process.
+
+    pytest rewrites a module when it is imported for the first time, and keeps what came of it. In the same order all of
+    several processes would rewrite the same one at the same time.
+    """
+    whole = all(Path(argument).is_dir() for argument in config.args)
+    if whole and (worker := getattr(config, "workerinput", None)) is not None:
+        names = sorted(path.stem for path in Path(__file__).parent.glob("test_*.py"))
+        first = len(names) * int(worker["workerid"].removeprefix("gw")) // int(worker["workercount"])
+        for name in names[first:] + names[:first]:
+            importlib.import_module(f"{__package__}.{name}")
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:
