@@ -35,6 +35,10 @@ SCENARIOS = (
 LONG = ("scaling", "objects", "caching")
 """Run only by name."""
 
+FIRST = ("migrating",)
+"""Run before the others: where many files were deleted just now, some file systems are slow to make new ones (see
+docs/decisions/2026-11-27-new-files-after-many-were-deleted.md)."""
+
 CONTESTED = ("appending", "single", "databases")
 """Those that have peers in an environment of their own."""
 
@@ -78,13 +82,15 @@ def main(arguments: Sequence[str] | None = None) -> int:
     facts = machine.facts()
     if not options.json:
         print("; ".join(f"{name}: {value}" for name, value in facts.items()))
-    results: list[Result] = []
-    for name in options.names or (CONTESTED if options.peers else SCENARIOS):
+    made: dict[str, Result] = {}
+    names = options.names or (CONTESTED if options.peers else SCENARIOS)
+    for name in sorted(names, key=lambda name: name not in FIRST):
         result: Result = importlib.import_module(f".{name}", __package__).run(quick=options.quick)
         if options.quick:
             result = dataclasses.replace(result, beyond=[])
         print(json.dumps(dataclasses.asdict(result)) if options.json else f"\n{result}", flush=True)
-        results.append(result)
+        made[name] = result
+    results = [made[name] for name in names]
     if options.report:
         report.write(DOCS, results, facts)
     missing = sorted({peer for result in results for peer in result.missing})

@@ -11,6 +11,7 @@
 
 import dataclasses
 import fcntl
+import gc
 import importlib
 import json
 import os
@@ -153,6 +154,11 @@ def pytest_configure(config: pytest.Config) -> None:
         first = len(names) * int(worker["workerid"].removeprefix("gw")) // int(worker["workercount"])
         for name in names[first:] + names[:first]:
             importlib.import_module(f"{__package__}.{name}")
+
+
+def pytest_collection_finish() -> None:
+    """Keep the collector of garbage from walking through ten thousand tests again and again."""
+    gc.freeze()
 
 
 def pytest_addoption(parser: pytest.Parser) -> None:

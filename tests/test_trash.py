@@ -36,6 +36,10 @@ KINDS: dict[str, dict[str, str]] = {
     "global persona": {"persona_id": "critic"},
     "persona": {"user_id": "ada", "persona_id": "critic"},
 }
+of_every_kind = pytest.mark.parametrize(
+    "kind",
+    [kind if kind in ("session", "document") else pytest.param(kind, marks=pytest.mark.slow) for kind in KINDS],
+)
 PLACES = {
     "user": "users/ada/",
     "session": "users/ada/s/",
@@ -123,7 +127,7 @@ def belongs(kind: str, key: str) -> bool:
 # --- deleting and bringing back ------------------------------------------------------------------------
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@of_every_kind
 async def test_what_was_deleted_comes_back_as_it_was(full: StorageManager, clock: FixedClock, kind: str) -> None:
     before = await meanings(full)
     clock.advance(1)
@@ -141,7 +145,7 @@ async def test_what_was_deleted_comes_back_as_it_was(full: StorageManager, clock
     assert await full.list_trash() == []
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@of_every_kind
 async def test_without_a_backup_what_was_deleted_is_gone_for_good(make_storage: MakeStorage, kind: str) -> None:
     storage = make_storage(backup_before_delete=False, clock=FixedClock())
     await fill(storage)
@@ -154,7 +158,7 @@ async def test_without_a_backup_what_was_deleted_is_gone_for_good(make_storage: 
 
 
 @pytest.mark.parametrize("backup", [True, False])
-@pytest.mark.parametrize("kind", KINDS)
+@of_every_kind
 async def test_deleting_what_is_absent_does_nothing(make_storage: MakeStorage, kind: str, backup: bool) -> None:
     storage = make_storage(backup_before_delete=backup)
     await fill(storage)
@@ -167,7 +171,7 @@ async def test_deleting_what_is_absent_does_nothing(make_storage: MakeStorage, k
             assert not await delete(storage, kind, user_id="empty")
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@of_every_kind
 async def test_of_two_that_delete_the_same_at_once_one_did_it(
     make_storage: MakeStorage, clock: FixedClock, kind: str
 ) -> None:
@@ -256,7 +260,7 @@ async def test_hostile_ids_go_to_the_trash_and_come_back(make_storage: MakeStora
     assert await meanings(storage) == before
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@of_every_kind
 async def test_the_trash_works_with_users_at_the_top_of_the_store(make_storage: MakeStorage, kind: str) -> None:
     storage = make_storage(user_data_directory_name="", clock=FixedClock())
     await fill(storage)
@@ -535,7 +539,7 @@ async def test_a_document_can_be_deleted_again_and_again(full: StorageManager, c
 
 
 @pytest.mark.parametrize("deleted", [False, True])
-@pytest.mark.parametrize("kind", KINDS)
+@of_every_kind
 async def test_a_purge_removes_a_thing_from_its_place_or_the_trash_and_says_what_is_gone(
     full: StorageManager, clock: FixedClock, kind: str, deleted: bool
 ) -> None:
@@ -729,7 +733,7 @@ async def test_a_purge_by_illegal_ids_is_refused(full: StorageManager, bad: Any)
             await full.purge(user_id="ada", session_id="s", filename=7)  # type: ignore[arg-type]
 
 
-@pytest.mark.parametrize("kind", KINDS)
+@of_every_kind
 async def test_a_purge_of_what_is_nowhere_changes_nothing(full: StorageManager, kind: str) -> None:
     async with unchanged(full):
         for name in KINDS[kind]:

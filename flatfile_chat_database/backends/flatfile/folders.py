@@ -7,9 +7,13 @@ from __future__ import annotations
 
 import contextlib
 import errno
+from collections.abc import Callable
+from typing import TypeVar
 
 from .files import Files, FileStatus
 from .tree import Tree
+
+T = TypeVar("T")
 
 _REMEMBERED = 100_000
 _COUNTED = 100
@@ -55,6 +59,16 @@ class Folders:
         if len(self._known) >= _REMEMBERED:
             self._known.clear()
         self._known.add(folder)
+
+    def fill(self, folder: str, work: Callable[[], T]) -> T:
+        """Make a folder and do what needs it; once more if another process has cleaned it away since it was seen."""
+        self.make(folder)
+        try:
+            return work()
+        except FileNotFoundError:
+            self.forget()
+            self.make(folder)
+            return work()
 
     def _make_root(self) -> None:
         """Make the store's own folder and sync each new name on the way."""

@@ -243,14 +243,7 @@ class OpenLogs:
             return self._create(key, path)
 
     def _create(self, key: str, path: str) -> int:
-        folder = key.rpartition("/")[0]
-        self._folders.make(folder)
-        try:
-            return self._files.create_to_append(path)
-        except FileNotFoundError:  # another process cleaned the empty folder away
-            self._folders.forget()
-            self._folders.make(folder)
-            return self._files.create_to_append(path)
+        return self._folders.fill(key.rpartition("/")[0], lambda: self._files.create_to_append(path))
 
     # --- records -------------------------------------------------------------------------------------
 

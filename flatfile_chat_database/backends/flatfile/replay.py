@@ -151,7 +151,6 @@ class Replay:
 
     def run(self, keys: Collection[str] | None = None) -> None:
         """Do it all, or only what concerns some keys."""
-        self._folders.forget()  # another process may have cleaned empty ones away
         for step in self._structural:
             if step.op == "move":
                 self.move(step)
@@ -184,16 +183,19 @@ class Replay:
             self._files.status(source)
         except FileNotFoundError:
             return
-        self._folders.make(step.key.rpartition("/")[0])
-        # What is moved must not become durable in a folder that is not: it would be gone from both places.
-        self._syncs.folders_of([step.key])
         with contextlib.suppress(FileNotFoundError):
             if self._files.status(target).kind != "folder" or self._tree.holds_files(step.key):
                 logger.warning("%s stays where it is: something is at %s already", step.source, step.key)
                 return
             self._tree.remove(Item(step.key, "folder"))
         self._folders.forget(step.source)
-        self._files.rename(source, target)
+
+        def rename() -> None:
+            # What is moved must not become durable in a folder that is not: it would be gone from both places.
+            self._syncs.folders_of([step.key])
+            self._files.rename(source, target)
+
+        self._folders.fill(step.key.rpartition("/")[0], rename)
         self._syncs.folder(step.key.rpartition("/")[0])  # before the folder goes that it was in
         self._folders.emptied(step.source)
 
@@ -243,8 +245,7 @@ class Replay:
             if at > 0 or not fate.absent:
                 self._refuse(key, [data], at)
                 return
-            self._folders.make(key.rpartition("/")[0])
-            descriptor = self._files.create(path)
+            descriptor = self._folders.fill(key.rpartition("/")[0], lambda: self._files.create(path))
         try:
             size = self._files.status_of(descriptor).size
             if size < at or not _is_part(self._files.read(descriptor, len(data), at), data):

@@ -55,14 +55,7 @@ class Wholes:
         self._syncs.folders_of([key])
 
     def _write(self, key: str, path: str, pieces: Iterable[bytes], *, sync: bool) -> None:
-        folder = key.rpartition("/")[0]
-        self._folders.make(folder)
-        try:
-            descriptor = self._files.create(path)
-        except FileNotFoundError:  # another process cleaned the empty folder away
-            self._folders.forget()
-            self._folders.make(folder)
-            descriptor = self._files.create(path)
+        descriptor = self._folders.fill(key.rpartition("/")[0], lambda: self._files.create(path))
         try:
             try:
                 for piece in pieces:
