@@ -180,6 +180,7 @@ def again(store: MemoryBackend) -> MemoryBackend:
     """Return a new handle on a store in memory."""
     other = type(store)(StorageConfig())
     other._data, other._keys = store._data, store._keys
+    other._lock = store._lock  # a change is made of what is there, by whichever of the two
     return other
 
 
