@@ -3,6 +3,7 @@
 import asyncio
 import errno
 import os
+from collections import Counter
 from collections.abc import Callable, Iterator, Sequence
 from pathlib import Path
 from queue import SimpleQueue
@@ -298,6 +299,71 @@ async def test_a_caller_who_is_long_alone_waits_for_no_turn_of_the_loop() -> Non
         assert batches[-1] == [0, 1, 2, 3, 4], "where several come in a turn, they go together"
     finally:
         await asyncio.to_thread(writer.close)
+
+
+class Halves:
+    """A writer of work that needs no lock, and the batches that it did."""
+
+    def __init__(self, *, beside_loop: bool = True) -> None:
+        self.batches: list[list[str]] = []
+        self.writer = Writer(self._do, lambda: None, lambda: None, beside_loop=beside_loop)
+
+    def _do(self, jobs: Sequence[Job]) -> None:
+        self.batches.append([key_of(change) for job in jobs for change in job.changes])
+        for job in jobs:
+            job.outcomes = []
+
+    async def turn(self, count: int, seconds: float = 0.0) -> list[int]:
+        """Submit many jobs in one turn, after a batch that took so long; return the sizes of the batches."""
+        for caller in self.writer._callers.values():
+            caller.writing = seconds
+        self.batches.clear()
+        await asyncio.gather(*(self.writer.submit([Mend(str(number))]) for number in range(count)))
+        done = [key for batch in self.batches for key in batch]
+        assert done == [str(number) for number in range(count)], "each once, and in their order"
+        return [len(batch) for batch in self.batches]
+
+
+async def test_callers_who_all_wait_are_answered_by_halves() -> None:
+    halves = Halves()
+    try:
+        assert await halves.turn(100) == [100], "the first: how long it takes is not known yet"
+        assert await halves.turn(100) == [50, 50]
+        assert await halves.turn(101) == [50, 51]
+        assert await halves.turn(63) == [63], "too few to be worth a flush more"
+        assert await halves.turn(100, seconds=60.0) == [100], "to write takes longer than to make"
+        assert await halves.turn(3000) == [1024, 476, 1024, 476]
+    finally:
+        await asyncio.to_thread(halves.writer.close)
+
+
+async def test_work_that_holds_the_lock_is_not_halved() -> None:
+    halves = Halves(beside_loop=False)
+    try:
+        for _ in range(3):
+            assert await halves.turn(100) == [100]
+    finally:
+        await asyncio.to_thread(halves.writer.close)
+
+
+async def test_the_halves_take_turns_by_themselves() -> None:
+    halves, rounds = Halves(), 20
+    try:
+
+        async def call(number: int) -> None:
+            for _ in range(rounds):
+                await halves.writer.submit([Mend(str(number))])
+
+        await halves.turn(100)
+        await halves.turn(1)
+        halves.batches.clear()
+        next(iter(halves.writer._callers.values())).writing = 0.0
+        await asyncio.gather(*(call(number) for number in range(100)))
+        assert [len(batch) for batch in halves.batches[:2]] == [50, 50]
+        done = Counter(key for batch in halves.batches for key in batch)
+        assert done == {str(number): rounds for number in range(100)}
+    finally:
+        await asyncio.to_thread(halves.writer.close)
 
 
 async def test_a_closed_event_loop_is_forgotten() -> None:

@@ -8,7 +8,7 @@ import pytest
 from hypothesis import Phase, settings
 from hypothesis.stateful import run_state_machine_as_test
 
-from flatfile_chat_database.backends import staged
+from flatfile_chat_database.backends import arriving
 from flatfile_chat_database.backends.s3 import appending, composing
 from flatfile_chat_database.storage import StorageManager
 from flatfile_chat_database.testing.machine import StorageMachine
@@ -77,7 +77,7 @@ def test_flat_files_at_the_level_normal_answer_as_memory_does() -> None:
 
 @pytest.mark.parametrize("examples", [3, pytest.param(12, marks=pytest.mark.slow)])
 def test_a_database_answers_as_memory_does(examples: int, monkeypatch: pytest.MonkeyPatch) -> None:
-    monkeypatch.setattr(staged, "_MOST", 3)
+    monkeypatch.setattr(arriving, "_MOST", 3)
     run_state_machine_as_test(DatabaseMachine, settings=settings(SETTINGS, max_examples=examples))
 
 

@@ -15,6 +15,7 @@ from .. import codec
 from ..errors import IntegrityError
 from ..models import new_id
 from .base import Changes, LogPart
+from .notes import REMEMBERED_BYTES, Note, note_after
 from .rows import Connection, Fresh, LogRows, asking, good_rows, marks, of, runs_of, same_ids, twice
 from .rules import begins_no_key, good_lines, is_text
 from .tables import LINES, Table, Tables, body_of, shown
@@ -23,11 +24,7 @@ PIECE_BYTES = 1 << 20
 _RUN_BYTES = 1 << 18
 """Of records that are streamed at a time, about."""
 _PART_BYTES = 1 << 20
-_SWEEP = 256
-"""Of so many transactions one looks for changes that are to be forgotten."""
 _LONGEST_NUMBER = 18
-_REMEMBERED_BYTES = 8 << 20
-"""Of the names of keys that were changed."""
 
 
 class Place(msgspec.Struct, frozen=True):
@@ -419,24 +416,22 @@ class Contents:
         self.changed = {key for key in self.changed if not key.startswith(start)}
         self.changed.add(folder)
 
-    def note_changes(self) -> None:
-        """Note which keys this transaction changed, at its end.
+    def note_changes(self) -> Note | None:
+        """Note which keys this transaction changed, at its end; return the note if the next one follows from it.
 
         Transactions that write come one after the other, so the numbers are in their order.
         """
         if not self.changed:
-            return
-        names = "\n".join(sorted(self.changed))
-        self.changed.clear()
+            return None
         newest = self._db.execute("SELECT number, bytes FROM changes ORDER BY number DESC LIMIT 1")
         number, total = newest[0] if newest else (0, 0)
-        number, total = number + 1, total + len(names)
-        self._db.execute(
-            "INSERT INTO changes (number, id, bytes, keys) VALUES (?, ?, ?, ?)", (number, new_id(), total, names)
-        )
-        if number % _SWEEP == 0:
+        note = note_after(number, total, self.changed)
+        self.changed.clear()
+        self._db.execute("INSERT INTO changes (number, id, bytes, keys) VALUES (?, ?, ?, ?)", note)
+        if note.sweeps:
             behind = "SELECT min(number) FROM changes WHERE bytes >= ?"
-            self._db.execute(f"DELETE FROM changes WHERE number < ({behind})", (total - _REMEMBERED_BYTES,))
+            self._db.execute(f"DELETE FROM changes WHERE number < ({behind})", (note.bytes - REMEMBERED_BYTES,))
+        return note
 
     def changes(self, cursor: str | None) -> Changes:
         """Return what changed since a cursor, as the contract has it."""

@@ -23,8 +23,8 @@ from .base import Capability, Changes, LogPart, Snapshot
 from .changes import Change
 from .commits import Commits
 from .contents import PIECE_BYTES, Contents
-from .gathered import Gathered, Known, Repeated
-from .rows import LogRows
+from .gathered import Gathered, Known
+from .rows import LogRows, Repeated
 from .rules import check_key, check_lines
 from .states import DatabaseSnapshot, Session, State, Stream, blob
 from .tables import Tables
@@ -54,8 +54,9 @@ class DatabaseBackend(ThreadedBackend):
         }
     )
 
-    def __init__(self, config: StorageConfig) -> None:
-        super().__init__(config, self._run, lambda: None, self._end_writing)
+    def __init__(self, config: StorageConfig, *, beside_loop: bool = False) -> None:
+        """Write in transactions; `beside_loop` is that of `Writer`."""
+        super().__init__(config, self._run, lambda: None, self._end_writing, beside_loop=beside_loop)
         self._tables = Tables(Layout(config))
         self._free: list[Session] = []
         self._writing: Session | None = None
@@ -378,8 +379,9 @@ class DatabaseBackend(ThreadedBackend):
                 self._known.forget()
                 _run_one(commits, job)
             gathered.flush()
-            commits.contents.note_changes()
+            note = commits.contents.note_changes()
             connection.commit()
+            self._known.note = note or self._known.note
         except BaseException:
             self._known.forget()
             self._roll_back()

@@ -6,9 +6,12 @@ exactly that is done by itself, after what was gathered before it.
 
 from __future__ import annotations
 
+from collections.abc import Sequence
+
 from .changes import Append, Require
 from .contents import Contents
-from .rows import Fresh
+from .notes import Note
+from .rows import Fresh, Repeated
 from .writer import Job
 
 
@@ -20,15 +23,39 @@ class Known:
         """Keys of documents that are there."""
         self.records: dict[str, int] = {}
         """How many records there are in each log that is kept in rows."""
+        self.note: Note | None = None
+        """The newest, where the next one follows from it."""
 
     def forget(self) -> None:
         """Forget all of it: somebody else wrote, or something else than messages was written."""
         self.owners.clear()
         self.records.clear()
+        self.note = None
 
+    def wrote(self, messages: Sequence[Fresh], note: Note) -> None:
+        """Remember messages that are in their logs now, and the note of their transaction."""
+        for message in messages:
+            self.records[message.key] = message.position + 1
+        self.note = note
 
-class Repeated(Exception):
-    """One of the messages is in its log already, so each commit has to be looked at by itself."""
+    def fresh(self, jobs: Sequence[Job]) -> list[Fresh] | None:
+        """Return the messages of jobs if each is one new message for a log that is known; remembers nothing of them."""
+        messages: list[Fresh] = []
+        added: dict[str, int] = {}
+        for job in jobs:
+            message = message_of(job)
+            if message is None or message[0].key not in self.owners:
+                return None
+            append = message[1]
+            key = append.key
+            position = added.get(key)
+            if position is None:
+                position = self.records.get(key)
+            if position is None or (append.maximum is not None and position >= append.maximum):
+                return None
+            added[key] = position + 1
+            messages.append(Fresh(key, position, append.ids[0], append.lines[0]))
+        return messages
 
 
 def message_of(job: Job) -> tuple[Require, Append] | None:
@@ -39,6 +66,12 @@ def message_of(job: Job) -> tuple[Require, Append] | None:
     if type(require) is not Require or type(append) is not Append or len(append.ids) != 1 or "\0" in append.ids[0]:
         return None
     return require, append
+
+
+def tell(jobs: Sequence[Job]) -> None:
+    """Tell the callers of commits of one new message that it is written."""
+    for job in jobs:
+        job.outcomes = [None, 1]
 
 
 class Gathered:
@@ -84,7 +117,6 @@ class Gathered:
             return
         if not self._contents.add_fresh(self._messages):
             raise Repeated
-        for job in self._jobs:
-            job.outcomes = [None, 1]
+        tell(self._jobs)
         self._messages.clear()
         self._jobs.clear()

@@ -41,6 +41,10 @@ class Connection(Protocol):
         """Run a statement; yield its rows without holding all of them."""
 
 
+class Repeated(Exception):
+    """A message is in its log already; nothing that the transaction wrote may stay."""
+
+
 class Fresh(NamedTuple):
     """A message that is to come at a position of a log that is kept in rows."""
 

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import ctypes
+import math
 import os
 import sqlite3
 import time
@@ -15,12 +16,17 @@ from typing import Any
 from ..addresses import absolute
 from ..config import StorageConfig
 from ..errors import ConfigurationError, DurabilityError, IntegrityError, StorageError, UnavailableError
+from .arriving import REPEATED, preparing, transaction
 from .contents import Contents
-from .database import DatabaseBackend
+from .database import DatabaseBackend, fail
+from .gathered import tell
 from .lookout import TICK_SECONDS, Lookout, Watch
-from .staged import StagedRows
+from .notes import note_after
+from .rows import Repeated
+from .staged import StagedRows, go_straight
 from .states import Session
 from .waking import Waking
+from .writer import Job
 
 MIGRATIONS = ("sqlite_0001.sql",)
 """In the order in which they are run; the number of those that were is the file's `user_version`."""
@@ -43,6 +49,21 @@ _ASKED_SECONDS = 0.02
 _MOST_FAULTS = 100
 _NOT_WRITTEN = ("SQLITE_FULL", "SQLITE_IOERR_WRITE")
 """Errors of a COMMIT whose last frame, which is what counts, cannot be in the WAL."""
+_NOT_BEGUN = ("SQLITE_BUSY", "SQLITE_LOCKED", "SQLITE_PROTOCOL")
+"""Errors of a statement that waited for others in vain."""
+_BEFORE_COMMIT = (
+    *_NOT_WRITTEN,
+    "SQLITE_CANTOPEN",
+    "SQLITE_CONSTRAINT",
+    "SQLITE_CORRUPT",
+    "SQLITE_ERROR",
+    "SQLITE_MISMATCH",
+    "SQLITE_NOTADB",
+    "SQLITE_READONLY",
+)
+"""How errors begin that a statement which is a transaction has before its COMMIT, or where that was not written."""
+_CHECKED_SECONDS = 0.01
+"""For which it is believed that the file is still the same."""
 _CHANGED_TABLES = ("no such table", "no such column", "no such index", "table ", "malformed JSON", "cannot modify")
 """How errors begin that tell of tables which somebody has changed."""
 _HINTS = {
@@ -59,10 +80,9 @@ class SqliteBackend(DatabaseBackend):
 
     def __init__(self, config: StorageConfig, path: str) -> None:
         """Keep the store in the file at `path`."""
-        super().__init__(config)
+        super().__init__(config, beside_loop=True)
         self.path = absolute(path)
         self._file = File(self.path)
-
         self._lookout = DataVersion(self._waking, lambda: self._connect(to_write=False))
 
     def __repr__(self) -> str:
@@ -83,6 +103,39 @@ class SqliteBackend(DatabaseBackend):
 
     def contents(self, connection: Session) -> Contents:
         return Contents(connection, self._tables, StagedRows(connection, self._tables))
+
+    def _run(self, jobs: Sequence[Job]) -> None:
+        if not self._run_at_once(jobs):
+            super()._run(jobs)
+
+    def _run_at_once(self, jobs: Sequence[Job]) -> bool:
+        """Do jobs of one new message each by one statement; return False, having done nothing, if that cannot be.
+
+        A statement runs without Python's lock from its beginning until it is flushed, and the event loop goes on
+        meanwhile. Behind each of several the writer would wait until the loop has nothing to do.
+        """
+        session, known = self._writing, self._known
+        if known.note is None or not isinstance(session, SqliteSession):
+            return False
+        messages = known.fresh(jobs)
+        if messages is None or go_straight(messages):
+            return False
+        note = note_after(known.note.number, known.note.bytes, {message.key for message in messages})
+        if note.sweeps:
+            return False
+        try:
+            is_done = session.run_transaction(*transaction(session.seen, messages, note))
+        except StorageError as error:
+            known.forget()
+            self._roll_back()
+            fail(jobs, error)
+        else:
+            if not is_done:
+                return False
+            known.wrote(messages, note)
+            tell(jobs)
+        self._count(jobs)
+        return True
 
 
 class DataVersion(Lookout):
@@ -177,7 +230,9 @@ class SqliteSession:
             )
         self._file = file
         self._path = path = file.path
-        self._seen = -1
+        self.seen = -1
+        """The number with which SQLite tells whether another connection has written, as of the last transaction."""
+        self._checked = -math.inf
         self.version = 0
         """How many migrations the file has seen."""
         file.check()
@@ -243,6 +298,8 @@ class SqliteSession:
         except BaseException:
             self.roll_back()
             raise
+        for statement in _statements(preparing()):
+            connection.execute(statement)
 
     def _check(self) -> int:
         """Return the number of migrations that the file has seen."""
@@ -273,6 +330,8 @@ class SqliteSession:
         try:
             return self._connection.execute(statement, parameters).fetchall()
         except sqlite3.Error as error:
+            if str(error) == REPEATED:
+                raise Repeated from error
             raise self._told(error) from error
 
     def run_for(self, statement: str, rows: Iterable[Sequence[object]]) -> int:
@@ -324,8 +383,40 @@ class SqliteSession:
             raise copy.copy(self._file.fault)
         self.execute("BEGIN IMMEDIATE")
         [(seen,)] = self.execute("PRAGMA data_version")  # another number when another connection has written
-        others, self._seen = bool(seen != self._seen), seen
+        others, self.seen = bool(seen != self.seen), seen
         return others
+
+    def run_transaction(self, statement: str, parameters: Sequence[object]) -> bool:
+        """Run a statement that is a transaction of its own, durable when it ends.
+
+        Returns:
+            False if it changed nothing, for it met what has to be looked at more closely.
+
+        Raises:
+            UnavailableError: Somebody holds the file.
+            DurabilityError: It is not known whether it is durable.
+        """
+        if self._file.fault is not None:
+            return False
+        # Not before each: asking the system gives Python's lock away, and the loop may keep it for long.
+        if time.monotonic() - self._checked > _CHECKED_SECONDS:
+            self._file.check()
+        try:
+            self._connection.execute(statement, parameters)
+        except sqlite3.Error as error:
+            name = getattr(error, "sqlite_errorname", "")
+            if name.startswith(_NOT_BEGUN):
+                raise self._told(error) from error
+            if name.startswith(_BEFORE_COMMIT):
+                self.roll_back()
+                return False
+            raise self._unknown(error) from error
+        try:
+            self._file.check()
+        except UnavailableError as error:
+            raise self._unknown(error) from error
+        self._checked = time.monotonic()
+        return True
 
     def commit(self) -> None:
         try:

@@ -2,8 +2,8 @@
 
 A message that goes straight to its place touches pages of its own in the table and in each index, so a batch of a
 hundred, each for another log, writes several hundred pages. Here it goes to the end of `arrivals`, a small table in the
-order of arrival, and later with many others to `records`, which is sorted by log and position. People read the views
-`messages`, `panel_messages` and `lines`, which show both.
+order of arrival, and later with many others to `records`, which is sorted by log and position; `arriving.py` does both.
+People read the views `messages`, `panel_messages` and `lines`, which show both tables.
 
 A row's `place` is the number of its log, 32 bits to the left, plus its position: whole numbers sort a table of SQLite
 best. The rows of a log in `arrivals` come behind those in `records`. Ids are unique in each, and none is put in
@@ -15,29 +15,17 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from .rows import Fresh, LogRows, asking, marks, runs_of, whole
+from .arriving import AT_ONCE, adding
+from .rows import Fresh, LogRows, Repeated, asking, marks, runs_of, whole
 
 _BITS: Final = 32
 _LAST: Final = (1 << _BITS) - 1
-_MOST: Final = 4096
-"""Arrivals; more are moved. A larger table is cheaper to keep and dearer to move at a time."""
 _MANY: Final = 64
 """So many new messages of one log fill pages of their own: they go straight to their place."""
-_AT_ONCE: Final = 100
-"""Rows a statement: each statement gives Python's lock away, and may wait to get it back."""
 
 _COLUMNS = {"messages": ("user_id", "session_id"), "panel_messages": ("panel_id",)}
 """What tells in `logs` whose a log is, by table."""
 
-# The plus takes the column's affinity away, with which SQLite does not look into the second column of the index: an id
-# that many logs have would be looked for in all of them.
-_ADD = """
-INSERT INTO arrivals (place, id, body)
-SELECT (logs.log << 32) + new.column2, new.column3, new.column4 FROM (VALUES {}) AS new CROSS JOIN logs
-WHERE logs.key = new.column1
-    AND NOT EXISTS (SELECT 1 FROM records WHERE records.id = new.column3 AND records.place >> 32 = +logs.log)
-ON CONFLICT DO NOTHING
-"""
 _NEWEST = "(SELECT max(place) FROM {} WHERE place BETWEEN log << 32 AND (log << 32) + 4294967295)"
 _FREE = """
 (SELECT 1 + max(coalesce((SELECT max(log) FROM logs), 0), coalesce((SELECT max(place) FROM records), 0) >> 32,
@@ -163,18 +151,13 @@ class StagedRows(LogRows):
         )
 
     def add(self, messages: Sequence[Fresh]) -> bool:
-        if len(messages) >= _MANY and len({message.key for message in messages}) == 1:
+        if go_straight(messages):
             return self._add_many(messages)
-        for start in range(0, len(messages), _AT_ONCE):
-            some = messages[start : start + _AT_ONCE]
-            values: list[object] = []
-            for key, position, record_id, line in some:
-                values += (key, position, record_id, line[:-1].decode())
-            if self._db.run_for(_ADD.format(", ".join(["(?, ?, ?, ?)"] * len(some))), [values]) != len(some):
-                return False
-        if (self._db.execute("SELECT max(number) FROM arrivals")[0][0] or 0) > _MOST:
-            self._db.execute("INSERT INTO records SELECT place, id, body FROM arrivals ORDER BY place")
-            self._db.execute("DELETE FROM arrivals")
+        try:
+            for start in range(0, len(messages), AT_ONCE):
+                self._db.execute(*adding(messages[start : start + AT_ONCE]))
+        except Repeated:
+            return False
         return True
 
     def _add_many(self, messages: Sequence[Fresh]) -> bool:
@@ -226,3 +209,8 @@ class StagedRows(LogRows):
             "UPDATE logs SET key = ?, user_id = ?, session_id = ?, panel_id = ? WHERE key = ?",
             (target, *values, source),
         )
+
+
+def go_straight(messages: Sequence[Fresh]) -> bool:
+    """Tell whether messages are so many of one log that they go to their place and not where they arrive."""
+    return len(messages) >= _MANY and len({message.key for message in messages}) == 1

@@ -31,12 +31,14 @@ class ThreadedBackend(StorageBackend):
         run: Callable[[Sequence[Job]], None],
         idle: Callable[[], float | None],
         end: Callable[[], None],
+        *,
+        beside_loop: bool = False,
     ) -> None:
-        """Write by `run`, `idle` and `end`; see `Writer`."""
+        """Write by `run`, `idle` and `end`, and `beside_loop`; see `Writer`."""
         super().__init__(config)
         self._waking = Waking()
         self._lookout: Lookout | None = None
-        self._writer = Writer(_telling(self._waking, run), idle, end)
+        self._writer = Writer(_telling(self._waking, run), idle, end, beside_loop=beside_loop)
         self._readers: Readers | None = None
         self._state = threading.Lock()
         self._forked = False  # told by the hook of `forks.py`, for asking the system each time is slow

@@ -5,6 +5,9 @@ hand-over per call would make the threads fight for the interpreter. Only where 
 each handed over at once. While the thread works, further batches gather, and it takes all of them at once. Jobs are
 done in the order they were handed over.
 
+Where the work needs no lock of the interpreter, a large batch of callers who all wait is done in halves: while one half
+is written, the callers of the other go on and make their next. From then on they take turns by themselves.
+
 A job belongs to the writer once it is submitted: cancelling the caller cancels the waiting, not the write.
 """
 
@@ -12,12 +15,14 @@ from __future__ import annotations
 
 import asyncio
 import logging
+import math
 import threading
+import time
 import weakref
 from collections.abc import Callable, Sequence
 from contextlib import suppress
 from queue import Empty, SimpleQueue
-from typing import Any
+from typing import Any, NamedTuple
 
 import msgspec
 
@@ -29,6 +34,8 @@ logger = logging.getLogger("flatfile_chat_database")
 _LARGEST_BATCH = 1024
 _LONG = 8
 """So many turns with one call each are a habit."""
+_HALVED = 64
+"""So many calls of a turn are worth a flush more."""
 _SOON_SECONDS = 0.001
 """In which the next batch comes if a caller waits for each; what else is due can wait as long."""
 
@@ -51,7 +58,7 @@ class _Waiting(Job, kw_only=True, eq=False):
 class _Caller:
     """An event loop whose calls gather."""
 
-    __slots__ = ("lonely", "loop", "unanswered", "waiting")
+    __slots__ = ("began", "lonely", "loop", "unanswered", "waiting", "writing")
 
     def __init__(self, loop: asyncio.AbstractEventLoop) -> None:
         self.loop = loop
@@ -61,24 +68,41 @@ class _Caller:
         """Calls that were handed over."""
         self.lonely = 0
         """In how many turns on end there was one call while none was unanswered."""
+        self.began = 0.0
+        """When the first call of its current turn came."""
+        self.writing = math.inf
+        """How many seconds the last of its batches took."""
 
 
-_Batch = tuple[_Caller, list[_Waiting]]
+class _Batch(NamedTuple):
+    """Calls that are handed over together."""
+
+    caller: _Caller
+    waiting: list[_Waiting]
+    is_half: bool = False
+    """Whether the next one is the other half, and is to be done by itself."""
 
 
 class Writer:
     """Hands jobs to a function in a thread of its own, which starts with the first job."""
 
     def __init__(
-        self, run: Callable[[Sequence[Job]], None], idle: Callable[[], float | None], end: Callable[[], None]
+        self,
+        run: Callable[[Sequence[Job]], None],
+        idle: Callable[[], float | None],
+        end: Callable[[], None],
+        *,
+        beside_loop: bool = False,
     ) -> None:
         """Do jobs with `run`, which fills in what came of each and raises nothing; do `end` after the last.
 
-        When there are none, do `idle`, and again after as many seconds as it says.
+        When there are none, do `idle`, and again after as many seconds as it says. `beside_loop` says that `run` works
+        for the most part without the interpreter's lock.
         """
         self._run = run
         self._idle = idle
         self._end = end
+        self._beside_loop = beside_loop
         self._queue: SimpleQueue[_Batch | None] = SimpleQueue()
         self._callers: dict[asyncio.AbstractEventLoop, _Caller] = {}
         self._thread: threading.Thread | None = None
@@ -94,6 +118,7 @@ class Writer:
         caller = self._callers.get(loop) or self._new_caller(loop)
         caller.waiting.append(_Waiting(changes, future=future))
         if len(caller.waiting) == 1:
+            caller.began = time.perf_counter()
             if caller.lonely >= _LONG and not caller.unanswered:
                 self._hand_over(caller)
             else:
@@ -118,6 +143,7 @@ class Writer:
     def _hand_over(self, caller: _Caller) -> None:
         waiting, caller.waiting = caller.waiting, []
         caller.lonely = caller.lonely + 1 if len(waiting) == 1 and not caller.unanswered else 0
+        batches = self._batches(caller, waiting)
         caller.unanswered += len(waiting)
         try:
             with self._state:
@@ -135,11 +161,24 @@ class Writer:
                     )
                     thread.start()
                     self._thread = thread
-                self._queue.put((caller, waiting))
+                for batch in batches:
+                    self._queue.put(batch)
         except Exception as error:  # also when no thread can be started: everybody gets an answer
             for job in waiting:
                 job.error = error
             _resolve(caller, waiting)
+
+    def _batches(self, caller: _Caller, waiting: list[_Waiting]) -> list[_Batch]:
+        """Return the calls of a turn as one batch, or as two halves.
+
+        Two cost a flush more, and the loop and the disk do not wait for each other. That is no gain where a batch takes
+        twice as long to be written as its calls took to come, for then most of it is waiting for the disk.
+        """
+        many = self._beside_loop and len(waiting) >= _HALVED and not caller.unanswered
+        if not many or caller.writing > 2 * (time.perf_counter() - caller.began):
+            return [_Batch(caller, waiting)]
+        half = len(waiting) // 2
+        return [_Batch(caller, waiting[:half], is_half=True), _Batch(caller, waiting[half:])]
 
 
 def _work(
@@ -155,8 +194,8 @@ def _work(
         ended = batch is None
         while batch is not None:
             batches.append(batch)
-            size += len(batch[1])
-            if size >= _LARGEST_BATCH:
+            size += len(batch.waiting)
+            if size >= _LARGEST_BATCH or batch.is_half:
                 break
             try:
                 batch = queue.get_nowait()
@@ -164,11 +203,14 @@ def _work(
                 break
             ended = batch is None
         if batches:
-            jobs = batches[0][1] if len(batches) == 1 else [job for _, waiting in batches for job in waiting]
+            jobs = batches[0].waiting if len(batches) == 1 else [job for each in batches for job in each.waiting]
+            began = time.perf_counter()
             for start in range(0, len(jobs), _LARGEST_BATCH):
                 _run_or_fail(run, jobs[start : start + _LARGEST_BATCH])
-            for caller, waiting in batches:
-                _answer(caller, waiting)
+            seconds = time.perf_counter() - began
+            for each in batches:
+                each.caller.writing = seconds
+                _answer(each.caller, each.waiting)
         if ended:
             end()
             return

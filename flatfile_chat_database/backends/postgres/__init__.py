@@ -19,7 +19,8 @@ from ..base import Snapshot
 from ..commits import Commits
 from ..contents import Contents
 from ..database import DatabaseBackend, fail
-from ..gathered import Gathered, Known, Repeated, message_of
+from ..gathered import Gathered, Known, message_of
+from ..rows import Repeated
 from ..rules import check_key
 from ..states import Session
 from ..turn import Turn

@@ -331,7 +331,7 @@ class PostgresContents(Contents):
 
     # --- what changed ----------------------------------------------------------------------------------
 
-    def note_changes(self) -> None:
+    def note_changes(self) -> None:  # others write at the same time, so none follows from it
         if not self.changed:
             return
         names = "\n".join(sorted(self.changed))

@@ -1,0 +1,99 @@
+"""The one statement by which new messages arrive in SQLite, by itself or as a whole transaction.
+
+A connection that writes has a temporary view `arriving`. For each row that is inserted into it a trigger does what a
+transaction consists of: look whether others wrote, add a message, note what was changed, and move what has arrived to
+its place if that has become much. So one call of SQLite does all of it, for which Python's lock is given away once.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Final
+
+from .notes import Note
+from .rows import Fresh
+
+AT_ONCE: Final = 1024
+"""The most messages that one statement adds."""
+REPEATED: Final = "repeated"
+"""The text of the error where a message is in its log already."""
+
+_MOST: Final = 4096
+"""Arrivals; more are moved. A larger table is cheaper to keep and dearer to move at a time."""
+_FEW: Final = 128
+_STEP: Final = 64
+"""More than a few rows are filled up to a multiple, or SQLite would keep a large program for each number of them."""
+
+# A message changed no row if it is in its log already, or if there is no such log. The plus takes the column's affinity
+# away, with which SQLite does not look into the second column of the index: an id that many logs have would be looked
+# for in all of them.
+_SCRIPT: Final = """
+CREATE TEMP VIEW IF NOT EXISTS arriving AS
+    SELECT 0 AS seen, 0 AS key, 0 AS position, 0 AS id, 0 AS body, 0 AS number, 0 AS change, 0 AS bytes, 0 AS keys;
+
+CREATE TEMP TRIGGER IF NOT EXISTS arriving_begins INSTEAD OF INSERT ON arriving WHEN NEW.seen IS NOT NULL BEGIN
+    SELECT RAISE(ABORT, 'others wrote') WHERE (SELECT data_version FROM pragma_data_version) IS NOT NEW.seen;
+END;
+
+CREATE TEMP TRIGGER IF NOT EXISTS arriving_message INSTEAD OF INSERT ON arriving WHEN NEW.body IS NOT NULL BEGIN
+    INSERT INTO arrivals (place, id, body)
+        SELECT (logs.log << 32) + NEW.position, NEW.id, NEW.body FROM logs
+        WHERE logs.key = NEW.key
+            AND NOT EXISTS (SELECT 1 FROM records WHERE records.id = NEW.id AND records.place >> 32 = +logs.log)
+        ON CONFLICT DO NOTHING;
+    SELECT RAISE(ABORT, '{repeated}') WHERE changes() = 0;
+END;
+
+CREATE TEMP TRIGGER IF NOT EXISTS arriving_ends INSTEAD OF INSERT ON arriving
+WHEN NEW.seen IS NULL AND NEW.body IS NULL AND (SELECT max(number) FROM arrivals) > {most} BEGIN
+    INSERT INTO records SELECT place, id, body FROM arrivals ORDER BY place;
+    DELETE FROM arrivals;
+END;
+
+CREATE TEMP TRIGGER IF NOT EXISTS arriving_is_noted INSTEAD OF INSERT ON arriving WHEN NEW.number IS NOT NULL BEGIN
+    INSERT INTO changes (number, id, bytes, keys) VALUES (NEW.number, NEW.change, NEW.bytes, NEW.keys);
+END;
+"""
+_COLUMNS = "(seen, key, position, id, body, number, change, bytes, keys)"
+_BEGIN = "(?, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)"
+_MESSAGE = "(NULL, ?, ?, ?, ?, NULL, NULL, NULL, NULL)"
+_END = "(NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)"
+_NOTED_END = "(NULL, NULL, NULL, NULL, NULL, ?, ?, ?, ?)"
+
+Statement = tuple[str, list[object]]
+"""With its parameters."""
+
+
+def preparing() -> str:
+    """Return the statements that make a connection ready for those of this module."""
+    return _SCRIPT.format(most=_MOST, repeated=REPEATED)
+
+
+def adding(messages: Sequence[Fresh]) -> Statement:
+    """Return what adds messages to their logs within a transaction."""
+    return _insert(_rows(messages), _END), _values(messages)
+
+
+def transaction(seen: int, messages: Sequence[Fresh], note: Note) -> Statement:
+    """Return what adds messages to their logs, and notes it, as a transaction of its own.
+
+    It fails if another connection has written since SQLite's `data_version` was `seen`.
+    """
+    return _insert(_BEGIN, _rows(messages), _NOTED_END), [seen, *_values(messages), *note]
+
+
+def _insert(*rows: str) -> str:
+    return f"INSERT INTO arriving {_COLUMNS} VALUES {', '.join(rows)}"
+
+
+def _rows(messages: Sequence[Fresh]) -> str:
+    count = len(messages)
+    more = -count % _STEP if count > _FEW else 0
+    return ", ".join([_MESSAGE] * count + [_END] * more)
+
+
+def _values(messages: Sequence[Fresh]) -> list[object]:
+    values: list[object] = []
+    for key, position, record_id, line in messages:
+        values += (key, position, record_id, line[:-1].decode())
+    return values
