@@ -120,6 +120,24 @@ async def test_several_messages_of_one_session_keep_their_order(path: Path, coun
             assert await said(storage, f"s{session}") == [*BEGUN, *own]
 
 
+async def test_a_few_messages_of_one_call_are_in_the_statement_too(path: Path, counted: Counted) -> None:
+    async with chatting(path, max_messages_per_session=9) as (_, storage):
+        counted.take()
+        pair = [Message("user", "question"), Message("assistant", "answer")]
+        work = (storage.add_messages("ada", "s0", pair), storage.add_messages("ada", "s1", pair), say(storage, "one"))
+        assert list((await asyncio.gather(*work))[:2]) == [2, 2]
+        assert counted.take() == (1, 0)
+        assert await said(storage, "s1") == [*BEGUN, "question", "answer", "one"]
+        # Some of them are there already, one comes twice, and one call has more than there is room for.
+        more = [*pair, Message("user", "more", id="more"), Message("user", "more", id="more")]
+        assert await storage.add_messages("ada", "s0", more) == 1
+        many = storage.add_messages("ada", "s1", [Message("user", str(number)) for number in range(5)])
+        results = await asyncio.gather(many, storage.add_messages("ada", "s2", pair), return_exceptions=True)
+        assert isinstance(results[0], StorageLimitExceeded) and results[1] == 2
+        assert await said(storage, "s0") == [*BEGUN, "question", "answer", "one", "more"]
+        assert await said(storage, "s1") == [*BEGUN, "question", "answer", "one"]
+
+
 async def test_many_messages_of_one_session_go_to_their_place(path: Path, counted: Counted) -> None:
     count = 2 * staged._MANY  # of which a half may be done by itself
     async with chatting(path) as (_, storage):

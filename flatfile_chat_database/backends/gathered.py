@@ -1,7 +1,7 @@
 """New messages of many callers, put into a database by one statement.
 
-The commonest of all commits, a message for a log that there is, is taken out of the batch and gathered; whatever is not
-exactly that is done by itself, after what was gathered before it.
+The commonest of all commits, a message or a few for a log that there is, is taken out of the batch and gathered; what
+is not exactly that is done by itself, after what was gathered before it.
 """
 
 from __future__ import annotations
@@ -13,6 +13,9 @@ from .contents import Contents
 from .notes import Note
 from .rows import Fresh, Repeated
 from .writer import Job
+
+_FEW = 32
+"""Messages of one commit; of more it is faster to look together whether they are there already."""
 
 
 class Known:
@@ -39,39 +42,51 @@ class Known:
         self.note = note
 
     def fresh(self, jobs: Sequence[Job]) -> list[Fresh] | None:
-        """Return the messages of jobs if each is one new message for a log that is known; remembers nothing of them."""
+        """Return the messages of jobs if each is a few for a log that is known; remembers nothing of them."""
         messages: list[Fresh] = []
         added: dict[str, int] = {}
         for job in jobs:
-            message = message_of(job)
-            if message is None or message[0].key not in self.owners:
+            found = messages_of(job)
+            if found is None or found[0].key not in self.owners:
                 return None
-            append = message[1]
-            key = append.key
-            position = added.get(key)
+            append = found[1]
+            position = added.get(append.key)
             if position is None:
-                position = self.records.get(key)
-            if position is None or (append.maximum is not None and position >= append.maximum):
+                position = self.records.get(append.key)
+            if position is None or not has_room(append, position):
                 return None
-            added[key] = position + 1
-            messages.append(Fresh(key, position, append.ids[0], append.lines[0]))
+            added[append.key] = position + len(append.ids)
+            messages += fresh(append, position)
         return messages
 
 
-def message_of(job: Job) -> tuple[Require, Append] | None:
-    """Return what a commit of one new message consists of; None if it is another kind of commit."""
+def messages_of(job: Job) -> tuple[Require, Append] | None:
+    """Return what a commit of a few new messages consists of; None if it is another kind of commit."""
     if len(job.changes) != 2:
         return None
     require, append = job.changes
-    if type(require) is not Require or type(append) is not Append or len(append.ids) != 1 or "\0" in append.ids[0]:
+    if type(require) is not Require or type(append) is not Append or not 0 < len(append.ids) <= _FEW:
         return None
-    return require, append
+    return None if "\0" in "".join(append.ids) else (require, append)
+
+
+def has_room(append: Append, position: int) -> bool:
+    """Tell whether messages that come at a position of their log are not too many for it."""
+    return append.maximum is None or position + len(append.ids) <= append.maximum
+
+
+def fresh(append: Append, position: int) -> list[Fresh]:
+    """Return messages that come at a position of their log."""
+    return [
+        Fresh(append.key, at, record_id, line)
+        for at, (record_id, line) in enumerate(zip(append.ids, append.lines, strict=True), position)
+    ]
 
 
 def tell(jobs: Sequence[Job]) -> None:
-    """Tell the callers of commits of one new message that it is written."""
+    """Tell the callers of commits of a few new messages that all of them are written."""
     for job in jobs:
-        job.outcomes = [None, 1]
+        job.outcomes = [None, len(job.changes[1].ids)]
 
 
 class Gathered:
@@ -84,11 +99,11 @@ class Gathered:
         self._messages: list[Fresh] = []
 
     def take(self, job: Job) -> bool:
-        """Take a commit of one new message, and tell so; False if it is another kind of commit."""
-        message = message_of(job)
-        if message is None:
+        """Take a commit of a few new messages, and tell so; False if it is another kind of commit."""
+        found = messages_of(job)
+        if found is None:
             return False
-        require, append = message
+        require, append = found
         known = self._known
         if require.key not in known.owners:
             if not self._contents.exists(require.key):
@@ -100,10 +115,10 @@ class Gathered:
             if place is None or place.kind != "log":
                 return False
             position = self._contents.count(append.key)
-        if append.maximum is not None and position >= append.maximum:
+        if not has_room(append, position):
             return False
-        known.records[append.key] = position + 1
-        self._messages.append(Fresh(append.key, position, append.ids[0], append.lines[0]))
+        known.records[append.key] = position + len(append.ids)
+        self._messages += fresh(append, position)
         self._jobs.append(job)
         return True
 

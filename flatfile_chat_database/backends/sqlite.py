@@ -109,7 +109,7 @@ class SqliteBackend(DatabaseBackend):
             super()._run(jobs)
 
     def _run_at_once(self, jobs: Sequence[Job]) -> bool:
-        """Do jobs of one new message each by one statement; return False, having done nothing, if that cannot be.
+        """Do jobs of a few new messages each by one statement; return False, having done nothing, if that cannot be.
 
         A statement runs without Python's lock from its beginning until it is flushed, and the event loop goes on
         meanwhile. Behind each of several the writer would wait until the loop has nothing to do.

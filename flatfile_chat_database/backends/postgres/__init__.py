@@ -19,7 +19,7 @@ from ..base import Snapshot
 from ..commits import Commits
 from ..contents import Contents
 from ..database import DatabaseBackend, fail
-from ..gathered import Gathered, Known, message_of
+from ..gathered import Gathered, Known, messages_of
 from ..rows import Repeated
 from ..rules import check_key
 from ..states import Session
@@ -166,8 +166,8 @@ class PostgresBackend(DatabaseBackend):
             super()._run(jobs)
 
     def _run_messages(self, jobs: Sequence[Job]) -> bool:
-        """Do jobs of one new message each, beside other nodes; return False, having done nothing, if one is not."""
-        if not all(message_of(job) for job in jobs):
+        """Do jobs of a few new messages each, beside other nodes; return False, having done nothing, if one is not."""
+        if not all(messages_of(job) for job in jobs):
             return False
         connection = self._begin(jobs, lambda connection: cast("PostgresSession", connection).begin_adding())
         if connection is None:
@@ -201,7 +201,7 @@ class PostgresBackend(DatabaseBackend):
 
 def _learn(contents: PostgresContents, known: Known, jobs: Sequence[Job], *, lock: bool) -> None:
     """Learn in one statement what new messages have to know of the store."""
-    found = [message for job in jobs if (message := message_of(job))]
+    found = [messages for job in jobs if (messages := messages_of(job))]
     if found:
         owners = {require.key for require, _ in found}
         contents.know(known, owners, {append.key for _, append in found}, lock=lock)
