@@ -138,6 +138,26 @@ async def test_a_few_messages_of_one_call_are_in_the_statement_too(path: Path, c
         assert await said(storage, "s1") == [*BEGUN, "question", "answer", "one"]
 
 
+async def test_more_messages_than_a_statement_takes_are_several(
+    path: Path, counted: Counted, monkeypatch: pytest.MonkeyPatch
+) -> None:
+    monkeypatch.setattr(arriving, "_FEW", 2)
+    monkeypatch.setattr(arriving, "_STEP", 5)
+    for module in (staged, sqlite):
+        monkeypatch.setattr(module, "AT_ONCE", 7)
+    async with chatting(path) as (_, storage):
+        counted.take()
+        expected = list(BEGUN)
+        for number in range(1, 6):
+            some = [Message("user", f"{number} {at}") for at in range(number)]
+            expected += [message.content for message in some]
+            work = (storage.add_messages("ada", f"s{session}", some) for session in range(3))
+            assert await asyncio.gather(*work) == [number] * 3
+        assert counted.take() == (2, 3), "of 3 and 6 messages one each, and of 9, 12 and 15 several"
+        for session in range(3):
+            assert await said(storage, f"s{session}") == expected
+
+
 async def test_many_messages_of_one_session_go_to_their_place(path: Path, counted: Counted) -> None:
     count = 2 * staged._MANY  # of which a half may be done by itself
     async with chatting(path) as (_, storage):

@@ -16,7 +16,7 @@ from typing import Any
 from ..addresses import absolute
 from ..config import StorageConfig
 from ..errors import ConfigurationError, DurabilityError, IntegrityError, StorageError, UnavailableError
-from .arriving import REPEATED, preparing, transaction
+from .arriving import AT_ONCE, REPEATED, preparing, transaction
 from .contents import Contents
 from .database import DatabaseBackend, fail
 from .gathered import tell
@@ -118,7 +118,7 @@ class SqliteBackend(DatabaseBackend):
         if known.note is None or not isinstance(session, SqliteSession):
             return False
         messages = known.fresh(jobs)
-        if messages is None or go_straight(messages):
+        if messages is None or len(messages) > AT_ONCE or go_straight(messages):
             return False
         note = note_after(known.note.number, known.note.bytes, {message.key for message in messages})
         if note.sweeps:
