@@ -390,3 +390,24 @@ async def test_an_id_that_many_logs_have_is_looked_for_in_one(path: Path, statem
         plan = connection.execute(f"EXPLAIN QUERY PLAN {statement}", [None] * statement.count("?")).fetchall()
     by_id = [detail for *_, detail in plan if "_by_id" in detail]
     assert by_id and all(detail.endswith("(id=? AND <expr>=?)") for detail in by_id), plan
+
+
+async def test_nothing_of_what_was_purged_is_left_in_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+    monkeypatch.setattr(arriving, "_MOST", 5)  # some messages were moved
+    secrets = [f"secret-{number}-".encode() * 40 for number in range(12)]
+    async with opened(path) as store, StorageManager(backend=store) as storage:
+        await storage.create_user("ada")
+        for session in ("kept", "purged"):
+            await storage.create_session("ada", session_id=session)
+        for number, secret in enumerate(secrets):
+            await storage.add_message("ada", "purged", Message("user", secret.decode()))
+            await storage.add_message("ada", "kept", Message("user", f"kept {number}"))
+        await storage.save_document("ada", "purged", "paper.txt", b"secret-paper" * 100)
+    assert all(secret in path.read_bytes() for secret in (*secrets, b"secret-paper"))
+    async with opened(path) as store, StorageManager(backend=store) as storage:
+        await storage.delete_session("ada", "purged")
+        await storage.purge(user_id="ada", session_id="purged")
+        assert len(await storage.get_messages("ada", "kept")) == len(secrets)
+    assert not Path(f"{path}-wal").exists()
+    data = path.read_bytes()
+    assert b"kept 11" in data and b"secret-" not in data

@@ -143,6 +143,7 @@ async def test_more_messages_than_a_statement_takes_are_several(
 ) -> None:
     monkeypatch.setattr(arriving, "_FEW", 2)
     monkeypatch.setattr(arriving, "_STEP", 5)
+    monkeypatch.setattr(arriving, "_insert", arriving._insert.__wrapped__)
     for module in (staged, sqlite):
         monkeypatch.setattr(module, "AT_ONCE", 7)
     async with chatting(path) as (_, storage):

@@ -8,6 +8,7 @@ its place if that has become much. So one call of SQLite does all of it, for whi
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import lru_cache
 from typing import Final
 
 from .notes import Note
@@ -71,7 +72,7 @@ def preparing() -> str:
 
 def adding(messages: Sequence[Fresh]) -> Statement:
     """Return what adds messages to their logs within a transaction."""
-    return _insert(_rows(messages), _END), _values(messages)
+    return _insert(len(messages), as_transaction=False), _values(messages)
 
 
 def transaction(seen: int, messages: Sequence[Fresh], note: Note) -> Statement:
@@ -79,21 +80,19 @@ def transaction(seen: int, messages: Sequence[Fresh], note: Note) -> Statement:
 
     It fails if another connection has written since SQLite's `data_version` was `seen`.
     """
-    return _insert(_BEGIN, _rows(messages), _NOTED_END), [seen, *_values(messages), *note]
+    return _insert(len(messages), as_transaction=True), [seen, *_values(messages), *note]
 
 
-def _insert(*rows: str) -> str:
+@lru_cache
+def _insert(count: int, *, as_transaction: bool) -> str:
+    filling = [_END] * (-count % _STEP) if count > _FEW else []
+    rows = [_MESSAGE] * count + filling
+    rows = [_BEGIN, *rows, _NOTED_END] if as_transaction else [*rows, _END]
     return f"INSERT INTO arriving {_COLUMNS} VALUES {', '.join(rows)}"
-
-
-def _rows(messages: Sequence[Fresh]) -> str:
-    count = len(messages)
-    more = -count % _STEP if count > _FEW else 0
-    return ", ".join([_MESSAGE] * count + [_END] * more)
 
 
 def _values(messages: Sequence[Fresh]) -> list[object]:
     values: list[object] = []
-    for key, position, record_id, line in messages:
-        values += (key, position, record_id, line[:-1].decode())
+    for message in messages:
+        values += (message.key, message.position, message.id, message.line[:-1].decode())
     return values

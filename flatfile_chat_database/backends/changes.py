@@ -22,7 +22,7 @@ ABSENT: Final = AbsentVersion.ABSENT
 """The document must not exist."""
 
 
-class Require(msgspec.Struct, frozen=True):
+class Require(msgspec.Struct, frozen=True, gc=False):
     """Condition: the document `key` exists; otherwise NotFoundError saying that `what` does not exist."""
 
     key: str
@@ -65,7 +65,7 @@ class Delete(msgspec.Struct, frozen=True):
     key: str
 
 
-class Append(msgspec.Struct, frozen=True):
+class Append(msgspec.Struct, frozen=True, gc=False):
     """Append records to a log, in order, one line each; a log that is absent begins with them.
 
     A record whose id the log holds already (or an earlier record of this Append) is passed over when both are the same

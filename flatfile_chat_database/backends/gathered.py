@@ -43,20 +43,20 @@ class Known:
 
     def fresh(self, jobs: Sequence[Job]) -> list[Fresh] | None:
         """Return the messages of jobs if each is a few for a log that is known; remembers nothing of them."""
+        owners, records = self.owners, self.records
         messages: list[Fresh] = []
-        added: dict[str, int] = {}
+        ends: dict[str, int] = {}
         for job in jobs:
             found = messages_of(job)
-            if found is None or found[0].key not in self.owners:
+            if found is None:
                 return None
-            append = found[1]
-            position = added.get(append.key)
+            require, append = found
+            position = ends.get(append.key)
             if position is None:
-                position = self.records.get(append.key)
-            if position is None or not has_room(append, position):
+                position = records.get(append.key)
+            if position is None or require.key not in owners or not has_room(append, position):
                 return None
-            added[append.key] = position + len(append.ids)
-            messages += fresh(append, position)
+            ends[append.key] = line_up(append, position, messages)
         return messages
 
 
@@ -65,9 +65,10 @@ def messages_of(job: Job) -> tuple[Require, Append] | None:
     if len(job.changes) != 2:
         return None
     require, append = job.changes
-    if type(require) is not Require or type(append) is not Append or not 0 < len(append.ids) <= _FEW:
+    if type(require) is not Require or type(append) is not Append:
         return None
-    return None if "\0" in "".join(append.ids) else (require, append)
+    ids = append.ids
+    return (require, append) if 0 < len(ids) <= _FEW and "\0" not in "".join(ids) else None
 
 
 def has_room(append: Append, position: int) -> bool:
@@ -75,12 +76,12 @@ def has_room(append: Append, position: int) -> bool:
     return append.maximum is None or position + len(append.ids) <= append.maximum
 
 
-def fresh(append: Append, position: int) -> list[Fresh]:
-    """Return messages that come at a position of their log."""
-    return [
-        Fresh(append.key, at, record_id, line)
-        for at, (record_id, line) in enumerate(zip(append.ids, append.lines, strict=True), position)
-    ]
+def line_up(append: Append, position: int, messages: list[Fresh]) -> int:
+    """Add messages that come at a position of their log to others; return the position behind them."""
+    key, lines = append.key, append.lines
+    for at, record_id in enumerate(append.ids):
+        messages.append(Fresh(key, position + at, record_id, lines[at]))
+    return position + len(lines)
 
 
 def tell(jobs: Sequence[Job]) -> None:
@@ -117,8 +118,7 @@ class Gathered:
             position = self._contents.count(append.key)
         if not has_room(append, position):
             return False
-        known.records[append.key] = position + len(append.ids)
-        self._messages += fresh(append, position)
+        known.records[append.key] = line_up(append, position, self._messages)
         self._jobs.append(job)
         return True
 

@@ -10,6 +10,8 @@ from collections.abc import Iterable, Iterator, Sequence
 from itertools import islice
 from typing import Any, NamedTuple, Protocol, TypeVar
 
+import msgspec
+
 from .. import codec
 from ..errors import IntegrityError
 from .rules import logger
@@ -45,7 +47,7 @@ class Repeated(Exception):
     """A message is in its log already; nothing that the transaction wrote may stay."""
 
 
-class Fresh(NamedTuple):
+class Fresh(msgspec.Struct, frozen=True, gc=False):
     """A message that is to come at a position of a log that is kept in rows."""
 
     key: str
@@ -190,9 +192,9 @@ class LogRows:
         Then the transaction has to be rolled back.
         """
         rows: dict[Table, list[tuple[object, ...]]] = {}
-        for key, position, record_id, line in messages:
-            spot = self._tables.log(key)
-            rows.setdefault(spot.table, []).append(row_of(spot, position, record_id, line))
+        for message in messages:
+            spot = self._tables.log(message.key)
+            rows.setdefault(spot.table, []).append(row_of(spot, message.position, message.id, message.line))
         for table, of_table in rows.items():
             columns = table.columns
             added = self._db.run_for(

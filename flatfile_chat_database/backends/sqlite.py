@@ -282,6 +282,7 @@ class SqliteSession:
         connection = self._connection
         connection.execute("PRAGMA journal_mode = WAL")
         connection.execute("PRAGMA synchronous = FULL")
+        connection.execute("PRAGMA secure_delete = ON")  # for a purge; without it what was removed stays in the file
         connection.execute("PRAGMA temp_store = MEMORY")  # of what a statement can be taken back with
         connection.execute(f"PRAGMA wal_autocheckpoint = {_CHECKPOINT_PAGES}")
         connection.execute(f"PRAGMA cache_size = -{_CACHE_KIB}")

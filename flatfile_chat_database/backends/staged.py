@@ -163,7 +163,7 @@ class StagedRows(LogRows):
     def _add_many(self, messages: Sequence[Fresh]) -> bool:
         """Add messages of one log to those that are in their place already."""
         base = self._settle(messages[0].key)
-        rows = [(base + at, record_id, line[:-1].decode()) for _, at, record_id, line in messages]
+        rows = [(base + message.position, message.id, message.line[:-1].decode()) for message in messages]
         statement = "INSERT INTO records (place, id, body) VALUES (?, ?, ?) ON CONFLICT DO NOTHING"
         return self._db.run_for(statement, rows) == len(rows)
 

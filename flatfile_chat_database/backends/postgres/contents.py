@@ -161,9 +161,9 @@ class PostgresRows(LogRows):
         if len(messages) == 1:  # for which COPY takes longer
             return super().add(messages)
         rows: dict[Table, list[tuple[object, ...]]] = {}
-        for key, position, record_id, line in messages:
-            spot = self._tables.log(key)
-            rows.setdefault(spot.table, []).append(row_of(spot, position, record_id, line))
+        for message in messages:
+            spot = self._tables.log(message.key)
+            rows.setdefault(spot.table, []).append(row_of(spot, message.position, message.id, message.line))
         return self.copy(rows)
 
     # Whoever changes or removes a message takes the words of its log away: they are kept anew when they are wanted.
