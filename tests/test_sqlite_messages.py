@@ -238,6 +238,12 @@ async def test_what_another_connection_wrote_is_seen(path: Path, counted: Counte
             await say(others, f"b{number}")
         expected = [*BEGUN, *(f"{who}{number}" for number in range(4) for who in "ab")]
         assert await said(storage) == await said(others) == expected
+        counted.take()
+        await say(storage, "c")
+        await say(storage, "d")
+        assert counted.take() == (0, 2), "step by step as long as others write"
+        await say(storage, "e")
+        assert counted.take() == (1, 0)
         await others.delete_session("ada", "s1")
         counted.take()
         results = await asyncio.gather(

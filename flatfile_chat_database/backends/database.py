@@ -61,6 +61,8 @@ class DatabaseBackend(ThreadedBackend):
         self._free: list[Session] = []
         self._writing: Session | None = None
         self._known = Known()
+        self._is_alone = False
+        """Whether nobody else had written between the last two transactions."""
         self._counters = {"batches": 0, "commits": 0}
 
     @abstractmethod
@@ -356,7 +358,8 @@ class DatabaseBackend(ThreadedBackend):
             connection = self._writing = self._writing or self._connect(to_write=True)
             if connection is None:
                 raise UnavailableError("There is no store to write to.")
-            if begin(connection):
+            self._is_alone = not begin(connection)
+            if not self._is_alone:
                 self._known.forget()
         except StorageError as error:
             self._roll_back()

@@ -112,10 +112,11 @@ class SqliteBackend(DatabaseBackend):
         """Do jobs of a few new messages each by one statement; return False, having done nothing, if that cannot be.
 
         A statement runs without Python's lock from its beginning until it is flushed, and the event loop goes on
-        meanwhile. Behind each of several the writer would wait until the loop has nothing to do.
+        meanwhile. Behind each of several the writer would wait until the loop has nothing to do. Beside other processes
+        that write it would wait for them in vain, find that they wrote, and wait again.
         """
         session, known = self._writing, self._known
-        if known.note is None or not isinstance(session, SqliteSession):
+        if not self._is_alone or known.note is None or not isinstance(session, SqliteSession):
             return False
         messages = known.fresh(jobs)
         if messages is None or len(messages) > AT_ONCE or go_straight(messages):
