@@ -392,7 +392,7 @@ async def test_an_id_that_many_logs_have_is_looked_for_in_one(path: Path, statem
     assert by_id and all(detail.endswith("(id=? AND <expr>=?)") for detail in by_id), plan
 
 
-async def test_nothing_of_what_was_purged_is_left_in_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
+async def test_what_was_purged_is_overwritten_in_the_file(path: Path, monkeypatch: pytest.MonkeyPatch) -> None:
     monkeypatch.setattr(arriving, "_MOST", 5)  # some messages were moved
     secrets = [f"secret-{number}-".encode() * 40 for number in range(12)]
     async with opened(path) as store, StorageManager(backend=store) as storage:

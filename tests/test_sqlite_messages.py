@@ -12,7 +12,10 @@ import pytest
 
 from flatfile_chat_database import Message, StorageManager
 from flatfile_chat_database.backends import arriving, contents, sqlite, staged
+from flatfile_chat_database.backends.notes import note_after
+from flatfile_chat_database.backends.rows import Fresh
 from flatfile_chat_database.backends.sqlite import SqliteBackend, SqliteSession
+from flatfile_chat_database.codec import encode_message
 from flatfile_chat_database.errors import (
     DurabilityError,
     NotFoundError,
@@ -138,15 +141,15 @@ async def test_a_few_messages_of_one_call_are_in_the_statement_too(path: Path, c
         assert await said(storage, "s1") == [*BEGUN, "question", "answer", "one"]
 
 
+@pytest.mark.parametrize("limit", ["messages", "bytes"])
 async def test_more_messages_than_a_statement_takes_are_several(
-    path: Path, counted: Counted, monkeypatch: pytest.MonkeyPatch
+    path: Path, counted: Counted, monkeypatch: pytest.MonkeyPatch, limit: str
 ) -> None:
     monkeypatch.setattr(arriving, "_FEW", 2)
     monkeypatch.setattr(arriving, "_STEP", 5)
-    monkeypatch.setattr(arriving, "_insert", arriving._insert.__wrapped__)
-    for module in (staged, sqlite):
-        monkeypatch.setattr(module, "AT_ONCE", 7)
     async with chatting(path) as (_, storage):
+        one = len(encode_message(Message("user", "1 0")))
+        monkeypatch.setattr(arriving, *(("MOST_ADDED", 7) if limit == "messages" else ("MOST_BYTES", 7 * one)))
         counted.take()
         expected = list(BEGUN)
         for number in range(1, 6):
@@ -157,6 +160,28 @@ async def test_more_messages_than_a_statement_takes_are_several(
         assert counted.take() == (2, 3), "of 3 and 6 messages one each, and of 9, 12 and 15 several"
         for session in range(3):
             assert await said(storage, f"s{session}") == expected
+
+
+def test_there_are_few_different_statements() -> None:
+    kinds = (arriving.adding, lambda messages: arriving.transaction(1, messages, note_after(0, 0, ["a"])))
+    for kind in kinds:
+        texts = set()
+        for count in range(1, arriving.MOST_ADDED + 1):
+            text, values = kind([Fresh("key", at, "id", b"{}\n") for at in range(count)])
+            assert text.count("?") == len(values)
+            texts.add(text)
+        assert len(texts) < 100
+
+
+async def test_a_message_sent_again_does_not_make_a_transaction_of_each_commit(path: Path, counted: Counted) -> None:
+    async with chatting(path, 20) as (_, storage):
+        pairs = [[Message("user", "a", id=f"a{n}"), Message("user", "b", id=f"b{n}")] for n in range(20)]
+        await storage.add_messages("ada", "s7", pairs[7][:1])
+        await say(storage, "more", 20)
+        counted.take()
+        work = (storage.add_messages("ada", f"s{number}", pair) for number, pair in enumerate(pairs))
+        assert await asyncio.gather(*work) == [1 if number == 7 else 2 for number in range(20)]
+        assert counted.take() == (1, 2), "at once, together, and each looked at by itself in one transaction"
 
 
 async def test_many_messages_of_one_session_go_to_their_place(path: Path, counted: Counted) -> None:
@@ -306,13 +331,15 @@ async def test_a_file_that_was_removed_is_noticed_before(
         assert await said(storage) == [*BEGUN, "second", "third"]
 
 
-async def test_a_file_that_is_removed_meanwhile_is_no_success(path: Path) -> None:
+async def test_a_file_that_is_removed_meanwhile_is_no_success(path: Path, counted: Counted) -> None:
     async with chatting(path) as (store, storage):
+        counted.take()
         session = store._writing
         assert isinstance(session, SqliteSession)
         session._connection.set_trace_callback(lambda _: os.rename(path, path.with_name("elsewhere")))
         with pytest.raises(DurabilityError, match="was removed or replaced"):
             await storage.add_message("ada", "s0", Message("user", "lost"))
+        assert counted.take() == (1, 0)
         session._connection.set_trace_callback(None)
         os.rename(path.with_name("elsewhere"), path)
         with pytest.raises(UnavailableError, match="takes no more writes"):
@@ -332,6 +359,8 @@ class Failing:
         failing, self._name = self._name, ""
         if self._runs or not failing:
             done = self._connection.execute(statement, parameters)
+        if failing == "MemoryError":
+            raise MemoryError
         if failing:
             error = sqlite3.OperationalError("as a bad disk does")
             error.sqlite_errorname = failing
@@ -339,7 +368,7 @@ class Failing:
         return done
 
 
-@pytest.mark.parametrize("name", ["SQLITE_IOERR_FSYNC", "SQLITE_IOERR", "SQLITE_NOMEM", ""])
+@pytest.mark.parametrize("name", ["SQLITE_IOERR_FSYNC", "SQLITE_IOERR", "MemoryError", ""])
 @pytest.mark.parametrize("runs", [False, True])
 async def test_an_error_that_may_be_of_the_flush_leaves_it_in_doubt(path: Path, name: str, runs: bool) -> None:
     async with chatting(path) as (store, storage):
@@ -355,6 +384,31 @@ async def test_an_error_that_may_be_of_the_flush_leaves_it_in_doubt(path: Path, 
         with pytest.raises(UnavailableError, match="takes no more writes"):
             await storage.add_message("ada", "s0", Message("user", "later"))
         assert await said(storage) == ([*BEGUN, "?"] if runs else BEGUN)
+
+
+async def test_no_message_is_acknowledged_in_a_transaction_that_somebody_left_open(path: Path) -> None:
+    async with chatting(path) as (store, storage):
+        session = store._writing
+        assert isinstance(session, SqliteSession)
+        real = session.begin_writing
+
+        def run_out_of_memory() -> bool:
+            real()
+            raise MemoryError
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(session, "begin_writing", run_out_of_memory)
+            with pytest.raises(DurabilityError):
+                await storage.create_user("eve")
+        for number in range(3):
+            await say(storage, f"n{number}")
+            assert await sql(path, "SELECT count(*) FROM messages WHERE session_id = 's0'") == [(3 + number,)]
+        await asyncio.to_thread(session.execute, "BEGIN IMMEDIATE")
+        with pytest.raises(UnavailableError):
+            await storage.add_message("ada", "s0", Message("user", "refused"))
+        await say(storage, "last")
+        await storage.create_user("eve")
+        assert await said(storage) == [*BEGUN, "n0", "n1", "n2", "last"]
 
 
 @pytest.mark.parametrize("name", ["SQLITE_FULL", "SQLITE_IOERR_WRITE", "SQLITE_CORRUPT_INDEX", "SQLITE_ERROR"])

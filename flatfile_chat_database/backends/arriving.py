@@ -7,23 +7,25 @@ its place if that has become much. So one call of SQLite does all of it, for whi
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Iterator, Sequence
 from functools import lru_cache
 from typing import Final
 
 from .notes import Note
 from .rows import Fresh
 
-AT_ONCE: Final = 1024
-"""The most messages that one statement adds."""
+MOST_ADDED: Final = 1024
+"""Messages of one statement."""
+MOST_BYTES: Final = 1 << 20
+"""Of their lines, for a statement keeps what it was given last; a longer one goes by itself."""
 REPEATED: Final = "repeated"
 """The text of the error where a message is in its log already."""
 
 _MOST: Final = 4096
 """Arrivals; more are moved. A larger table is cheaper to keep and dearer to move at a time."""
-_FEW: Final = 128
+_FEW: Final = 64
 _STEP: Final = 64
-"""More than a few rows are filled up to a multiple, or SQLite would keep a large program for each number of them."""
+"""More than a few rows are filled up to a multiple, or a large program would be kept for each number of them."""
 
 # A message changed no row if it is in its log already, or if there is no such log. The plus takes the column's affinity
 # away, with which SQLite does not look into the second column of the index: an id that many logs have would be looked
@@ -46,7 +48,7 @@ CREATE TEMP TRIGGER IF NOT EXISTS arriving_message INSTEAD OF INSERT ON arriving
 END;
 
 CREATE TEMP TRIGGER IF NOT EXISTS arriving_ends INSTEAD OF INSERT ON arriving
-WHEN NEW.seen IS NULL AND NEW.body IS NULL AND (SELECT max(number) FROM arrivals) > {most} BEGIN
+WHEN NEW.keys IS NOT NULL AND (SELECT max(number) FROM arrivals) > {most} BEGIN
     INSERT INTO records SELECT place, id, body FROM arrivals ORDER BY place;
     DELETE FROM arrivals;
 END;
@@ -58,7 +60,8 @@ END;
 _COLUMNS = "(seen, key, position, id, body, number, change, bytes, keys)"
 _BEGIN = "(?, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)"
 _MESSAGE = "(NULL, ?, ?, ?, ?, NULL, NULL, NULL, NULL)"
-_END = "(NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL)"
+_MARKS = _MESSAGE.count("?")
+_END = "(NULL, NULL, NULL, NULL, NULL, NULL, NULL, NULL, '')"
 _NOTED_END = "(NULL, NULL, NULL, NULL, NULL, ?, ?, ?, ?)"
 
 Statement = tuple[str, list[object]]
@@ -72,7 +75,25 @@ def preparing() -> str:
 
 def adding(messages: Sequence[Fresh]) -> Statement:
     """Return what adds messages to their logs within a transaction."""
-    return _insert(len(messages), as_transaction=False), _values(messages)
+    values = _values(messages)
+    return _insert(len(values) // _MARKS, as_transaction=False), values
+
+
+def fits(messages: Sequence[Fresh]) -> bool:
+    """Tell whether messages are not too many for one statement."""
+    return len(messages) <= MOST_ADDED and sum([len(message.line) for message in messages]) <= MOST_BYTES
+
+
+def runs(messages: Sequence[Fresh]) -> Iterator[Sequence[Fresh]]:
+    """Yield messages, as many at a time as go into one statement."""
+    start = size = 0
+    for at, message in enumerate(messages):
+        size += len(message.line)
+        if at > start and (at - start >= MOST_ADDED or size > MOST_BYTES):
+            yield messages[start:at]
+            start, size = at, len(message.line)
+    if messages:
+        yield messages[start:]
 
 
 def transaction(seen: int, messages: Sequence[Fresh], note: Note) -> Statement:
@@ -80,13 +101,13 @@ def transaction(seen: int, messages: Sequence[Fresh], note: Note) -> Statement:
 
     It fails if another connection has written since SQLite's `data_version` was `seen`.
     """
-    return _insert(len(messages), as_transaction=True), [seen, *_values(messages), *note]
+    values = _values(messages)
+    return _insert(len(values) // _MARKS, as_transaction=True), [seen, *values, *note]
 
 
-@lru_cache
+@lru_cache(maxsize=256)
 def _insert(count: int, *, as_transaction: bool) -> str:
-    filling = [_END] * (-count % _STEP) if count > _FEW else []
-    rows = [_MESSAGE] * count + filling
+    rows = [_MESSAGE] * count
     rows = [_BEGIN, *rows, _NOTED_END] if as_transaction else [*rows, _END]
     return f"INSERT INTO arriving {_COLUMNS} VALUES {', '.join(rows)}"
 
@@ -95,4 +116,6 @@ def _values(messages: Sequence[Fresh]) -> list[object]:
     values: list[object] = []
     for message in messages:
         values += (message.key, message.position, message.id, message.line[:-1].decode())
+    if len(messages) > _FEW:
+        values += [None] * (_MARKS * (-len(messages) % _STEP))  # rows for which no trigger does anything
     return values

@@ -322,15 +322,19 @@ class DatabaseBackend(ThreadedBackend):
     def _run(self, jobs: Sequence[Job]) -> None:
         """Do jobs in one transaction; in the writer's thread."""
         self._count(jobs)
-        connection = self._begin(jobs)
-        if connection is None:
+        for gathers in (True, False):
+            connection = self._begin(jobs)
+            if connection is None:
+                return
+            try:
+                self._run_together(connection, jobs, gathers=gathers)
+            except DurabilityError as error:
+                fail(jobs, error)
+            except Repeated:  # somebody sends a message again, so each commit is looked at by itself
+                continue
+            except StorageError:
+                self._run_one_by_one(jobs)
             return
-        try:
-            self._run_together(connection, jobs, gathers=True)
-        except DurabilityError as error:
-            fail(jobs, error)
-        except (StorageError, Repeated):
-            self._run_one_by_one(jobs)
 
     def _count(self, jobs: Sequence[Job]) -> None:
         self._counters["batches"] += 1
@@ -365,6 +369,9 @@ class DatabaseBackend(ThreadedBackend):
             self._roll_back()
             fail(jobs, error)
             return None
+        except BaseException:
+            self._forget_and_roll_back()
+            raise
         return connection
 
     def _run_together(self, connection: Session, jobs: Sequence[Job], *, gathers: bool) -> None:
@@ -386,8 +393,7 @@ class DatabaseBackend(ThreadedBackend):
             connection.commit()
             self._known.note = note or self._known.note
         except BaseException:
-            self._known.forget()
-            self._roll_back()
+            self._forget_and_roll_back()
             raise
 
     def _prepare(self, contents: Contents, jobs: Sequence[Job]) -> None:
@@ -397,8 +403,12 @@ class DatabaseBackend(ThreadedBackend):
         if self._writing is not None:
             try:
                 self._writing.roll_back()
-            except StorageError:  # what is wrong is being told already; the next one is new
+            except Exception:  # what is wrong is being told already; the next one is new
                 self._end_writing()
+
+    def _forget_and_roll_back(self) -> None:
+        self._known.forget()
+        self._roll_back()
 
     def _end_writing(self) -> None:
         connection, self._writing = self._writing, None

@@ -14,8 +14,8 @@ from .notes import Note
 from .rows import Fresh, Repeated
 from .writer import Job
 
-_FEW = 32
-"""Messages of one commit; of more it is faster to look together whether they are there already."""
+_FEW_OF_ONE_COMMIT = 32
+"""Messages; of more it is faster to look together whether they are there already."""
 
 
 class Known:
@@ -68,7 +68,7 @@ def messages_of(job: Job) -> tuple[Require, Append] | None:
     if type(require) is not Require or type(append) is not Append:
         return None
     ids = append.ids
-    return (require, append) if 0 < len(ids) <= _FEW and "\0" not in "".join(ids) else None
+    return (require, append) if 0 < len(ids) <= _FEW_OF_ONE_COMMIT and "\0" not in "".join(ids) else None
 
 
 def has_room(append: Append, position: int) -> bool:

@@ -8,6 +8,7 @@ from typing import Final, NamedTuple
 from ..models import new_id
 
 _SWEEP: Final = 256
+"""Of so many transactions one looks for notes that are to be forgotten."""
 REMEMBERED_BYTES: Final = 8 << 20
 """Of the names of keys that were changed."""
 

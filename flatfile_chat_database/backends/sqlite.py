@@ -16,7 +16,7 @@ from typing import Any
 from ..addresses import absolute
 from ..config import StorageConfig
 from ..errors import ConfigurationError, DurabilityError, IntegrityError, StorageError, UnavailableError
-from .arriving import AT_ONCE, REPEATED, preparing, transaction
+from .arriving import REPEATED, fits, preparing, transaction
 from .contents import Contents
 from .database import DatabaseBackend, fail
 from .gathered import tell
@@ -61,7 +61,10 @@ _BEFORE_COMMIT = (
     "SQLITE_NOTADB",
     "SQLITE_READONLY",
 )
-"""How errors begin that a statement which is a transaction has before its COMMIT, or where that was not written."""
+"""How errors begin that a statement which is a transaction has before its COMMIT, or where that was not written.
+
+`SQLITE_CORRUPT` may come from the index of the WAL as well, behind the last frame; the next attempt writes over that.
+"""
 _CHECKED_SECONDS = 0.01
 """For which it is believed that the file is still the same."""
 _CHANGED_TABLES = ("no such table", "no such column", "no such index", "table ", "malformed JSON", "cannot modify")
@@ -119,7 +122,7 @@ class SqliteBackend(DatabaseBackend):
         if not self._is_alone or known.note is None or not isinstance(session, SqliteSession):
             return False
         messages = known.fresh(jobs)
-        if messages is None or len(messages) > AT_ONCE or go_straight(messages):
+        if messages is None or not fits(messages) or go_straight(messages):
             return False
         note = note_after(known.note.number, known.note.bytes, {message.key for message in messages})
         if note.sweeps:
@@ -127,9 +130,11 @@ class SqliteBackend(DatabaseBackend):
         try:
             is_done = session.run_transaction(*transaction(session.seen, messages, note))
         except StorageError as error:
-            known.forget()
-            self._roll_back()
+            self._forget_and_roll_back()
             fail(jobs, error)
+        except BaseException:
+            self._forget_and_roll_back()
+            raise
         else:
             if not is_done:
                 return False
@@ -398,7 +403,7 @@ class SqliteSession:
             UnavailableError: Somebody holds the file.
             DurabilityError: It is not known whether it is durable.
         """
-        if self._file.fault is not None:
+        if self._file.fault is not None or self._connection.in_transaction:
             return False
         # Not before each: asking the system gives Python's lock away, and the loop may keep it for long.
         if time.monotonic() - self._checked > _CHECKED_SECONDS:
@@ -412,6 +417,8 @@ class SqliteSession:
             if name.startswith(_BEFORE_COMMIT):
                 self.roll_back()
                 return False
+            raise self._unknown(error) from error
+        except MemoryError as error:
             raise self._unknown(error) from error
         try:
             self._file.check()

@@ -15,7 +15,7 @@ from __future__ import annotations
 from collections.abc import Iterator, Sequence
 from typing import Final
 
-from .arriving import AT_ONCE, adding
+from .arriving import adding, runs
 from .rows import Fresh, LogRows, Repeated, asking, marks, runs_of, whole
 
 _BITS: Final = 32
@@ -154,8 +154,8 @@ class StagedRows(LogRows):
         if go_straight(messages):
             return self._add_many(messages)
         try:
-            for start in range(0, len(messages), AT_ONCE):
-                self._db.execute(*adding(messages[start : start + AT_ONCE]))
+            for run in runs(messages):
+                self._db.execute(*adding(run))
         except Repeated:
             return False
         return True

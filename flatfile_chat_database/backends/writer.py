@@ -1,4 +1,4 @@
-"""One writer thread for an open store: it takes the changes of one turn of an event loop as one batch.
+"""One writer thread for an open store: it takes the changes of one turn of an event loop together.
 
 A call joins the batch of its loop's current turn; at the end of the turn the batch is handed over as a whole, for one
 hand-over per call would make the threads fight for the interpreter. Only where calls have long come one at a time is
@@ -71,7 +71,7 @@ class _Caller:
         self.began = 0.0
         """When the first call of its current turn came."""
         self.writing = math.inf
-        """How many seconds the last of its batches took."""
+        """How many seconds it took to write what its last batch was in."""
 
 
 class _Batch(NamedTuple):
@@ -80,7 +80,7 @@ class _Batch(NamedTuple):
     caller: _Caller
     waiting: list[_Waiting]
     is_half: bool = False
-    """Whether the next one is the other half, and is to be done by itself."""
+    """Whether the next one is the other half, which is not to join it."""
 
 
 class Writer:
