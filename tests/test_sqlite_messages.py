@@ -127,16 +127,21 @@ async def test_a_few_messages_of_one_call_are_in_the_statement_too(path: Path, c
     async with chatting(path, max_messages_per_session=9) as (_, storage):
         counted.take()
         pair = [Message("user", "question"), Message("assistant", "answer")]
-        work = (storage.add_messages("ada", "s0", pair), storage.add_messages("ada", "s1", pair), say(storage, "one"))
-        assert list((await asyncio.gather(*work))[:2]) == [2, 2]
+        # All in one turn of the loop, so one batch.
+        results = await asyncio.gather(
+            storage.add_messages("ada", "s0", pair),
+            storage.add_messages("ada", "s1", pair),
+            *(storage.add_message("ada", f"s{number}", Message("user", "one")) for number in range(3)),
+        )
+        assert list(results) == [2, 2, True, True, True]
         assert counted.take() == (1, 0)
         assert await said(storage, "s1") == [*BEGUN, "question", "answer", "one"]
         # Some of them are there already, one comes twice, and one call has more than there is room for.
         more = [*pair, Message("user", "more", id="more"), Message("user", "more", id="more")]
         assert await storage.add_messages("ada", "s0", more) == 1
         many = storage.add_messages("ada", "s1", [Message("user", str(number)) for number in range(5)])
-        results = await asyncio.gather(many, storage.add_messages("ada", "s2", pair), return_exceptions=True)
-        assert isinstance(results[0], StorageLimitExceeded) and results[1] == 2
+        full, added = await asyncio.gather(many, storage.add_messages("ada", "s2", pair), return_exceptions=True)
+        assert isinstance(full, StorageLimitExceeded) and added == 2
         assert await said(storage, "s0") == [*BEGUN, "question", "answer", "one", "more"]
         assert await said(storage, "s1") == [*BEGUN, "question", "answer", "one"]
 
