@@ -194,7 +194,7 @@ class _Check:
         key = self._layout.key("store")
         try:
             data = await self._backend.read(key)
-        except UnavailableError as error:
+        except (IntegrityError, UnavailableError) as error:
             self._fix = False  # in a store of unknown format nothing may be changed
             self._report("unreadable", key, error.message)
             return True
@@ -525,7 +525,7 @@ class _Check:
         """Return what is read; report what cannot be, once."""
         try:
             return await reading
-        except UnavailableError as error:
+        except (IntegrityError, UnavailableError) as error:
             key = (error.key or key).rstrip("/")
             if key not in self._reported:
                 self._report("unreadable", key, error.message)

@@ -5,6 +5,7 @@ import os
 import random
 import shutil
 import sqlite3
+import sys
 from pathlib import Path
 
 import pytest
@@ -297,6 +298,24 @@ async def test_check_tells_of_rows_that_contradict_each_other(path: Path) -> Non
         assert "position 4 is missing" in problems["users/ada/s0/messages.jsonl"].detail
         with pytest.raises(IntegrityError, match=r"a\.txt has 4 bytes"):
             await store.read("users/ada/s0/documents/a.txt")
+        for fix in (False, True):
+            report = await check(store, fix=fix)
+            found = {problem.key for problem in report if problem.kind == "damaged-database"}
+            assert found == set(problems) and not report.clean
+            assert report.counts["messages"] == 20, "the logs that are whole"
+
+
+async def test_damage_in_a_log_is_one_line_of_text(path: Path) -> None:
+    await fill(path, 1, 10)
+    await sql(path, *(f"DELETE FROM {table} WHERE id = 'm4'" for table in ("arrivals", "records")))
+    for command in (("check",), ("show", "ada", "s0"), ("backup", str(path.with_name("backup.tar.gz")))):
+        process = await asyncio.create_subprocess_exec(
+            sys.executable, "-m", "flatfile_chat_database", "--store", f"sqlite:{path}", *command,
+            stdout=asyncio.subprocess.PIPE, stderr=asyncio.subprocess.PIPE,
+        )  # fmt: skip
+        output, errors = await process.communicate()
+        assert process.returncode == 1
+        assert b"Traceback" not in errors and b"position 4 is missing" in output + errors
 
 
 async def test_rows_that_lost_their_log_are_told_and_become_no_other_logs(path: Path) -> None:

@@ -47,8 +47,12 @@ of files has a row here, and a log a row for each message. `chatdb schema` print
 configuration, `chatdb schema --sql sqlite` the statements that make the tables. `body` holds the JSON byte for byte;
 the columns beside it repeat the ids, unescaped, and what people ask for most.
 
-**Read as you like, at any time, and write only through the library**: it keeps tables that agree with each other, and a
-row that was changed with SQL is damage, which `chatdb check` tells of."""
+**Read as you like, at any time, and write only through the library**: it keeps tables that agree with each other. A row
+that was changed with SQL is damage; `chatdb check` tells of rows that are missing, too many or not what the library
+reads, not of a column that differs from its `body`, nor of the newest messages of a log that are gone. In Python:
+
+    connection = sqlite3.connect("file:chats.db?mode=ro", uri=True)
+    connection.execute("SELECT role, count(*) FROM messages GROUP BY role").fetchall()"""
 
 SCHEMA_AFTER = """\
 Four tables stand behind all of it:

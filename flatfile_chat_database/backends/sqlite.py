@@ -349,7 +349,8 @@ class SqliteSession:
 
     def stream(self, statement: str, parameters: Sequence[object]) -> Iterator[tuple[Any, ...]]:
         try:
-            yield from self._connection.execute(statement, parameters)
+            for row in self._connection.execute(statement, parameters):  # noqa: UP028 - that closes the cursor, too late
+                yield row
         except sqlite3.Error as error:
             raise self._told(error) from error
 
@@ -376,7 +377,9 @@ class SqliteSession:
                 f"{self._path} is a folder, and a store of SQLite is a file.",
                 hint=f"Name a file in it, as sqlite:{self._path}/chats.db; a store of files is file:{self._path}.",
             )
-        return UnavailableError(f"{self._path}: {error}.", hint=_HINTS.get(name.partition("_")[2].partition("_")[0]))
+        return UnavailableError(
+            f"{self._path}: {text.rstrip('.')}.", hint=_HINTS.get(name.partition("_")[2].partition("_")[0])
+        )
 
     # --- transactions --------------------------------------------------------------------------------
 
